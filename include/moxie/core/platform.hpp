@@ -1,0 +1,126 @@
+#pragma once
+// Everything the operating system gives: mapping files, advice on pages, replacing a file atomically.
+// Another operating system is another version of this one header.
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include <moxie/core/error.hpp>
+
+namespace moxie {
+
+/// A whole file, mapped read-only. Throws SystemError when it cannot be opened, is no regular file, or cannot be mapped.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  explicit MappedFile(const std::string& path) : path_(path) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) throw SystemError({path, {}, {}}, std::string("cannot open the file: ") + std::strerror(errno));
+    struct stat info {};
+    if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+      ::close(fd);
+      throw SystemError({path, {}, {}}, "not a regular file");
+    }
+    size_ = static_cast<std::uint64_t>(info.st_size);
+    if (size_ > 0) {
+      void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+      const int error = errno;
+      ::close(fd);
+      if (address == MAP_FAILED) throw SystemError({path, {}, {}}, std::string("cannot map the file: ") + std::strerror(error));
+      data_ = static_cast<const std::byte*>(address);
+    } else {
+      ::close(fd);
+    }
+  }
+  ~MappedFile() {
+    if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+  }
+  MappedFile(MappedFile&& other) noexcept
+      : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  MappedFile& operator=(MappedFile&& other) noexcept {
+    std::swap(path_, other.path_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+
+  const std::string& path() const noexcept { return path_; }
+  const std::byte* data() const noexcept { return data_; }
+  std::uint64_t size() const noexcept { return size_; }
+  bool contains(const std::byte* p) const noexcept { return p >= data_ && p < data_ + size_; }
+
+  /// Gives the whole pages inside [p, p + bytes) back; they are read from the file again when touched.
+  void release(const std::byte* p, std::uint64_t bytes) const noexcept {
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(p) + page - 1) / page * page;
+    const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(p) + bytes) / page * page;
+    if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
+
+ private:
+  std::string path_;
+  const std::byte* data_ = nullptr;
+  std::uint64_t size_ = 0;
+};
+
+/// Largest resident memory of this process so far, in bytes.
+inline std::uint64_t peak_resident_bytes() noexcept {
+  struct rusage usage {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+/// A file that appears under its name only when commit() is called: written beside it under a temporary name, flushed to
+/// the disk, renamed. Without commit() nothing is left. Throws SystemError.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::string path) : path_(std::move(path)), temporary_(path_ + ".partXXXXXX") {
+    const int fd = ::mkstemp(temporary_.data());
+    if (fd < 0) throw SystemError({path_, {}, {}}, std::string("cannot create a file beside it: ") + std::strerror(errno));
+    ::fchmod(fd, 0644);
+    file_ = ::fdopen(fd, "wb");
+    if (!file_) {
+      ::close(fd);
+      ::unlink(temporary_.c_str());
+      throw SystemError({path_, {}, {}}, "cannot open the temporary file");
+    }
+  }
+  ~AtomicFile() {
+    if (file_) {
+      std::fclose(file_);
+      ::unlink(temporary_.c_str());
+    }
+  }
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(const void* data, std::size_t bytes) {
+    if (bytes != 0 && std::fwrite(data, 1, bytes, file_) != bytes) throw SystemError({path_, {}, {}}, std::string("cannot write: ") + std::strerror(errno));
+    written_ += bytes;
+  }
+  std::uint64_t written() const noexcept { return written_; }
+
+  void commit() {
+    if (std::fflush(file_) != 0 || ::fsync(::fileno(file_)) != 0) throw SystemError({path_, {}, {}}, std::string("cannot write: ") + std::strerror(errno));
+    if (std::rename(temporary_.c_str(), path_.c_str()) != 0) throw SystemError({path_, {}, {}}, std::string("cannot rename the finished file: ") + std::strerror(errno));
+    std::fclose(std::exchange(file_, nullptr));
+  }
+
+ private:
+  std::string path_, temporary_;
+  std::FILE* file_ = nullptr;
+  std::uint64_t written_ = 0;
+};
+
+}  // namespace moxie

@@ -1,0 +1,69 @@
+#pragma once
+// Threads: a number of OpenMP threads and the loops that use them. A value, not a pool: nothing global is touched.
+//
+// Results never depend on the thread count: a task writes only its own output, and no task's arithmetic depends on
+// which thread runs it.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include <moxie/core/error.hpp>
+
+namespace moxie {
+
+class Threads {
+ public:
+  /// `n` threads; 0 means one for each processor of the machine. Throws ArgumentError when n is negative or above 4096.
+  explicit Threads(int n = 0) : n_(n == 0 ? hardware() : n) {
+    if (n < 0 || n > 4096) throw ArgumentError("threads must be 0 (all processors) to 4096, got " + std::to_string(n));
+  }
+  int count() const noexcept { return n_; }
+
+  /// Calls f(i, thread) once for each i of [0, n), `grain` neighbours at a time, taken dynamically; `thread` is in [0, count()).
+  /// The first exception is thrown again here after all threads have stopped.
+  template <class F>
+  void for_each(std::int64_t n, F&& f, std::int64_t grain = 1) const {
+    const int team = static_cast<int>(std::min<std::int64_t>(n_, (n + grain - 1) / grain));
+    if (team <= 1) {
+      for (std::int64_t i = 0; i < n; ++i) f(i, 0);
+      return;
+    }
+    std::atomic<std::int64_t> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;
+    std::mutex guard;
+#pragma omp parallel num_threads(team)
+    {
+      const int thread = omp_get_thread_num();
+      try {
+        while (!failed.load(std::memory_order_relaxed)) {
+          const std::int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+          if (begin >= n) break;
+          const std::int64_t end = std::min(n, begin + grain);
+          for (std::int64_t i = begin; i < end; ++i) f(i, thread);
+        }
+      } catch (...) {
+        failed.store(true, std::memory_order_relaxed);
+        const std::lock_guard lock(guard);
+        if (!error) error = std::current_exception();
+      }
+    }
+    if (error) std::rethrow_exception(error);
+  }
+
+ private:
+  static int hardware() noexcept {
+    const unsigned n = std::thread::hardware_concurrency();
+    return n == 0 ? 1 : static_cast<int>(n);
+  }
+  int n_;
+};
+
+}  // namespace moxie

@@ -1,0 +1,84 @@
+#pragma once
+// The hot loops as one table of functions for each CPU architecture: raw pointers in and out, no allocation, no I/O,
+// no exceptions. Everything above calls kernels through such a table, and never asks which architecture it is.
+//
+// Shapes. A weight matrix [n outputs, k inputs] lies in memory as ceil(n / 16) panels of 16 rows (missing rows are zero);
+// k is padded to a multiple of 32 with zeros for float formats. Activations are rows, one token a row.
+//
+// Order of summation: for each output element, blocks of 32 inputs from low k to high k, one f32 accumulator; what is
+// inside a block is fixed by the format. No element's bits depend on how many rows or panels a call covers.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/dtype.hpp>
+
+namespace moxie::kernels {
+
+inline constexpr int panel_rows = 16;  // a full AVX-512 register of f32
+inline constexpr int block_k = 32;     // activations have one scale for each 32 inputs
+
+/// Rows of activations, all with k inputs (a multiple of 32), stored densely.
+/// int8: x[t][i] = d[t][i / 32] * q[t][i], q in [-127, 127]. f32: only `x` is set, padded with zeros to k.
+struct ActivationRows {
+  const float* x = nullptr;          ///< [rows, k], f32 kernels
+  const std::int8_t* q = nullptr;    ///< [rows, k], int8 kernels
+  const float* d = nullptr;          ///< [rows, k / 32]
+  const std::int16_t* sum = nullptr; ///< [rows, k / 16], sums of 16 codes
+};
+
+/// out[i * out_stride + o] = sum over inputs of w[o][.] * a[rows[i]][.], for o in [16 * panel_begin, min(n, 16 * panel_end)).
+struct MatmulArgs {
+  const std::byte* panels;      ///< panel 0 of the matrix
+  std::int64_t n, k;            ///< outputs; inputs, padded to a multiple of 32
+  std::int64_t panel_begin, panel_end;
+  ActivationRows a;
+  const std::int32_t* rows;     ///< indices into `a`, or nullptr for 0, 1, 2, ..
+  std::int64_t n_rows;
+  float* out;                   ///< row i at out + i * out_stride
+  std::int64_t out_stride;
+};
+
+/// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max) * z.
+struct SoftmaxPartial {
+  float max, sum, weighted;
+};
+
+using MatmulFn = void (*)(const MatmulArgs&);
+
+/// One entry for each weight format that a matmul knows.
+struct FormatKernels {
+  Dtype dtype;
+  std::int64_t (*panel_bytes)(std::int64_t k);  ///< bytes of one panel of 16 rows x k inputs, a multiple of 64
+  /// Packs 16 rows: rows[i] points to row i as it lies in a file ([k_file] elements), nullptr for a missing row (zeros).
+  void (*pack)(const std::byte* const* rows, std::int64_t k_file, std::byte* panel);
+  MatmulFn int8;  ///< nullptr for float formats (F32, F16, BF16, F8_E4M3): they multiply f32 activations
+  MatmulFn f32;
+};
+
+struct Table {
+  const char* arch;  ///< "generic", "avx2", "avx512", ..
+  const FormatKernels* formats;
+  int n_formats;
+
+  /// One row of k floats to int8 blocks of 32: d = max|x| / 127, q = round(x / d) to nearest even, 0 where d is 0.
+  void (*quantize)(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int16_t* sum);
+  /// y = x / sqrt(mean(x^2) + eps) * w; w may be nullptr (all ones). y may be x.
+  void (*rms_norm)(const float* x, const float* w, float eps, std::int64_t n, float* y);
+  /// y = silu(gate) * up. y may be gate or up.
+  void (*swiglu)(const float* gate, const float* up, std::int64_t n, float* y);
+  /// y += a * x, fused multiply-add
+  void (*axpy)(float a, const float* x, std::int64_t n, float* y);
+  /// y += x
+  void (*add)(const float* x, std::int64_t n, float* y);
+  /// Partial softmax of n logits, each divided by the temperature first.
+  SoftmaxPartial (*softmax_partial)(const float* logits, std::int64_t n, float temperature);
+
+  const FormatKernels* find(Dtype dtype) const noexcept {
+    for (int i = 0; i < n_formats; ++i)
+      if (formats[i].dtype == dtype) return &formats[i];
+    return nullptr;
+  }
+};
+
+}  // namespace moxie::kernels

@@ -1,0 +1,39 @@
+#pragma once
+// What a Mixture-of-Experts layer is: sizes and the rule by which its router chooses experts. Plain data.
+
+#include <cstdint>
+
+namespace moxie {
+
+/// How router logits become scores.
+enum class RouterScoring { softmax, sigmoid };
+/// How the score of a group of experts is made from its experts' selection scores.
+enum class GroupScore {
+  best,     ///< the largest (DeepSeek-V2, group_limited_greedy); experts of other groups then count as score 0
+  best_two  ///< the sum of the two largest (DeepSeek-V3, noaux_tc); experts of other groups are never chosen
+};
+
+/// Router: logits = W x; scores = scoring(logits); selection = scores (+ bias); top_k experts by selection, ties to the lower
+/// index, from the topk_group best of n_group groups; weights = scores of the chosen (without the bias), renormalized, scaled.
+struct RouterConfig {
+  std::int64_t n_experts = 0;
+  std::int64_t top_k = 0;
+  RouterScoring scoring = RouterScoring::softmax;
+  std::int64_t n_group = 1;
+  std::int64_t topk_group = 1;
+  GroupScore group_score = GroupScore::best_two;
+  bool norm_topk_prob = false;          ///< divide the weights by (their sum + norm_epsilon)
+  float norm_epsilon = 0.0f;            ///< 1e-20 in DeepSeek-V3
+  float routed_scaling_factor = 1.0f;   ///< multiplies the weights at the end
+};
+
+/// y = sum over the chosen experts of weight * down(silu(gate(x)) * up(x)), plus the shared experts.
+struct MoeConfig {
+  std::int64_t hidden_size = 0;
+  std::int64_t moe_intermediate_size = 0;
+  std::int64_t shared_intermediate_size = 0;  ///< width of all shared experts together; 0: none
+  bool shared_expert_gate = false;            ///< the shared experts' output is multiplied by sigmoid(gate . x) (Qwen2-MoE)
+  RouterConfig router;
+};
+
+}  // namespace moxie
