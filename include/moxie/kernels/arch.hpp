@@ -1,0 +1,40 @@
+#pragma once
+// CPU architectures that kernels are written for, as tags. `simd` is the xsimd architecture of their float vectors.
+// Code compiled per architecture is always inlined or a template on such a tag, so that no symbol is shared between them.
+
+#include <xsimd/xsimd.hpp>
+
+#include <moxie/core/floats.hpp>
+
+namespace moxie::kernels {
+
+/// Whatever xsimd finds in the compiler's flags (SSE2 on plain x86-64).
+struct Generic {
+  using simd = xsimd::default_arch;
+  static constexpr const char* name = "generic";
+};
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+struct Avx2 {
+  using simd = xsimd::fma3<xsimd::avx2>;
+  static constexpr const char* name = "avx2";
+};
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+struct Avx512 {
+  using simd = xsimd::avx512bw;
+  static constexpr const char* name = "avx512";
+};
+using Native = Avx512;
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+using Native = Avx2;
+#else
+using Native = Generic;
+#endif
+
+/// Vector of f32 of an architecture.
+template <class A>
+using Floats = xsimd::batch<float, typename A::simd>;
+
+}  // namespace moxie::kernels
