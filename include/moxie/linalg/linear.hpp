@@ -1,0 +1,120 @@
+#pragma once
+// Linear: a weight matrix [outputs, inputs] of any format, packed into panels, times a batch of rows.
+//
+// y[r][o] = sum over i of w[o][i] * x[r][i]. Every element has one order of summation, fixed by the matrix's shape, so its
+// bits depend neither on the other rows, nor on how columns are shared out to threads.
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <moxie/core/matrix.hpp>
+#include <moxie/core/memory.hpp>
+#include <moxie/core/tensor.hpp>
+#include <moxie/linalg/context.hpp>
+#include <moxie/linalg/prepared_rows.hpp>
+#include <moxie/quant/formats.hpp>
+
+namespace moxie {
+
+class Linear {
+ public:
+  Linear() = default;
+
+  /// Packs the matrix of a file or of memory, [outputs, inputs]; `source` (may be nullptr) is told which mapped bytes are done with.
+  /// Throws UnsupportedError when no kernel knows the tensor's type, ArgumentError when it is no matrix.
+  static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr) {
+    if (weight.shape.size() != 2) throw ArgumentError(weight.place(), "a matrix [outputs, inputs] is needed, got shape " + weight.shape_text());
+    Linear linear(context, weight.dtype, weight.shape[0], weight.shape[1], weight.place());
+    linear.pack_panels(context, [&](Index row, std::byte*) { return weight.data + static_cast<std::uint64_t>(row) * weight.row_stride(); },
+                       [&](Index first, Index count) {
+                         if (source) source->release(weight.slice_rows(first, count));
+                       });
+    return linear;
+  }
+
+  /// Encodes float rows [outputs, inputs] as `dtype` and packs them. Throws UnsupportedError for a type that cannot be encoded,
+  /// ArgumentError when `inputs` is no multiple of its block.
+  static Linear from_rows(const Context& context, Dtype dtype, ConstRows weight) {
+    Linear linear(context, dtype, weight.rows(), weight.cols(), {});
+    const auto bytes = static_cast<std::size_t>(row_bytes(dtype, static_cast<std::uint64_t>(weight.cols())));
+    linear.pack_panels(context,
+                       [&](Index row, std::byte* scratch) -> const std::byte* {
+                         encode_row(dtype, weight.row(row).data(), scratch, weight.cols());
+                         return scratch;
+                       },
+                       [](Index, Index) {}, bytes);
+    return linear;
+  }
+
+  Index outputs() const noexcept { return outputs_; }
+  Index inputs() const noexcept { return inputs_; }
+  Dtype dtype() const noexcept { return dtype_; }
+  bool empty() const noexcept { return outputs_ == 0; }
+  std::size_t bytes() const noexcept { return panels_.capacity_bytes(); }
+  /// Column ranges of multiply() begin at multiples of this.
+  Index granularity() const noexcept { return kernels::panel_rows; }
+  /// Which form of activations multiply() reads.
+  bool takes_int8(Activations activations) const noexcept { return activations == Activations::int8 && kernels_->int8; }
+
+  /// Columns [begin, end) of the listed rows (nullptr: rows 0..n_rows-1), from any thread. Row i of the list goes to out + i * out_stride,
+  /// column 0 at its start.
+  void multiply(const kernels::ActivationRows& a, Activations activations, const std::int32_t* rows, Index n_rows, Index begin, Index end, float* out,
+                Index out_stride) const noexcept {
+    const kernels::MatmulArgs args{panels_.data(), outputs_, padded_inputs(), begin / kernels::panel_rows,
+                                   (end + kernels::panel_rows - 1) / kernels::panel_rows, a, rows, n_rows, out, out_stride};
+    (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
+  }
+
+  /// All columns of all rows, shared out to the threads by column ranges.
+  void forward(const Context& context, const PreparedRows& x, float* out, Index out_stride) const {
+    const Index panels = (outputs_ + kernels::panel_rows - 1) / kernels::panel_rows;
+    // Eight items a thread even out unequal speeds; an item has at least 4 panels, so that taking it costs nothing beside its work.
+    const Index step = std::max<Index>(4, panels / (8 * context.threads.count())) * kernels::panel_rows;
+    context.threads.for_each((outputs_ + step - 1) / step, [&](std::int64_t item, int) {
+      multiply(x.view(), context.activations, nullptr, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out, out_stride);
+    });
+  }
+
+ private:
+  Linear(const Context& context, Dtype dtype, Index outputs, Index inputs, const Place& place)
+      : kernels_(context.kernels->find(dtype)), dtype_(dtype), outputs_(outputs), inputs_(inputs) {
+    if (!kernels_) throw UnsupportedError(place, "no matrix product for the weight type " + std::string(dtype_info(dtype).name));
+    if (inputs % dtype_info(dtype).block_elements != 0)
+      throw ArgumentError(place, "rows of " + std::to_string(inputs) + " inputs are no multiple of the block of " +
+                                     std::to_string(dtype_info(dtype).block_elements) + " of " + std::string(dtype_info(dtype).name));
+  }
+  Index padded_inputs() const noexcept { return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k)); }
+
+  /// `row(r, scratch)` gives row r as blocks of the format, in place or in `scratch`; `done(first, count)` is told when rows were packed.
+  template <class Row, class Done>
+  void pack_panels(const Context& context, Row&& row, Done&& done, std::size_t scratch_bytes = 0) {
+    const auto panel_bytes = static_cast<std::size_t>(kernels_->panel_bytes(padded_inputs()));
+    const Index panels = (outputs_ + kernels::panel_rows - 1) / kernels::panel_rows;
+    panels_.resize(panel_bytes * static_cast<std::size_t>(panels));
+    constexpr Index together = 64;  // panels between two releases: a few hundred KB of the file
+    context.threads.for_each((panels + together - 1) / together, [&](std::int64_t item, int) {
+      std::vector<std::byte> scratch(scratch_bytes * kernels::panel_rows);
+      const Index end = std::min<Index>(panels, (item + 1) * together);
+      for (Index p = item * together; p < end; ++p) {
+        std::array<const std::byte*, kernels::panel_rows> rows{};
+        for (Index i = 0; i < kernels::panel_rows && p * kernels::panel_rows + i < outputs_; ++i)
+          rows[static_cast<std::size_t>(i)] = row(p * kernels::panel_rows + i, scratch.data() + static_cast<std::size_t>(i) * scratch_bytes);
+        kernels_->pack(rows.data(), inputs_, panels_.data() + static_cast<std::size_t>(p) * panel_bytes);
+      }
+      const Index first = item * together * kernels::panel_rows;
+      done(first, std::min(outputs_, end * kernels::panel_rows) - first);
+    });
+  }
+
+  const kernels::FormatKernels* kernels_ = nullptr;
+  AlignedBuffer<std::byte> panels_;
+  Dtype dtype_ = Dtype::F32;
+  Index outputs_ = 0, inputs_ = 0;
+};
+
+}  // namespace moxie
