@@ -1,0 +1,25 @@
+#pragma once
+// BF16: the upper half of a binary32, one element a block. Encoding rounds to nearest, ties to even.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/dtype.hpp>
+#include <moxie/quant/bytes.hpp>
+
+namespace moxie {
+
+struct BF16 {
+  static constexpr Dtype dtype = Dtype::BF16;
+  static constexpr const char* name = "BF16";
+  static constexpr int block = 1, block_bytes = 2;
+
+  MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {
+    for (std::int64_t i = 0; i < n; ++i) dst[i] = bf16_to_f32(load_u16(src + 2 * i));
+  }
+  static void encode(const float* src, std::byte* dst, std::int64_t n) noexcept {
+    for (std::int64_t i = 0; i < n; ++i) store_u16(dst + 2 * i, f32_to_bf16(src[i]));
+  }
+};
+
+}  // namespace moxie

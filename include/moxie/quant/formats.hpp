@@ -1,0 +1,89 @@
+#pragma once
+// From an element type known at run time to its format: with_format, and rows decoded and encoded through it.
+//
+// The list itself is quant/format_list.hpp. Errors: UnsupportedError names the formats that would be right.
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include <moxie/core/dtype.hpp>
+#include <moxie/core/error.hpp>
+#include <moxie/quant/format_list.hpp>
+
+namespace moxie {
+
+/// "F32, F16, .., Q6_K": all formats, or those that can be written.
+template <class... Format>
+std::string format_names(TypeList<Format...>, bool only_encodable = false) {
+  std::string names;
+  const auto add = [&](const char* name, bool wanted) {
+    if (wanted) names += (names.empty() ? "" : ", ") + std::string(name);
+  };
+  (add(Format::name, !only_encodable || EncodableFormat<Format>), ...);
+  return names;
+}
+
+/// The name of a type, or "type 99" for an id that is not known.
+inline std::string dtype_text(Dtype dtype) {
+  const auto id = static_cast<std::uint32_t>(dtype);
+  const DtypeInfo* info = find_dtype(id);
+  return info ? std::string(info->name) : "type " + std::to_string(id);
+}
+
+constexpr bool is_format(Dtype dtype) noexcept {
+  return []<class... Format>(TypeList<Format...>, Dtype d) { return ((d == Format::dtype) || ...); }(Formats{}, dtype);
+}
+
+namespace detail {
+template <class First, class... Rest, class F>
+decltype(auto) with_format_of(TypeList<First, Rest...>, Dtype dtype, F&& f, Place&& place) {
+  if (dtype == First::dtype) return f(First{});
+  if constexpr (sizeof...(Rest) > 0)
+    return with_format_of(TypeList<Rest...>{}, dtype, std::forward<F>(f), std::move(place));
+  else
+    throw UnsupportedError(std::move(place), "weights of " + dtype_text(dtype) + " are not supported; supported are " +
+                                                 format_names(Formats{}));
+}
+}  // namespace detail
+
+/// f(Format{}) for the format of this type. Throws UnsupportedError at `place` when there is none.
+template <class F>
+decltype(auto) with_format(Dtype dtype, F&& f, Place place = {}) {
+  return detail::with_format_of(Formats{}, dtype, std::forward<F>(f), std::move(place));
+}
+
+namespace detail {
+template <class Format>
+void check_row_length(std::int64_t n) {
+  if (n < 0 || n % Format::block != 0)
+    throw ArgumentError("a row of " + std::to_string(n) + " elements cannot be " + Format::name + ": its length must be a multiple of " +
+                        std::to_string(Format::block));
+}
+}  // namespace detail
+
+/// One row: src is n elements as they lie in a file, at any alignment; dst is n floats.
+/// Throws UnsupportedError, or ArgumentError when n is not a multiple of the type's block.
+inline void decode_row(Dtype dtype, const std::byte* src, float* dst, std::int64_t n) {
+  with_format(dtype, [&]<class Format>(Format) {
+    detail::check_row_length<Format>(n);
+    Format::decode(src, dst, n);
+  });
+}
+
+/// One row of n finite floats to the type's blocks (row_bytes(dtype, n) bytes). What NaN or infinity become is not
+/// specified, except in the float formats; encode_rows of quant/quantize.hpp rejects them.
+/// Throws UnsupportedError, or ArgumentError when n is not a multiple of the type's block.
+inline void encode_row(Dtype dtype, const float* src, std::byte* dst, std::int64_t n) {
+  with_format(dtype, [&]<class Format>(Format) {
+    detail::check_row_length<Format>(n);
+    if constexpr (EncodableFormat<Format>)
+      Format::encode(src, dst, n);
+    else
+      throw UnsupportedError(std::string(Format::name) + " can be read but not written; what can be written is " +
+                             format_names(Formats{}, true));
+  });
+}
+
+}  // namespace moxie

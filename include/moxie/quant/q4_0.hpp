@@ -1,0 +1,43 @@
+#pragma once
+// Q4_0: 32 codes of 4 bits around 8, and one scale. 18 bytes:
+//
+//   0   f16     d
+//   2   u8[16]  elements 0..15 in the low nibbles, 16..31 in the high nibbles
+//
+//   x[i] = d * (q[i] - 8)
+//
+// The product is exact in f32 (11 and 4 significant bits). Encoding: d = m / -8, where m is the element of largest
+// magnitude, so that m itself gets the code 0; the same bytes as ggml's and gguf-py's encoders. Source: ggml-quants.c.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/dtype.hpp>
+#include <moxie/quant/bytes.hpp>
+#include <moxie/quant/uniform.hpp>
+
+namespace moxie {
+
+struct Q4_0 {
+  static constexpr Dtype dtype = Dtype::Q4_0;
+  static constexpr const char* name = "Q4_0";
+  static constexpr int block = 32, block_bytes = 18;
+
+  MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {
+    for (; n > 0; n -= block, src += block_bytes, dst += block) {
+      const float d = load_f16(src);
+      const std::uint8_t* q = as_u8(src) + 2;
+      for (int i = 0; i < 16; ++i) dst[i] = d * static_cast<float>((q[i] & 15) - 8);
+      for (int i = 0; i < 16; ++i) dst[i + 16] = d * static_cast<float>((q[i] >> 4) - 8);
+    }
+  }
+  static void encode(const float* src, std::byte* dst, std::int64_t n) noexcept {
+    for (; n > 0; n -= block, src += block, dst += block_bytes) {
+      std::uint8_t q[32];
+      store_u16(dst, f32_to_f16(encode_signed_codes(src, 8, q)));
+      for (int i = 0; i < 16; ++i) as_u8(dst)[2 + i] = static_cast<std::uint8_t>(q[i] | q[i + 16] << 4);
+    }
+  }
+};
+
+}  // namespace moxie

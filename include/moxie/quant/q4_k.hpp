@@ -1,0 +1,56 @@
+#pragma once
+// Q4_K: superblocks of 256 codes of 4 bits, in 8 blocks of 32 with a 6-bit scale and a 6-bit minimum each. 144 bytes:
+//
+//   0   f16      d
+//   2   f16      dmin
+//   4   u8[12]   8 scales sc and 8 minimums mn of 6 bits (k_scale_min of quant/k_scales.hpp)
+//   16  u8[128]  32 bytes for each pair of blocks: block 2p in the low nibbles, block 2p + 1 in the high nibbles
+//
+//   x[32 b + i] = (d * sc[b]) * q[32 b + i] - dmin * mn[b]
+//
+// Both products are exact in f32 (11 + 6 + 4 significant bits), so a fused multiply-add gives the same bits.
+// Source: ggml-quants.c. The encoder is our own search, see quant/k_search.hpp.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/dtype.hpp>
+#include <moxie/quant/bytes.hpp>
+#include <moxie/quant/k_scales.hpp>
+#include <moxie/quant/k_search.hpp>
+
+namespace moxie {
+
+struct Q4_K {
+  static constexpr Dtype dtype = Dtype::Q4_K;
+  static constexpr const char* name = "Q4_K";
+  static constexpr int block = 256, block_bytes = 144;
+
+  MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {
+    for (; n > 0; n -= block, src += block_bytes, dst += block) {
+      const float d = load_f16(src), dmin = load_f16(src + 2);
+      for (int pair = 0; pair < 4; ++pair) {
+        const std::uint8_t* q = as_u8(src) + 16 + 32 * pair;
+        float* x = dst + 64 * pair;
+        const KScaleMin low = k_scale_min(as_u8(src) + 4, 2 * pair), high = k_scale_min(as_u8(src) + 4, 2 * pair + 1);
+        const float low_d = d * low.scale, low_m = dmin * low.min, high_d = d * high.scale, high_m = dmin * high.min;
+        for (int i = 0; i < 32; ++i) x[i] = low_d * static_cast<float>(q[i] & 15) - low_m;
+        for (int i = 0; i < 32; ++i) x[i + 32] = high_d * static_cast<float>(q[i] >> 4) - high_m;
+      }
+    }
+  }
+  static void encode(const float* src, std::byte* dst, std::int64_t n) noexcept {
+    for (; n > 0; n -= block, src += block, dst += block_bytes) {
+      AffineSuperblock s;
+      search_affine_superblock(src, 15, s);
+      store_u16(dst, s.d);
+      store_u16(dst + 2, s.dmin);
+      store_k_scales(s.scale, s.min, as_u8(dst) + 4);
+      for (int pair = 0; pair < 4; ++pair)
+        for (int i = 0; i < 32; ++i)
+          as_u8(dst)[16 + 32 * pair + i] = static_cast<std::uint8_t>(s.code[64 * pair + i] | s.code[64 * pair + 32 + i] << 4);
+    }
+  }
+};
+
+}  // namespace moxie

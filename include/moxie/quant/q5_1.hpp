@@ -1,0 +1,49 @@
+#pragma once
+// Q5_1: 32 codes of 5 bits, a scale and a minimum. 24 bytes:
+//
+//   0   f16     d
+//   2   f16     m
+//   4   u32     the fifth bit of element i is bit i
+//   8   u8[16]  elements 0..15 in the low nibbles, 16..31 in the high nibbles
+//
+//   x[i] = d * q[i] + m
+//
+// The product is exact in f32 (11 and 5 significant bits), so a fused multiply-add gives the same bits. Encoding:
+// m = min x, d = (max x - min x) / 31; the same bytes as ggml's and gguf-py's encoders. Source: ggml-quants.c.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/dtype.hpp>
+#include <moxie/quant/bytes.hpp>
+#include <moxie/quant/uniform.hpp>
+
+namespace moxie {
+
+struct Q5_1 {
+  static constexpr Dtype dtype = Dtype::Q5_1;
+  static constexpr const char* name = "Q5_1";
+  static constexpr int block = 32, block_bytes = 24;
+
+  MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {
+    for (; n > 0; n -= block, src += block_bytes, dst += block) {
+      const float d = load_f16(src), m = load_f16(src + 2);
+      const std::uint32_t high = load_u32(src + 4);
+      const std::uint8_t* q = as_u8(src) + 8;
+      for (int i = 0; i < 16; ++i) dst[i] = d * static_cast<float>((q[i] & 15u) | (high >> i & 1u) << 4) + m;
+      for (int i = 0; i < 16; ++i) dst[i + 16] = d * static_cast<float>((q[i] >> 4) | (high >> (i + 16) & 1u) << 4) + m;
+    }
+  }
+  static void encode(const float* src, std::byte* dst, std::int64_t n) noexcept {
+    for (; n > 0; n -= block, src += block, dst += block_bytes) {
+      std::uint8_t q[32];
+      const ScaleMin s = encode_affine_codes(src, 31, q);
+      store_u16(dst, f32_to_f16(s.d));
+      store_u16(dst + 2, f32_to_f16(s.m));
+      store_u32(dst + 4, fifth_bits(q));
+      for (int i = 0; i < 16; ++i) as_u8(dst)[8 + i] = static_cast<std::uint8_t>((q[i] & 15) | (q[i + 16] & 15) << 4);
+    }
+  }
+};
+
+}  // namespace moxie

@@ -1,0 +1,44 @@
+#pragma once
+// Q8_0: 32 signed 8-bit codes and one scale. 34 bytes:
+//
+//   0   f16     d
+//   2   i8[32]  q
+//
+//   x[i] = d * q[i]
+//
+// The product of 11 and 7 significant bits is exact in f32. Encoding: d = max|x| / 127, q = x / d rounded to nearest, ties
+// away from zero; the same bytes as ggml's and gguf-py's encoders. Source: ggml-quants.c.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/dtype.hpp>
+#include <moxie/quant/bytes.hpp>
+
+namespace moxie {
+
+struct Q8_0 {
+  static constexpr Dtype dtype = Dtype::Q8_0;
+  static constexpr const char* name = "Q8_0";
+  static constexpr int block = 32, block_bytes = 34;
+
+  MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {
+    for (; n > 0; n -= block, src += block_bytes, dst += block) {
+      const float d = load_f16(src);
+      for (int i = 0; i < 32; ++i) dst[i] = d * static_cast<float>(static_cast<std::int8_t>(src[2 + i]));
+    }
+  }
+  static void encode(const float* src, std::byte* dst, std::int64_t n) noexcept {
+    for (; n > 0; n -= block, src += block, dst += block_bytes) {
+      float largest = 0;
+      for (int i = 0; i < 32; ++i) largest = std::fabs(src[i]) > largest ? std::fabs(src[i]) : largest;
+      const float d = largest / 127;
+      const float inverse = d != 0 ? 1 / d : 0;
+      store_u16(dst, f32_to_f16(d));
+      for (int i = 0; i < 32; ++i) dst[2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::round(src[i] * inverse)));
+    }
+  }
+};
+
+}  // namespace moxie
