@@ -1,0 +1,90 @@
+#pragma once
+// JSON from files: strict, bounded, with the byte position in every error.
+//
+// Before the parser runs, one pass over the text bounds what it may need: nesting (a copy of a deep value would overflow the stack), the
+// length of one string or number, and NUL bytes, which the parser would take for the end. Source: RFC 8259.
+
+#include <cstddef>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include <moxie/core/error.hpp>
+#include <moxie/core/platform.hpp>
+#include <moxie/io/in_quotes.hpp>
+
+namespace moxie {
+
+inline constexpr int max_json_depth = 128;
+inline constexpr std::size_t max_json_token = 8'000'000;
+
+/// Throws FormatError; `base` is the offset of `text` in `file`.
+inline void check_json_bounds(std::string_view text, const std::string& file, std::uint64_t base = 0) {
+  const auto fail = [&](std::size_t at, const std::string& message) { throw FormatError({file, "JSON", base + at}, message); };
+  int depth = 0;
+  bool in_string = false;
+  std::size_t token_begin = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (c == '\0') fail(i, "a NUL byte is not allowed");
+    if (i - token_begin > max_json_token) fail(token_begin, "a string or number is longer than " + std::to_string(max_json_token) + " bytes");
+    if (in_string) {
+      if (c == '\\') {
+        ++i;  // the escaped character cannot end the string
+      } else if (c == '"') {
+        in_string = false;
+        token_begin = i;
+      }
+      continue;
+    }
+    switch (c) {
+      case '"':
+        in_string = true;
+        token_begin = i;
+        break;
+      case '[':
+      case '{':
+        if (++depth > max_json_depth) fail(i, "nested more than " + std::to_string(max_json_depth) + " deep");
+        token_begin = i;
+        break;
+      case ']':
+      case '}':
+        --depth;
+        token_begin = i;
+        break;
+      case ',':
+      case ':':
+      case ' ':
+      case '\n':
+      case '\r':
+      case '\t': token_begin = i; break;
+      default: break;
+    }
+  }
+}
+
+/// The parser's message without its prefix "[json.exception...] ", one printable line.
+inline std::string json_error_text(std::string_view what) {
+  const auto prefix_end = what.find("] ");
+  return printable(prefix_end == std::string_view::npos ? what : what.substr(prefix_end + 2), 240);
+}
+
+/// A whole file of JSON, at most `max_bytes` long. Throws SystemError, FormatError.
+inline nlohmann::json read_json_file(const std::string& path, std::uint64_t max_bytes = 64'000'000) {
+  const MappedFile file(path);
+  if (file.size() > max_bytes) {
+    throw FormatError({path, {}, {}}, "the file has " + std::to_string(file.size()) + " bytes; at most " + std::to_string(max_bytes) + " are read");
+  }
+  const std::string_view text(reinterpret_cast<const char*>(file.data()), static_cast<std::size_t>(file.size()));
+  check_json_bounds(text, path);
+  try {
+    return nlohmann::json::parse(text);
+  } catch (const nlohmann::json::parse_error& error) {
+    throw FormatError({path, "JSON", error.byte == 0 ? 0 : error.byte - 1}, json_error_text(error.what()));
+  } catch (const nlohmann::json::exception& error) {
+    throw FormatError({path, "JSON", {}}, json_error_text(error.what()));
+  }
+}
+
+}  // namespace moxie
