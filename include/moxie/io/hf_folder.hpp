@@ -1,0 +1,104 @@
+#pragma once
+// A model folder as Hugging Face's libraries write it: config.json, model.safetensors or model.safetensors.index.json with its files,
+// and for text tokenizer.json, tokenizer_config.json, chat_template.jinja.
+//
+// Errors: SystemError, FormatError, UnsupportedError, with the file and for JSON the byte.
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <moxie/core/error.hpp>
+#include <moxie/core/platform.hpp>
+#include <moxie/core/tensor.hpp>
+#include <moxie/io/json_text.hpp>
+#include <moxie/io/safetensors.hpp>
+
+namespace moxie {
+
+class HfFolder {
+ public:
+  nlohmann::json config;             ///< null where open_tokenizer() found none
+  nlohmann::json generation_config;  ///< null where the folder has none
+  nlohmann::json tokenizer_config;   ///< null where the folder has none
+
+  /// Reads the configuration and maps the weights.
+  static HfFolder open(const std::string& path) {
+    HfFolder folder(path);
+    if (folder.config.is_null()) {
+      throw FormatError({folder.file("config.json"), {}, {}}, "the file is missing; a model folder must have config.json beside its weights");
+    }
+    folder.tensors_ = folder.map_weights();
+    return folder;
+  }
+
+  /// The same without weights, for folders that may hold nothing but a tokenizer: tensors() is empty.
+  static HfFolder open_tokenizer(const std::string& path) {
+    HfFolder folder(path);
+    if (!folder.has("tokenizer.json")) throw folder.no_tokenizer();
+    return folder;
+  }
+
+  const TensorMap& tensors() const noexcept { return tensors_; }
+  const std::string& path() const noexcept { return path_; }
+
+  /// tokenizer.json, parsed at each call: tens of megabytes for a large vocabulary. Throws FormatError where there is none.
+  nlohmann::json load_tokenizer_json() const {
+    nlohmann::json tokenizer = read_object("tokenizer.json", 512'000'000);
+    if (tokenizer.is_null()) throw no_tokenizer();
+    return tokenizer;
+  }
+
+  /// chat_template.jinja, which newer folders have in place of the field of tokenizer_config.json.
+  std::optional<std::string> load_chat_template() const {
+    if (!has("chat_template.jinja")) return std::nullopt;
+    const MappedFile text(file("chat_template.jinja"));
+    if (text.size() > 16'000'000) throw FormatError({text.path(), {}, {}}, "a chat template may have at most 16 MB");
+    return std::string(reinterpret_cast<const char*>(text.data()), static_cast<std::size_t>(text.size()));
+  }
+
+ private:
+  explicit HfFolder(std::string path) : path_(std::move(path)) {
+    std::error_code error;
+    if (!std::filesystem::is_directory(path_, error)) throw SystemError({path_, {}, {}}, "not a folder");
+    config = read_object("config.json");
+    generation_config = read_object("generation_config.json");
+    tokenizer_config = read_object("tokenizer_config.json");
+  }
+
+  std::string file(std::string_view name) const { return (std::filesystem::path(path_) / name).string(); }
+  bool has(std::string_view name) const {
+    std::error_code error;
+    return std::filesystem::exists(file(name), error);
+  }
+
+  /// Null where the folder has no such file.
+  nlohmann::json read_object(std::string_view name, std::uint64_t max_bytes = 64'000'000) const {
+    if (!has(name)) return nullptr;
+    nlohmann::json value = read_json_file(file(name), max_bytes);
+    if (!value.is_object()) throw FormatError({file(name), {}, {}}, std::string("must hold a JSON object, not ") + value.type_name());
+    return value;
+  }
+
+  FormatError no_tokenizer() const {
+    return FormatError({file("tokenizer.json"), {}, {}}, "the file is missing; a tokenizer is read from tokenizer.json only");
+  }
+
+  TensorMap map_weights() const {
+    if (has("model.safetensors")) return SafetensorsFile::open(file("model.safetensors")).tensors();
+    if (has("model.safetensors.index.json")) return SafetensorsFile::open_index(file("model.safetensors.index.json")).tensors();
+    const bool pickle = has("pytorch_model.bin") || has("pytorch_model.bin.index.json");
+    throw FormatError({path_, {}, {}}, std::string("the folder has neither model.safetensors nor model.safetensors.index.json") +
+                                           (pickle ? "; pytorch_model.bin is not read: save the model as safetensors" : ""));
+  }
+
+  std::string path_;
+  TensorMap tensors_;
+};
+
+}  // namespace moxie
