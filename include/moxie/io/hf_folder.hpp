@@ -5,7 +5,6 @@
 // Errors: SystemError, FormatError, UnsupportedError, with the file and for JSON the byte.
 
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -49,7 +48,7 @@ class HfFolder {
 
   /// tokenizer.json, parsed at each call: tens of megabytes for a large vocabulary. Throws FormatError where there is none.
   nlohmann::json load_tokenizer_json() const {
-    nlohmann::json tokenizer = read_object("tokenizer.json", 512'000'000);
+    nlohmann::json tokenizer = read_object("tokenizer.json", {.bytes = 512'000'000, .values = 20'000'000});
     if (tokenizer.is_null()) throw no_tokenizer();
     return tokenizer;
   }
@@ -78,9 +77,9 @@ class HfFolder {
   }
 
   /// Null where the folder has no such file.
-  nlohmann::json read_object(std::string_view name, std::uint64_t max_bytes = 64'000'000) const {
+  nlohmann::json read_object(std::string_view name, JsonLimits limits = {}) const {
     if (!has(name)) return nullptr;
-    nlohmann::json value = read_json_file(file(name), max_bytes);
+    nlohmann::json value = read_json_file(file(name), limits);
     if (!value.is_object()) throw FormatError({file(name), {}, {}}, std::string("must hold a JSON object, not ") + value.type_name());
     return value;
   }

@@ -2,7 +2,8 @@
 // JSON from files: strict, bounded, with the byte position in every error.
 //
 // Before the parser runs, one pass over the text bounds what it may need: nesting (a copy of a deep value would overflow the stack), the
-// length of one string or number, and NUL bytes, which the parser would take for the end. Source: RFC 8259.
+// length of one string or number, the number of values (each takes up to 200 bytes in memory, and 2 or more in the file), and NUL bytes, which
+// the parser would take for the end. Source: RFC 8259.
 
 #include <cstddef>
 #include <cstdint>
@@ -19,10 +20,20 @@ namespace moxie {
 inline constexpr int max_json_depth = 128;
 inline constexpr std::size_t max_json_token = 8'000'000;
 
+/// How much JSON a file may hold. The default suits configurations and an index of 300 000 tensors.
+struct JsonLimits {
+  std::uint64_t bytes = 64'000'000;
+  std::uint64_t values = 320'000;
+};
+
 /// Throws FormatError; `base` is the offset of `text` in `file`.
-inline void check_json_bounds(std::string_view text, const std::string& file, std::uint64_t base = 0) {
+inline void check_json_bounds(std::string_view text, const std::string& file, std::uint64_t max_values, std::uint64_t base = 0) {
   const auto fail = [&](std::size_t at, const std::string& message) { throw FormatError({file, "JSON", base + at}, message); };
   int depth = 0;
+  std::uint64_t values = 0;
+  const auto count_value = [&](std::size_t at) {
+    if (++values > max_values) fail(at, "more than " + std::to_string(max_values) + " values");
+  };
   bool in_string = false;
   std::size_t token_begin = 0;
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -46,6 +57,7 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
       case '[':
       case '{':
         if (++depth > max_json_depth) fail(i, "nested more than " + std::to_string(max_json_depth) + " deep");
+        count_value(i);
         token_begin = i;
         break;
       case ']':
@@ -54,6 +66,9 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
         token_begin = i;
         break;
       case ',':
+        count_value(i);
+        token_begin = i;
+        break;
       case ':':
       case ' ':
       case '\n':
@@ -70,14 +85,14 @@ inline std::string json_error_text(std::string_view what) {
   return printable(prefix_end == std::string_view::npos ? what : what.substr(prefix_end + 2), 240);
 }
 
-/// A whole file of JSON, at most `max_bytes` long. Throws SystemError, FormatError.
-inline nlohmann::json read_json_file(const std::string& path, std::uint64_t max_bytes = 64'000'000) {
+/// A whole file of JSON. Throws SystemError, FormatError.
+inline nlohmann::json read_json_file(const std::string& path, JsonLimits limits = {}) {
   const MappedFile file(path);
-  if (file.size() > max_bytes) {
-    throw FormatError({path, {}, {}}, "the file has " + std::to_string(file.size()) + " bytes; at most " + std::to_string(max_bytes) + " are read");
+  if (file.size() > limits.bytes) {
+    throw FormatError({path, {}, {}}, "the file has " + std::to_string(file.size()) + " bytes; at most " + std::to_string(limits.bytes) + " are read");
   }
   const std::string_view text(reinterpret_cast<const char*>(file.data()), static_cast<std::size_t>(file.size()));
-  check_json_bounds(text, path);
+  check_json_bounds(text, path, limits.values);
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::parse_error& error) {

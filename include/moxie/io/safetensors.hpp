@@ -29,7 +29,8 @@ class SafetensorsFile {
     SafetensorsFile model(path);
     auto files = std::make_shared<std::vector<MappedFile>>();
     safetensors::Tensors tensors;
-    model.read(files->emplace_back(path), tensors);
+    MemoryBudget budget;
+    model.read(files->emplace_back(path), budget, tensors);
     model.keep(std::move(files), std::move(tensors));
     return model;
   }
@@ -55,12 +56,13 @@ class SafetensorsFile {
     auto files = std::make_shared<std::vector<MappedFile>>();
     files->reserve(names.size());
     safetensors::Tensors tensors;
+    MemoryBudget budget;
     const std::filesystem::path folder = std::filesystem::path(path).parent_path();
     for (const std::string& name : names) {
       const std::string shard = (folder / name).string();
       if (!std::filesystem::exists(shard)) throw FormatError({shard, {}, {}}, "the file is missing; " + in_quotes(path) + " names it");
       safetensors::Tensors found;
-      model.read(files->emplace_back(shard), found);
+      model.read(files->emplace_back(shard), budget, found);
       for (auto it = found.begin(); it != found.end();) {
         const auto node = found.extract(it++);
         const auto listed = weight_map.find(node.key());
@@ -77,17 +79,18 @@ class SafetensorsFile {
   }
 
   const TensorMap& tensors() const noexcept { return tensors_; }
-  /// __metadata__ of the files.
+  /// __metadata__ of the files; where two give a key, the first file's value.
   const safetensors::Metadata& metadata() const noexcept { return metadata_; }
   const std::string& path() const noexcept { return path_; }
 
  private:
   explicit SafetensorsFile(std::string path) : path_(std::move(path)) {}
 
-  void read(const MappedFile& file, safetensors::Tensors& tensors) {
-    MemoryBudget budget;
+  void read(const MappedFile& file, MemoryBudget& budget, safetensors::Tensors& tensors) {
     budget.add_file(file.size());
-    safetensors::read_header(file, budget, tensors, metadata_);
+    safetensors::Metadata metadata;
+    safetensors::read_header(file, budget, tensors, metadata);
+    metadata_.merge(std::move(metadata));
   }
 
   void keep(std::shared_ptr<std::vector<MappedFile>> files, safetensors::Tensors tensors) {

@@ -267,7 +267,7 @@ inline void read_header(const MappedFile& file, MemoryBudget& budget, Tensors& t
   const auto bytes = in.take(length, "the header");
   const std::string_view header(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   if (!header.starts_with('{')) in.fail_at(8, "the header must begin with '{'; this is no safetensors file, or it is corrupt");
-  check_json_bounds(header, file.path(), 8);
+  check_json_bounds(header, file.path(), header.size(), 8);  // no tree is built: any number of values
   HeaderEvents events(file, header, budget, tensors, metadata);
   events.parse();
 
