@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include <moxie/core/dtype.hpp>
+#include <moxie/kernels/attention_tile.hpp>
 
 namespace moxie::kernels {
 
@@ -73,6 +74,9 @@ struct Table {
   void (*add)(const float* x, std::int64_t n, float* y);
   /// Partial softmax of n logits, each divided by the temperature first.
   SoftmaxPartial (*softmax_partial)(const float* logits, std::int64_t n, float temperature);
+  /// Grouped-query attention, and multi-head latent attention over latent rows (attention.hpp).
+  void (*attend_gqa)(const AttentionTile&);
+  void (*attend_mla)(const AttentionTile&);
 
   const FormatKernels* find(Dtype dtype) const noexcept {
     for (int i = 0; i < n_formats; ++i)

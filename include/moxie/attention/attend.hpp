@@ -1,0 +1,149 @@
+#pragma once
+// Attention of a batch of rows over their sequences' KV pages: softmax(q . k * scale) v for every row and head.
+//
+// The batch is cut into tiles, consecutive positions of one sequence times heads that share keys (a group of query heads
+// of one kv head; for the latent form any heads), which the threads take dynamically. How it is cut changes no bits
+// (kernels/attention.hpp).
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <moxie/attention/config.hpp>
+#include <moxie/attention/kv_cache.hpp>
+#include <moxie/core/error.hpp>
+#include <moxie/core/matrix.hpp>
+#include <moxie/core/memory.hpp>
+#include <moxie/kernels/attention_tile.hpp>
+#include <moxie/linalg/context.hpp>
+
+namespace moxie {
+
+/// A row of the batch: its query is at `position` of `sequence`, whose pages hold the keys and values of [0, position].
+struct AttendRow {
+  const KvSequence* sequence = nullptr;
+  std::int64_t position = 0;
+};
+
+/// Reusable memory of attention.
+struct AttentionScratch {
+  struct Tile {
+    std::int64_t row, rows, head, heads;
+  };
+  std::vector<Tile> tiles;
+  AlignedBuffer<float> floats;  // one slot for each thread
+};
+
+namespace detail {
+
+/// Cuts the batch into tiles of about 64 queries, or down to 16 where that would leave threads without work: 64 queries
+/// hide the conversion of a page, and their scratch memory stays in the second-level cache.
+/// `group` heads share keys; with `split` a group may be cut too.
+inline void cut_attention(std::span<const AttendRow> rows, std::int64_t heads, std::int64_t group, bool split, int threads,
+                          std::vector<AttentionScratch::Tile>& tiles) {
+  const auto n = static_cast<std::int64_t>(rows.size());
+  for (std::int64_t queries = 64; queries >= 16; queries /= 2) {
+    const std::int64_t tile_heads = split ? std::min(group, queries) : group;
+    const std::int64_t tile_rows = std::max<std::int64_t>(1, queries / tile_heads);
+    tiles.clear();
+    for (std::int64_t row = 0; row < n;) {
+      const AttendRow& first = rows[static_cast<std::size_t>(row)];
+      std::int64_t count = 1;
+      while (count < tile_rows && row + count < n && rows[static_cast<std::size_t>(row + count)].sequence == first.sequence &&
+             rows[static_cast<std::size_t>(row + count)].position == first.position + count)
+        ++count;
+      for (std::int64_t head = 0; head < heads; head += tile_heads)
+        tiles.push_back({row, count, head, std::min(tile_heads, heads - head)});
+      row += count;
+    }
+    if (static_cast<std::int64_t>(tiles.size()) >= 4 * threads) return;
+  }
+}
+
+inline void check_attention(const Context& context, const AttentionConfig& config, const KvShape& wanted, std::int64_t layer,
+                            std::span<const AttendRow> rows) {
+  if (context.kernels == nullptr) throw ArgumentError("the context has no kernels");
+  if (config.sliding_window < 0)
+    throw ArgumentError({{}, "AttentionConfig.sliding_window", {}}, "must be 0 (none) or positive, got " + std::to_string(config.sliding_window));
+  for (const AttendRow& row : rows) {
+    if (row.sequence == nullptr) throw ArgumentError("a row has no sequence");
+    const KvShape& shape = row.sequence->shape();
+    if (shape.n_heads != wanted.n_heads || shape.k_dim != wanted.k_dim || shape.v_dim != wanted.v_dim)
+      throw ArgumentError("the KV cache has " + std::to_string(shape.n_heads) + " heads of " + std::to_string(shape.k_dim) + " and " +
+                          std::to_string(shape.v_dim) + " elements, but the model needs " + std::to_string(wanted.n_heads) +
+                          " of " + std::to_string(wanted.k_dim) + " and " + std::to_string(wanted.v_dim));
+    if (layer < 0 || layer >= shape.n_layers)
+      throw ArgumentError("layer " + std::to_string(layer) + " does not exist; the KV cache has " + std::to_string(shape.n_layers));
+    if (row.position < 0 || row.position >= row.sequence->reserved())
+      throw ArgumentError("position " + std::to_string(row.position) + " is not in its sequence, which has room for " +
+                          std::to_string(row.sequence->reserved()));
+  }
+}
+
+/// `wanted`: heads and dimensions of the cache. `v_dim`: width of a head's result.
+inline void attend(const Context& context, const AttentionConfig& config, const KvShape& wanted, std::int64_t v_dim,
+                   void (*kernel)(const kernels::AttentionTile&), std::int64_t layer, const float* q, Index q_stride,
+                   std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
+  check_attention(context, config, wanted, layer, rows);
+  const bool latent = wanted.latent();
+  const std::int64_t group = config.n_heads / wanted.n_heads;
+  cut_attention(rows, config.n_heads, group, latent, context.threads.count(), scratch.tiles);
+  std::int64_t queries = 0;
+  for (const AttentionScratch::Tile& tile : scratch.tiles) queries = std::max(queries, tile.rows * tile.heads);
+  const std::int64_t slot = kernels::attention_scratch(queries, wanted.k_dim, v_dim);
+  scratch.floats.resize(static_cast<std::size_t>(slot * context.threads.count()));
+
+  context.threads.for_each(static_cast<std::int64_t>(scratch.tiles.size()), [&](std::int64_t i, int thread) {
+    const AttentionScratch::Tile& tile = scratch.tiles[static_cast<std::size_t>(i)];
+    const AttendRow& row = rows[static_cast<std::size_t>(tile.row)];
+    const KvShape& shape = row.sequence->shape();
+    const std::int64_t kv_head = latent ? 0 : tile.head / group;
+    kernel({.pages = row.sequence->pages(),
+            .key_offset = shape.key_offset(layer, kv_head),
+            .value_offset = shape.value_offset(layer, kv_head),
+            .type = kv_dtype(shape.type),
+            .k_dim = shape.k_dim,
+            .v_dim = v_dim,
+            .position = row.position,
+            .rows = tile.rows,
+            .heads = tile.heads,
+            .window = config.sliding_window,
+            .scale = config.scale,
+            .q = q + tile.row * q_stride + tile.head * shape.k_dim,
+            .q_stride = q_stride,
+            .out = out + tile.row * out_stride + tile.head * v_dim,
+            .out_stride = out_stride,
+            .scratch = scratch.floats.data() + slot * thread});
+  });
+}
+
+}  // namespace detail
+
+/// Grouped-query attention. q [rows, n_heads * head_dim] is rotated already; out has the same shape. Throws ArgumentError
+/// when shapes, positions or the layer do not fit the rows' sequences.
+inline void attend_gqa(const Context& context, const AttentionConfig& config, std::int64_t layer, const float* q, Index q_stride,
+                       std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
+  if (config.n_kv_heads < 1 || config.n_heads < 1 || config.n_heads % config.n_kv_heads != 0)
+    throw ArgumentError({{}, "AttentionConfig.n_heads", {}}, "must be a multiple of n_kv_heads, got " + std::to_string(config.n_heads) +
+                                                                 " and " + std::to_string(config.n_kv_heads));
+  const KvShape wanted{.n_heads = config.n_kv_heads, .k_dim = config.head_dim, .v_dim = config.head_dim};
+  detail::attend(context, config, wanted, config.head_dim, context.kernels ? context.kernels->attend_gqa : nullptr, layer, q, q_stride, rows, out,
+                 out_stride, scratch);
+}
+
+/// Multi-head latent attention in its absorbed form. q [rows, n_heads * (kv_lora_rank + qk_rope_head_dim)]: per head the
+/// query taken into the latent space, then its rotated part; out [rows, n_heads * kv_lora_rank]: per head a sum of latents.
+/// Throws as attend_gqa.
+inline void attend_mla(const Context& context, const AttentionConfig& config, std::int64_t layer, const float* q, Index q_stride,
+                       std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
+  if (config.n_heads < 1)
+    throw ArgumentError({{}, "AttentionConfig.n_heads", {}}, "must be positive, got " + std::to_string(config.n_heads));
+  const KvShape wanted{.n_heads = 1, .k_dim = config.kv_lora_rank + config.qk_rope_head_dim, .v_dim = 0};
+  detail::attend(context, config, wanted, config.kv_lora_rank, context.kernels ? context.kernels->attend_mla : nullptr, layer, q, q_stride, rows, out,
+                 out_stride, scratch);
+}
+
+}  // namespace moxie

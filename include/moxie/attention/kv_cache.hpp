@@ -1,0 +1,290 @@
+#pragma once
+// The KV cache: pages of 64 positions, shared between sequences by reference count, copied when one of them writes.
+//
+// A page holds every layer of its positions, so that sharing a prefix is sharing whole pages. Inside a page, for each
+// layer and kv head, in elements of KvType:
+//   grouped-query attention   keys transposed [k_dim][64], then values [64][v_dim]: scores run over neighbouring positions and
+//                             values over neighbouring dimensions, so neither sums across a vector
+//   multi-head latent         one row for each position, [64][k_dim] = latent and rotated key; values are its first dimensions
+// Rows are padded to 16 elements with zeros.
+//
+// One sequence is used by one thread at a time, except write(); different sequences of a pool may be used at once.
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <moxie/core/dtype.hpp>
+#include <moxie/core/error.hpp>
+#include <moxie/core/floats.hpp>
+#include <moxie/core/memory.hpp>
+#include <moxie/kernels/attention_tile.hpp>
+
+namespace moxie {
+
+inline constexpr std::int64_t kv_page = kernels::kv_page;  ///< positions of a page
+
+enum class KvType { f32, f16, bf16 };
+
+constexpr Dtype kv_dtype(KvType type) noexcept {
+  return type == KvType::f32 ? Dtype::F32 : type == KvType::f16 ? Dtype::F16 : Dtype::BF16;
+}
+
+/// What a position takes. For multi-head latent attention n_heads = 1, k_dim = kv_lora_rank + qk_rope_head_dim, v_dim = 0.
+struct KvShape {
+  std::int64_t n_layers = 0;
+  std::int64_t n_heads = 0;  ///< kv heads
+  std::int64_t k_dim = 0, v_dim = 0;
+  KvType type = KvType::f16;
+
+  bool latent() const noexcept { return v_dim == 0; }
+  std::size_t element_bytes() const noexcept { return type == KvType::f32 ? 4 : 2; }
+  /// Elements from one position's value (or latent) row to the next.
+  std::int64_t row_stride() const noexcept { return kernels::kv_row_stride(latent() ? k_dim : v_dim); }
+  std::size_t key_bytes() const noexcept {
+    return static_cast<std::size_t>(kv_page * (latent() ? row_stride() : k_dim)) * element_bytes();
+  }
+  std::size_t value_bytes() const noexcept {
+    return latent() ? 0 : static_cast<std::size_t>(kv_page * row_stride()) * element_bytes();
+  }
+  /// Byte offsets in a page.
+  std::size_t key_offset(std::int64_t layer, std::int64_t head) const noexcept {
+    return static_cast<std::size_t>(layer * n_heads + head) * (key_bytes() + value_bytes());
+  }
+  std::size_t value_offset(std::int64_t layer, std::int64_t head) const noexcept {
+    return key_offset(layer, head) + (latent() ? 0 : key_bytes());
+  }
+  std::size_t page_bytes() const noexcept { return key_offset(n_layers, 0); }
+
+  /// Throws ArgumentError when a size is not positive or a page would be larger than 2^40 bytes.
+  void check() const {
+    const auto bad = [](const char* item, std::int64_t value) {
+      throw ArgumentError({{}, item, {}}, "must be between 1 and 2^20, got " + std::to_string(value));
+    };
+    constexpr std::int64_t most = 1 << 20;
+    if (n_layers < 1 || n_layers > most) bad("KvShape.n_layers", n_layers);
+    if (n_heads < 1 || n_heads > most) bad("KvShape.n_heads", n_heads);
+    if (k_dim < 1 || k_dim > most) bad("KvShape.k_dim", k_dim);
+    if (v_dim < 0 || v_dim > most) bad("KvShape.v_dim", v_dim);
+    if (latent() && n_heads != 1)
+      throw ArgumentError({{}, "KvShape.n_heads", {}}, "a latent cache (v_dim = 0) has 1 head, got " + std::to_string(n_heads));
+    // sizes are below 2^20 each, so every product of two is exact
+    const auto head_bytes = static_cast<std::int64_t>(key_bytes() + value_bytes());
+    constexpr std::int64_t most_bytes = std::int64_t{1} << 40;
+    if (n_layers * n_heads > most_bytes / head_bytes)
+      throw ArgumentError({{}, "KvShape", {}}, "a page of 64 positions would take more than 2^40 bytes");
+  }
+};
+
+class KvSequence;
+
+/// Where sequences take their pages from. A handle: copies share the pool, and sequences keep it alive.
+class KvPool {
+ public:
+  /// Pages together take at most `budget_bytes`; 0: no limit. Throws ArgumentError when the shape is out of range.
+  explicit KvPool(const KvShape& shape, std::size_t budget_bytes = 0) : state_(std::make_shared<State>(shape, budget_bytes)) {}
+
+  const KvShape& shape() const noexcept { return state_->shape; }
+  std::size_t page_bytes() const noexcept { return state_->shape.page_bytes(); }
+  /// Bytes of the pages that sequences hold; a shared page counts once.
+  std::size_t bytes_in_use() const noexcept {
+    const std::lock_guard lock(state_->guard);
+    return state_->pages_in_use * page_bytes();
+  }
+  std::size_t budget_bytes() const noexcept { return state_->budget; }
+
+ private:
+  friend class KvSequence;
+  struct Page {
+    AlignedBuffer<std::byte> data;
+    std::atomic<std::int64_t> references{1};
+  };
+  struct State {
+    State(const KvShape& s, std::size_t budget_bytes) : shape(s), budget(budget_bytes) { shape.check(); }
+
+    /// n pages with one reference each, appended to `pages`; all or nothing. Pages that were given back are used again.
+    void take(std::size_t n, std::vector<Page*>& pages) {
+      const std::size_t size = shape.page_bytes();
+      pages.reserve(pages.size() + n);
+      const std::lock_guard lock(guard);
+      free.reserve(pages_in_use + free.size() + n);  // so that giving back never allocates
+      if (budget != 0 && n > budget / size - std::min(budget / size, pages_in_use))
+        throw MemoryError("the KV cache needs " + std::to_string(n) + " more pages of " + std::to_string(size) + " bytes (" +
+                          std::to_string(n * size) + " bytes), but only " + std::to_string(budget - pages_in_use * size) +
+                          " of the budget of " + std::to_string(budget) +
+                          " bytes are available; end or truncate a sequence, or give a larger budget");
+      while (free.size() < n) {
+        auto page = std::make_unique<Page>();
+        page->data.resize(size);
+        std::memset(page->data.data(), 0, size);
+        free.push_back(std::move(page));
+      }
+      for (std::size_t i = 0; i < n; ++i) {
+        Page* page = free.back().release();
+        free.pop_back();
+        page->references.store(1, std::memory_order_relaxed);
+        pages.push_back(page);
+      }
+      pages_in_use += n;
+    }
+    void give_back(Page* page) noexcept {
+      if (page->references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+      const std::lock_guard lock(guard);
+      free.push_back(std::unique_ptr<Page>(page));
+      --pages_in_use;
+    }
+
+    const KvShape shape;
+    const std::size_t budget;
+    std::mutex guard;
+    std::vector<std::unique_ptr<Page>> free;
+    std::size_t pages_in_use = 0;
+  };
+  std::shared_ptr<State> state_;
+};
+
+/// The keys and values of one sequence: positions [0, length) are complete, [length, reserved) may be written.
+class KvSequence {
+ public:
+  explicit KvSequence(const KvPool& pool) : state_(pool.state_) {}
+  ~KvSequence() { drop_pages(0); }
+  KvSequence(KvSequence&& other) noexcept { swap(other); }
+  KvSequence& operator=(KvSequence&& other) noexcept {
+    KvSequence old(std::move(other));
+    swap(old);
+    return *this;
+  }
+
+  const KvShape& shape() const noexcept { return state_->shape; }
+  std::int64_t length() const noexcept { return length_; }
+  std::int64_t reserved() const noexcept { return reserved_; }
+
+  /// Pages that reserve(n) would take from the pool.
+  std::size_t pages_to_reserve(std::int64_t n) const noexcept {
+    const std::size_t needed = pages_for(n);
+    return (needed > pages_.size() ? needed - pages_.size() : 0) + (n > length_ && last_is_shared());
+  }
+  /// Makes positions [length, n) writable; a last page that others share is copied first. Throws MemoryError, and then
+  /// nothing has changed, or ArgumentError when n is below the length.
+  void reserve(std::int64_t n) {
+    if (n < length_)
+      throw ArgumentError("cannot reserve " + std::to_string(n) + " positions of a sequence of length " + std::to_string(length_) +
+                          "; truncate it first");
+    const bool copy = n > length_ && last_is_shared();
+    const std::size_t kept = pages_.size();
+    const std::size_t taken = pages_to_reserve(n);
+    data_.reserve(kept + taken);
+    state_->take(taken, pages_);
+    for (std::size_t i = kept; i < pages_.size(); ++i) data_.push_back(pages_[i]->data.data());
+    if (copy) {
+      const std::size_t last = full_pages();
+      std::memcpy(data_.back(), data_[last], state_->shape.page_bytes());
+      std::swap(pages_[last], pages_.back());
+      std::swap(data_[last], data_.back());
+      state_->give_back(pages_.back());
+      pages_.pop_back();
+      data_.pop_back();
+    }
+    reserved_ = std::max(reserved_, n);
+  }
+  /// Writes the keys [n_heads * k_dim] and values [n_heads * v_dim] of one position (for a latent cache `v` is not read).
+  /// Different positions may be written by different threads at once. Throws ArgumentError when the position is not
+  /// reserved or the layer does not exist.
+  void write(std::int64_t layer, std::int64_t position, const float* k, const float* v) {
+    if (position < length_ || position >= reserved_ || layer < 0 || layer >= state_->shape.n_layers)
+      throw ArgumentError("cannot write layer " + std::to_string(layer) + " of position " + std::to_string(position) +
+                          "; layers are 0 to " + std::to_string(state_->shape.n_layers - 1) + ", and positions " +
+                          std::to_string(length_) + " to " + std::to_string(reserved_ - 1) + " are reserved");
+    switch (state_->shape.type) {
+      case KvType::f32: write_as<float>(layer, position, k, v, [](float x) { return x; }); break;
+      case KvType::f16: write_as<std::uint16_t>(layer, position, k, v, [](float x) { return f32_to_f16(x); }); break;
+      case KvType::bf16: write_as<std::uint16_t>(layer, position, k, v, [](float x) { return f32_to_bf16(x); }); break;
+    }
+  }
+  /// The next n positions, written in all layers, are complete. Throws ArgumentError when they were not reserved.
+  void advance(std::int64_t n) {
+    if (n < 0 || n > reserved_ - length_)
+      throw ArgumentError("cannot advance by " + std::to_string(n) + " positions; " + std::to_string(reserved_ - length_) + " are reserved");
+    length_ += n;
+  }
+  /// Forgets positions n and later, reserved ones too. Throws ArgumentError when n is above the length.
+  void truncate(std::int64_t n) {
+    if (n < 0 || n > length_)
+      throw ArgumentError("cannot truncate a sequence of length " + std::to_string(length_) + " to " + std::to_string(n));
+    length_ = reserved_ = n;
+    drop_pages(pages_for(n));
+  }
+  /// A sequence with the same positions [0, length), sharing their pages. What this one had reserved must be reserved again.
+  KvSequence fork() {
+    truncate(length_);
+    KvSequence other(state_);
+    other.data_ = data_;
+    other.pages_.reserve(pages_.size());
+    for (KvPool::Page* page : pages_) {
+      page->references.fetch_add(1, std::memory_order_relaxed);
+      other.pages_.push_back(page);
+    }
+    other.length_ = other.reserved_ = length_;
+    return other;
+  }
+
+  /// Page p holds positions [64 p, 64 p + 64); a page of [0, length) or of the reserved positions.
+  const std::byte* const* pages() const noexcept { return data_.data(); }
+
+ private:
+  explicit KvSequence(std::shared_ptr<KvPool::State> state) : state_(std::move(state)) {}
+
+  static std::size_t pages_for(std::int64_t n) noexcept { return static_cast<std::size_t>(n / kv_page + (n % kv_page != 0)); }
+  std::size_t full_pages() const noexcept { return static_cast<std::size_t>(length_ / kv_page); }
+  /// The page that position `length` falls into exists and is not ours alone.
+  bool last_is_shared() const noexcept {
+    const std::size_t last = full_pages();
+    return last < pages_.size() && pages_[last]->references.load(std::memory_order_acquire) != 1;
+  }
+  void drop_pages(std::size_t kept) noexcept {
+    while (pages_.size() > kept) {
+      state_->give_back(pages_.back());
+      pages_.pop_back();
+    }
+    data_.resize(std::min(data_.size(), kept));
+  }
+  void swap(KvSequence& other) noexcept {
+    std::swap(state_, other.state_);
+    std::swap(pages_, other.pages_);
+    std::swap(data_, other.data_);
+    std::swap(length_, other.length_);
+    std::swap(reserved_, other.reserved_);
+  }
+
+  template <class T, class Convert>
+  void write_as(std::int64_t layer, std::int64_t position, const float* k, const float* v, Convert convert) noexcept {
+    const KvShape& shape = state_->shape;
+    std::byte* page = data_[static_cast<std::size_t>(position / kv_page)];
+    const std::int64_t slot = position % kv_page;
+    for (std::int64_t head = 0; head < shape.n_heads; ++head) {
+      T* keys = reinterpret_cast<T*>(page + shape.key_offset(layer, head));
+      if (shape.latent()) {
+        for (std::int64_t d = 0; d < shape.k_dim; ++d) keys[slot * shape.row_stride() + d] = convert(k[d]);
+        continue;
+      }
+      for (std::int64_t d = 0; d < shape.k_dim; ++d) keys[d * kv_page + slot] = convert(k[head * shape.k_dim + d]);
+      T* values = reinterpret_cast<T*>(page + shape.value_offset(layer, head)) + slot * shape.row_stride();
+      for (std::int64_t d = 0; d < shape.v_dim; ++d) values[d] = convert(v[head * shape.v_dim + d]);
+    }
+  }
+
+  std::shared_ptr<KvPool::State> state_;
+  std::vector<KvPool::Page*> pages_;
+  std::vector<std::byte*> data_;  // of pages_
+  std::int64_t length_ = 0, reserved_ = 0;
+};
+
+}  // namespace moxie

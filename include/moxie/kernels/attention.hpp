@@ -1,0 +1,206 @@
+#pragma once
+// Attention over pages of the KV cache (FlashAttention's running softmax, arXiv 2205.14135, one step a page).
+//
+// For each query and each page, in page order:
+//   s_j = q . k_j * scale     one chain of multiply-adds over the dimensions, low to high (q is scaled first)
+//   p_j = exp(s_j - m'), m' = the page's largest s
+//   o'  = sum of p_j v_j      one chain over the keys that the query sees, low to high
+//   m'' = max(m, m'), o = o e^(m - m'') + o' e^(m' - m''), and the same for the sum of p
+// and at the end out = o / sum. Keys that a query does not see take no part, whatever their memory holds. So a query's
+// bits depend on its position, its window and the keys only: not on the tile's shape or on its other queries.
+//
+// Both products run in blocks of queries x vectors held in registers; the cache is converted to f32 once per tile and page.
+
+#include <cstdint>
+
+#include <xsimd/xsimd.hpp>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/attention_tile.hpp>
+#include <moxie/kernels/simd.hpp>
+#include <moxie/kernels/unroll.hpp>
+
+namespace moxie::kernels {
+
+/// c = a * b, or with Merge c = alpha[row] * c + beta[row] * (a * b).
+/// a [rows, depth], b [depth, columns], c [rows, columns]; columns in vectors.
+struct AttentionProduct {
+  const float* a;
+  std::int64_t a_stride;
+  const float* b;
+  std::int64_t b_stride;
+  float* c;
+  std::int64_t c_stride;
+  std::int64_t depth;
+  const float *alpha, *beta;
+};
+
+/// R rows x V vectors at row r and column `column`.
+template <class A, bool Merge, int R, int V>
+MOXIE_INLINE void attention_block(const AttentionProduct& t, std::int64_t r, std::int64_t column) {
+  using F = Floats<A>;
+  constexpr auto lanes = static_cast<std::int64_t>(F::size);
+  F sum[R][V];
+  unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { sum[i / V][i % V] = F(0.0f); });
+  const float* a = t.a + r * t.a_stride;
+  const float* b = t.b + column;
+  for (std::int64_t k = 0; k < t.depth; ++k, b += t.b_stride) {
+    F x[V];
+    unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = F::load_unaligned(b + v * lanes); });
+    unroll<R>([&](int i) MOXIE_INLINE_LAMBDA {
+      const F y(a[i * t.a_stride + k]);
+      unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { sum[i][v] = madd(y, x[v], sum[i][v]); });
+    });
+  }
+  unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
+    const int i = j / V, v = j % V;
+    float* c = t.c + (r + i) * t.c_stride + column + v * lanes;
+    if constexpr (Merge)
+      madd(F::load_unaligned(c), F(t.alpha[r + i]), sum[i][v] * F(t.beta[r + i])).store_unaligned(c);
+    else
+      sum[i][v].store_unaligned(c);
+  });
+}
+
+template <class A, bool Merge, int R, int V>
+void attention_rows(const AttentionProduct& t, std::int64_t r, std::int64_t vectors) {
+  constexpr auto lanes = static_cast<std::int64_t>(Floats<A>::size);
+  std::int64_t v = 0;
+  for (; v + V <= vectors; v += V) attention_block<A, Merge, R, V>(t, r, v * lanes);
+  for (; v < vectors; ++v) attention_block<A, Merge, R, 1>(t, r, v * lanes);
+}
+
+template <class A, bool Merge>
+void attention_product(const AttentionProduct& t, std::int64_t rows, std::int64_t columns) {
+  const auto vectors = columns / static_cast<std::int64_t>(Floats<A>::size);
+  std::int64_t r = 0;
+  // 8 x 2 (4 x 2) sums fill half of 32 (16) vector registers: enough to hide a latency of 4 at 2 a cycle. A block reads few
+  // columns, since b may come from the second-level cache, and many rows, which stay in the first; few rows need more columns.
+  if constexpr (Floats<A>::size == 16)
+    for (; r + 8 <= rows; r += 8) attention_rows<A, Merge, 8, 2>(t, r, vectors);
+  for (; r + 4 <= rows; r += 4) attention_rows<A, Merge, 4, 2>(t, r, vectors);
+  for (; r + 2 <= rows; r += 2) attention_rows<A, Merge, 2, 4>(t, r, vectors);
+  for (; r < rows; ++r) attention_rows<A, Merge, 1, 4>(t, r, vectors);
+}
+
+/// n elements (a multiple of 16) as f32: where they are, or converted into `scratch`.
+template <class A>
+const float* attention_floats(const std::byte* data, Dtype type, std::int64_t n, float* scratch) {
+  constexpr auto lanes = static_cast<std::int64_t>(Floats<A>::size);
+  if (type == Dtype::F32) return reinterpret_cast<const float*>(data);
+  const auto* p = reinterpret_cast<const std::uint16_t*>(data);
+  if (type == Dtype::F16)
+    for (std::int64_t i = 0; i < n; i += lanes) load_f16<A>(p + i).store_aligned(scratch + i);
+  else
+    for (std::int64_t i = 0; i < n; i += lanes) load_bf16<A>(p + i).store_aligned(scratch + i);
+  return scratch;
+}
+
+/// Scores s[64] of one query become p_j = exp(s_j - max) for j in [begin, end), 0 for the others.
+template <class A>
+MOXIE_INLINE void attention_softmax(float* s, std::int64_t begin, std::int64_t end, float& max, float& sum) {
+  using F = Floats<A>;
+  constexpr auto lanes = static_cast<std::int64_t>(F::size);
+  constexpr auto vectors = kv_page / lanes;
+  alignas(64) float index[F::size];
+  for (std::int64_t i = 0; i < lanes; ++i) index[i] = static_cast<float>(i);
+  const F iota = F::load_aligned(index), none(-__builtin_inff());
+  F x[vectors], largest = none;
+  for (std::int64_t v = 0; v < vectors; ++v) {
+    const F j = iota + F(static_cast<float>(v * lanes));
+    x[v] = xsimd::select((j >= F(static_cast<float>(begin))) & (j < F(static_cast<float>(end))), F::load_aligned(s + v * lanes), none);
+    largest = xsimd::max(largest, x[v]);
+  }
+  max = reduce_max(largest);
+  F total(0.0f);
+  for (std::int64_t v = 0; v < vectors; ++v) {
+    const F p = exp_fixed(x[v] - F(max));
+    p.store_aligned(s + v * lanes);
+    total = total + p;
+  }
+  sum = reduce_sum(total);
+}
+
+/// Brings the running maximum and sum of n queries up to date with a page's, and gives the factors of both.
+template <class A>
+void attention_merge(std::int64_t n, const float* page_max, const float* page_sum, float* max, float* sum, float* alpha, float* beta) {
+  using F = Floats<A>;
+  constexpr auto lanes = static_cast<std::int64_t>(F::size);
+  alignas(64) float m[F::size], l[F::size];
+  for (std::int64_t i = 0; i < n; i += lanes) {  // reads past n, and writes past n only factors, which this page does not use
+    const F old = F::load_unaligned(max + i), page = F::load_unaligned(page_max + i), merged = xsimd::max(old, page);
+    const F a = exp_fixed(old - merged), b = exp_fixed(page - merged);
+    a.store_unaligned(alpha + i);
+    b.store_unaligned(beta + i);
+    merged.store_aligned(m);
+    madd(F::load_unaligned(sum + i), a, F::load_unaligned(page_sum + i) * b).store_aligned(l);
+    for (std::int64_t j = 0; j < lanes && i + j < n; ++j) max[i + j] = m[j], sum[i + j] = l[j];
+  }
+}
+
+template <class A, bool Latent>
+void attend(const AttentionTile& t) {
+  const std::int64_t queries = t.rows * t.heads, lanes = (queries + 15) / 16 * 16;
+  const std::int64_t value_stride = Latent ? kv_row_stride(t.k_dim) : kv_row_stride(t.v_dim);
+  const std::int64_t values = kv_row_stride(t.v_dim);  // columns of the result, padding included
+  float* q = t.scratch;                                // [queries][k_dim], latent: [k_dim][lanes]
+  float* out = q + lanes * kv_row_stride(t.k_dim);     // [queries][values]
+  float* scores = out + lanes * values;                // [queries][64]
+  float* transposed = scores + lanes * kv_page;        // latent: [64][lanes]
+  float* max = transposed + lanes * kv_page;
+  float *sum = max + lanes, *page_max = sum + lanes, *page_sum = page_max + lanes, *alpha = page_sum + lanes, *beta = alpha + lanes;
+  float* floats = max + 8 * lanes;                     // a page's keys or values
+
+  for (std::int64_t i = 0; i < queries; ++i) {
+    const float* from = t.q + i / t.heads * t.q_stride + i % t.heads * t.k_dim;
+    for (std::int64_t d = 0; d < t.k_dim; ++d) q[Latent ? d * lanes + i : i * t.k_dim + d] = from[d] * t.scale;
+  }
+  if constexpr (Latent)
+    for (std::int64_t d = 0; d < t.k_dim; ++d)
+      for (std::int64_t i = queries; i < lanes; ++i) q[d * lanes + i] = 0.0f;
+  for (std::int64_t i = 0; i < queries * values; ++i) out[i] = 0.0f;
+  for (std::int64_t i = 0; i < lanes; ++i) max[i] = -__builtin_inff(), sum[i] = 0.0f, page_max[i] = 0.0f, page_sum[i] = 0.0f;
+
+  const auto first_key = [&](std::int64_t row) {
+    const std::int64_t begin = t.position + row - t.window + 1;
+    return t.window == 0 || begin < 0 ? 0 : begin;
+  };
+  const std::int64_t last = t.position + t.rows - 1;
+  for (std::int64_t page = first_key(0) / kv_page; page <= last / kv_page; ++page) {
+    const std::int64_t base = page * kv_page;
+    const auto begin_of = [&](std::int64_t row) { return first_key(row) > base ? first_key(row) - base : 0; };
+    const auto end_of = [&](std::int64_t row) { return t.position + row + 1 < base + kv_page ? t.position + row + 1 - base : kv_page; };
+    std::int64_t first_row = base > t.position ? base - t.position : 0, end_row = t.rows;
+    while (begin_of(end_row - 1) >= kv_page) --end_row;
+    const std::int64_t begin = first_row * t.heads, end = end_row * t.heads;
+
+    const float* keys = attention_floats<A>(t.pages[page] + t.key_offset, t.type, kv_page * (Latent ? value_stride : t.k_dim), floats);
+    if constexpr (Latent) {
+      attention_product<A, false>({keys, value_stride, q, lanes, transposed, lanes, t.k_dim, nullptr, nullptr}, kv_page, lanes);
+      for (std::int64_t i = begin; i < end; ++i)
+        for (std::int64_t j = 0; j < kv_page; ++j) scores[i * kv_page + j] = transposed[j * lanes + i];
+    } else {
+      attention_product<A, false>({q + begin * t.k_dim, t.k_dim, keys, kv_page, scores + begin * kv_page, kv_page, t.k_dim, nullptr, nullptr},
+                                  end - begin, kv_page);
+    }
+    for (std::int64_t i = begin; i < end; ++i)
+      attention_softmax<A>(scores + i * kv_page, begin_of(i / t.heads), end_of(i / t.heads), page_max[i], page_sum[i]);
+    attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
+
+    const float* v = Latent ? keys : attention_floats<A>(t.pages[page] + t.value_offset, t.type, kv_page * value_stride, floats);
+    for (std::int64_t row = first_row; row < end_row;) {  // neighbours that see the same keys together
+      const std::int64_t from = begin_of(row), to = end_of(row), i = row * t.heads;
+      while (row < end_row && begin_of(row) == from && end_of(row) == to) ++row;
+      attention_product<A, true>({scores + i * kv_page + from, kv_page, v + from * value_stride, value_stride, out + i * values, values,
+                                  to - from, alpha + i, beta + i},
+                                 row * t.heads - i, values);
+    }
+  }
+  for (std::int64_t i = 0; i < queries; ++i) {
+    float* to = t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim;
+    for (std::int64_t d = 0; d < t.v_dim; ++d) to[d] = out[i * values + d] / sum[i];
+  }
+}
+
+}  // namespace moxie::kernels

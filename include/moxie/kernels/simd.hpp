@@ -1,0 +1,99 @@
+#pragma once
+// Vector primitives that xsimd 8.1 does not have, or not with fixed bits: a fused multiply-add on every architecture that
+// has one (xsimd's falls back to a product and a sum on AVX-512), vectors of f32 from f16 and bf16, and an exponential
+// whose every step is written as a fused operation, so that no compiler option changes its result.
+
+#include <cstdint>
+
+#include <xsimd/xsimd.hpp>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/arch.hpp>
+
+namespace moxie::kernels {
+
+/// x * y + z, rounded once where the architecture has a fused multiply-add, else twice.
+template <class S>
+MOXIE_INLINE xsimd::batch<float, S> madd(const xsimd::batch<float, S>& x, const xsimd::batch<float, S>& y,
+                                         const xsimd::batch<float, S>& z) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (xsimd::batch<float, S>::size == 16) return _mm512_fmadd_ps(x, y, z);
+#endif
+  return xsimd::fma(x, y, z);
+}
+
+/// Sum and maximum over the lanes, halves first: ((0 + h) + ..), h = size() / 2. One order on every architecture.
+template <class S, class Op>
+MOXIE_INLINE float reduce_halves(const xsimd::batch<float, S>& x, Op op) noexcept {
+  constexpr int lanes = static_cast<int>(xsimd::batch<float, S>::size);
+  alignas(64) float values[lanes];
+  x.store_aligned(values);
+  for (int half = lanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) values[i] = op(values[i], values[i + half]);
+  return values[0];
+}
+template <class S>
+MOXIE_INLINE float reduce_sum(const xsimd::batch<float, S>& x) noexcept {
+  return reduce_halves(x, [](float a, float b) { return a + b; });
+}
+template <class S>
+MOXIE_INLINE float reduce_max(const xsimd::batch<float, S>& x) noexcept {
+  return reduce_halves(x, [](float a, float b) { return a < b ? b : a; });
+}
+
+/// size() consecutive f16 as f32; `p` needs no alignment.
+template <class A>
+MOXIE_INLINE Floats<A> load_f16(const std::uint16_t* p) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (Floats<A>::size == 16) return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#endif
+#if defined(__F16C__)
+  if constexpr (Floats<A>::size == 8) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
+  alignas(64) float values[Floats<A>::size];
+  for (std::size_t i = 0; i < Floats<A>::size; ++i) values[i] = f16_to_f32(p[i]);
+  return Floats<A>::load_aligned(values);
+}
+
+/// size() consecutive bf16 as f32; `p` needs no alignment.
+template <class A>
+MOXIE_INLINE Floats<A> load_bf16(const std::uint16_t* p) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (Floats<A>::size == 16)
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+#endif
+#if defined(__AVX2__)
+  if constexpr (Floats<A>::size == 8)
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+#endif
+  alignas(64) float values[Floats<A>::size];
+  for (std::size_t i = 0; i < Floats<A>::size; ++i) values[i] = bf16_to_f32(p[i]);
+  return Floats<A>::load_aligned(values);
+}
+
+/// e^x within 2 units in the last place for x in [-87, 88]; exactly 0 below and infinity above; 1 at 0; NaN stays NaN.
+/// x = n ln 2 + r with |r| <= ln(2) / 2, e^r by its Taylor polynomial of degree 7 (relative error 6e-9).
+template <class S>
+MOXIE_INLINE xsimd::batch<float, S> exp_fixed(const xsimd::batch<float, S>& x) noexcept {
+  using F = xsimd::batch<float, S>;
+  using I = xsimd::batch<std::int32_t, S>;
+  const F n = xsimd::nearbyint(x * F(1.44269504088896341f));
+  F r = madd(n, F(-0.693359375f), x);          // ln 2 in two parts: 355/512 is short, so the product is exact
+  r = madd(n, F(2.12194440054690583e-4f), r);
+  F p(1.0f / 5040.0f);
+  p = madd(p, r, F(1.0f / 720.0f));
+  p = madd(p, r, F(1.0f / 120.0f));
+  p = madd(p, r, F(1.0f / 24.0f));
+  p = madd(p, r, F(1.0f / 6.0f));
+  p = madd(p, r, F(0.5f));
+  p = madd(p, r, F(1.0f));
+  p = madd(p, r, F(1.0f));
+  // 2^n as 2^(n - 1) * 2, so that n = 128 has an exponent
+  const I exponent = (xsimd::to_int(n) + I(126)) << 23;
+  const F scale = xsimd::bitwise_cast<F>(exponent);
+  F y = (p * scale) * F(2.0f);
+  y = xsimd::select(x < F(-87.0f), F(0.0f), y);
+  return xsimd::select(x > F(88.0f), F(__builtin_inff()), y);
+}
+
+}  // namespace moxie::kernels
