@@ -36,7 +36,10 @@ struct Q8_0 {
       const float d = largest / 127;
       const float inverse = d != 0 ? 1 / d : 0;
       store_u16(dst, f32_to_f16(d));
-      for (int i = 0; i < 32; ++i) dst[2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::round(src[i] * inverse)));
+      for (int i = 0; i < 32; ++i) {
+        const float q = std::round(src[i] * inverse);  // not finite where 1 / d overflows: d is 0 in f16 then
+        dst[2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::fabs(q) <= 127 ? q : 0));
+      }
     }
   }
 };
