@@ -1,0 +1,148 @@
+#pragma once
+// What differs between model families, as data: one `Family` value for each, in a header of its own.
+// common_hf.hpp and common_gguf.hpp turn it into a ModelConfig, common_tensors.hpp finds the tensors.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <moxie/model/config.hpp>
+
+namespace moxie::families {
+
+/// Tensor names. {i} stands for the layer, {e} for the expert; nullptr: this source has no such tensor. The bias of a
+/// projection has its name with ".bias" for ".weight". Shapes are those of model/tensors.hpp.
+struct TensorNames {
+  const char* layer_prefix = nullptr;  ///< what comes before the layer's number
+  const char* embedding = nullptr;
+  const char* output_norm = nullptr;
+  const char* output = nullptr;
+  const char* rope_freqs = nullptr;  ///< [dims / 2]
+  const char* attn_norm = nullptr;
+  const char* ffn_norm = nullptr;
+  const char* q = nullptr;
+  const char* k = nullptr;
+  const char* v = nullptr;
+  const char* qkv = nullptr;  ///< rows of q, k, v in this order, instead of the three
+  const char* o = nullptr;
+  const char* q_norm = nullptr;
+  const char* k_norm = nullptr;
+  const char* q_a = nullptr;
+  const char* q_a_norm = nullptr;
+  const char* q_b = nullptr;
+  const char* kv_a = nullptr;
+  const char* kv_a_norm = nullptr;
+  const char* kv_b = nullptr;
+  const char* k_b = nullptr;
+  const char* v_b = nullptr;
+  const char* dense_gate = nullptr;
+  const char* dense_up = nullptr;
+  const char* dense_down = nullptr;
+  const char* router = nullptr;
+  const char* router_bias = nullptr;
+  const char* expert_gate = nullptr;  ///< one tensor for each expert
+  const char* expert_up = nullptr;
+  const char* expert_down = nullptr;
+  const char* experts_gate = nullptr;  ///< all experts in one tensor, [experts, width, hidden]
+  const char* experts_up = nullptr;
+  const char* experts_down = nullptr;
+  const char* experts_gate_up = nullptr;  ///< [experts, 2 * width, hidden], the gate's rows first, instead of the two
+  const char* shared_gate = nullptr;
+  const char* shared_up = nullptr;
+  const char* shared_down = nullptr;
+  const char* shared_expert_gate = nullptr;
+};
+
+/// "blk.{i}.ffn_gate.{e}.weight" for layer and expert.
+inline std::string tensor_name(std::string_view pattern, std::int64_t layer = -1, std::int64_t expert = -1) {
+  std::string name;
+  for (std::size_t i = 0; i < pattern.size(); ++i) {
+    const std::string_view mark = pattern.substr(i, 3);
+    if (mark == "{i}" || mark == "{e}") {
+      name += std::to_string(mark == "{i}" ? layer : expert);
+      i += 2;
+    } else {
+      name += pattern[i];
+    }
+  }
+  return name;
+}
+/// The name of the bias that belongs to a weight: ".weight" replaced by ".bias".
+inline std::string bias_name(const std::string& weight) { return weight.substr(0, weight.size() - std::string_view("weight").size()) + "bias"; }
+
+/// A key that moxie supports with one value only; absent and null are fine. Others change what the model computes.
+struct FixedOption {
+  const char* key;
+  const char* value;  ///< as JSON
+};
+
+enum class TopkNorm { never, always, by_key };
+enum class SharedExperts {
+  none,
+  counted,  ///< n shared experts, together n * moe_intermediate_size wide, added as they are
+  gated     ///< a width of their own; multiplied by sigmoid(gate . x)
+};
+
+/// Rules of config.json (Hugging Face transformers).
+struct HfRules {
+  enum class Layout { half, interleaved, by_key };  ///< by_key: rope_interleave, absent: interleaved
+  enum class Window {
+    none,
+    everywhere,    ///< sliding_window in every layer, null: none
+    switched,      ///< the same when use_sliding_window is true
+    by_layer_type  ///< in the layers that layer_types names, when use_sliding_window is true
+  };
+  enum class Dense {
+    none,
+    sparse_step,  ///< mlp_only_layers, and layers i where i + 1 is no multiple of decoder_sparse_step
+    first_k       ///< the first first_k_dense_replace layers
+  };
+
+  const TensorNames* names = nullptr;
+  double rope_theta = 10000.0;
+  double rms_norm_eps = 1e-6;
+  std::int64_t context_length = 4096;
+  Layout layout = Layout::half;
+  Window window = Window::none;
+  const char* bias_key = nullptr;  ///< q, k, v (or q_a and kv_a) have biases when this is true
+  bool bias_default = false;
+  bool o_bias = false;  ///< then o has one too
+  const char* n_experts = nullptr;
+  const char* expert_width = "moe_intermediate_size";
+  const char* shared = nullptr;  ///< count or width of the shared experts
+  std::int64_t shared_default = 0;
+  Dense dense = Dense::none;
+  std::int64_t first_k_default = 0;
+  TopkNorm topk_norm = TopkNorm::always;  ///< by_key: norm_topk_prob
+  bool topk_norm_default = false;
+  double scaling_default = 1.0;        ///< of routed_scaling_factor
+  const char* group_method = nullptr;  ///< topk_method with this value means groups, "greedy" none; nullptr: groups always count
+  std::int64_t n_group_default = 1, topk_group_default = 1;
+  std::span<const FixedOption> fixed = {};
+};
+
+/// Rules of GGUF metadata (llama.cpp).
+struct GgufRules {
+  RopeLayout layout = RopeLayout::half;
+  const char* expert_width = "expert_feed_forward_length";
+  const char* shared = nullptr;  ///< count or width of the shared experts
+  TopkNorm topk_norm = TopkNorm::always;  ///< by_key: expert_weights_norm, absent: no
+  bool qkv_bias = false;  ///< required; elsewhere used where the file has them
+};
+
+struct Family {
+  const char* name;          ///< also the model_type of config.json
+  const char* architecture;  ///< general.architecture of GGUF
+  AttentionKind attention = AttentionKind::gqa;
+  QkNorm qk_norm = QkNorm::none;
+  RouterScoring scoring = RouterScoring::softmax;
+  bool selection_bias = false;  ///< the router has a bias for the choice
+  GroupScore group_score = GroupScore::best_two;
+  float norm_epsilon = 0.0f;
+  SharedExperts shared = SharedExperts::none;
+  HfRules hf = {};
+  GgufRules gguf = {};
+};
+
+}  // namespace moxie::families

@@ -1,0 +1,255 @@
+#pragma once
+// GGUF metadata to a ModelConfig, by the rules of a Family.
+//
+// What a file means is what llama.cpp computes from it. Keys named "moxie.*" carry what GGUF has no key for; moxie's own
+// quantizer writes them where they are needed (see gguf_names.hpp), and other readers ignore them.
+// Source: GGUF specification (ggml/docs/gguf.md); llama.cpp, llama-model.cpp and convert_hf_to_gguf.py.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <moxie/core/tensor.hpp>
+#include <moxie/model/config.hpp>
+#include <moxie/model/families/common.hpp>
+#include <moxie/model/families/common_config.hpp>
+#include <moxie/model/families/common_tensors.hpp>
+#include <moxie/model/fields.hpp>
+
+namespace moxie::families {
+
+/// Tensor names of GGUF, the same for all architectures.
+inline constexpr TensorNames gguf_tensor_names{
+    .layer_prefix = "blk.",
+    .embedding = "token_embd.weight",
+    .output_norm = "output_norm.weight",
+    .output = "output.weight",
+    .rope_freqs = "rope_freqs.weight",
+    .attn_norm = "blk.{i}.attn_norm.weight",
+    .ffn_norm = "blk.{i}.ffn_norm.weight",
+    .q = "blk.{i}.attn_q.weight",
+    .k = "blk.{i}.attn_k.weight",
+    .v = "blk.{i}.attn_v.weight",
+    .qkv = "blk.{i}.attn_qkv.weight",
+    .o = "blk.{i}.attn_output.weight",
+    .q_norm = "blk.{i}.attn_q_norm.weight",
+    .k_norm = "blk.{i}.attn_k_norm.weight",
+    .q_a = "blk.{i}.attn_q_a.weight",
+    .q_a_norm = "blk.{i}.attn_q_a_norm.weight",
+    .q_b = "blk.{i}.attn_q_b.weight",
+    .kv_a = "blk.{i}.attn_kv_a_mqa.weight",
+    .kv_a_norm = "blk.{i}.attn_kv_a_norm.weight",
+    .kv_b = "blk.{i}.attn_kv_b.weight",
+    .k_b = "blk.{i}.attn_k_b.weight",
+    .v_b = "blk.{i}.attn_v_b.weight",
+    .dense_gate = "blk.{i}.ffn_gate.weight",
+    .dense_up = "blk.{i}.ffn_up.weight",
+    .dense_down = "blk.{i}.ffn_down.weight",
+    .router = "blk.{i}.ffn_gate_inp.weight",
+    .router_bias = "blk.{i}.exp_probs_b.bias",
+    .expert_gate = "blk.{i}.ffn_gate.{e}.weight",
+    .expert_up = "blk.{i}.ffn_up.{e}.weight",
+    .expert_down = "blk.{i}.ffn_down.{e}.weight",
+    .experts_gate = "blk.{i}.ffn_gate_exps.weight",
+    .experts_up = "blk.{i}.ffn_up_exps.weight",
+    .experts_down = "blk.{i}.ffn_down_exps.weight",
+    .experts_gate_up = "blk.{i}.ffn_gate_up_exps.weight",
+    .shared_gate = "blk.{i}.ffn_gate_shexp.weight",
+    .shared_up = "blk.{i}.ffn_up_shexp.weight",
+    .shared_down = "blk.{i}.ffn_down_shexp.weight",
+    .shared_expert_gate = "blk.{i}.ffn_gate_inp_shexp.weight",
+};
+
+/// Keys of other architectures that would change the result if one of ours had them.
+inline constexpr FixedOption gguf_fixed_options[] = {
+    {"logit_scale", "1"},
+    {"residual_scale", "1"},
+    {"embedding_scale", "1"},
+    {"attn_logit_softcapping", "0"},
+    {"final_logit_softcapping", "0"},
+    {"attention.causal", "true"},
+    {"attention.clamp_kqv", "0"},
+    {"attention.temperature_scale", "0"},
+    {"attention.chunk_size", "0"},
+    {"rope.scaling.yarn_ext_factor", "1"},
+    {"rope.scaling.yarn_attn_factor", "1"},
+    {"use_parallel_residual", "false"},
+};
+
+/// `rope.dims` is set. Returns DeepSeek's factor m on the softmax scale before it is squared.
+inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& family, std::int64_t context_length, RopeConfig& rope) {
+  rope.layout = family.gguf.layout;
+  rope.theta = f.number("rope.freq_base", 1.001, 1e18, 10000.0);
+  const double factor = f.number("rope.scaling.factor|rope.scale_linear", 0.0, 1e6, 0.0);
+  rope.factor = factor == 0.0 ? 1.0 : factor;
+  const std::string kind = f.text("rope.scaling.type", factor == 0.0 ? "none" : "linear");
+  const double attention_factor = f.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0);
+  const double log_multiplier = f.number("rope.scaling.yarn_log_multiplier", 0.0, 100.0, 0.0);
+  const bool mla = family.attention == AttentionKind::mla;
+  if (!mla && log_multiplier != 0.0) f.unsupported("rope.scaling.yarn_log_multiplier", "belongs to multi-head latent attention, which this architecture does not have");
+  if (mla && attention_factor != 1.0) f.unsupported("rope.scaling.attn_factor", "is not 1; this architecture has yarn_log_multiplier");
+  double m = 1.0;
+  if (kind == "none") {
+    rope.factor = 1.0;
+  } else if (kind == "linear") {
+    rope.scaling = RopeScaling::linear;
+    rope.magnitude = attention_factor;
+  } else if (kind == "yarn") {
+    rope.scaling = RopeScaling::yarn;
+    rope.original_context = f.integer("rope.scaling.original_context_length", 1, max_context, context_length);
+    rope.beta_fast = f.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0);
+    rope.beta_slow = f.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0);
+    // yarn_log_multiplier is 0.1 mscale_all_dim, and mscale is taken to be the same: cos and sin keep their size
+    m = yarn_mscale(rope.factor, 10.0 * log_multiplier);
+    rope.magnitude = log_multiplier != 0.0 ? 1.0 : attention_factor * yarn_mscale(rope.factor, 1.0);
+    rope.magnitude = own.number("rope.magnitude", 1e-6, 1e6, rope.magnitude);
+    rope.truncate = own.boolean("rope.truncate", true);
+  } else {
+    f.unsupported("rope.scaling.type", "is " + Fields::show(kind) + "; moxie has none, linear and yarn for this architecture");
+  }
+  return m;
+}
+
+inline void read_gguf_attention(Fields& f, const Fields& own, const Family& family, ModelConfig& c) {
+  AttentionConfig& a = c.attention;
+  a.kind = family.attention;
+  a.n_heads = f.uniform("attention.head_count", 1, max_heads);
+  double width = 0.0;  // of a query and key
+  if (a.kind == AttentionKind::gqa) {
+    a.qk_norm = family.qk_norm;
+    a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
+    if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
+      f.fail("attention.key_length", "is missing, and embedding_length " + std::to_string(c.hidden_size) + " is no multiple of head_count " + std::to_string(a.n_heads));
+    a.head_dim = f.integer("attention.key_length", 1, max_head_dim, c.hidden_size / a.n_heads);
+    if (const std::int64_t v = f.integer("attention.value_length", 1, max_head_dim, a.head_dim); v != a.head_dim)
+      f.unsupported("attention.value_length", "is " + std::to_string(v) + " and key_length " + std::to_string(a.head_dim) + "; moxie needs them to be equal");
+    a.rope.dims = f.integer("rope.dimension_count", 1, max_head_dim, a.head_dim);
+    width = static_cast<double>(a.head_dim);
+  } else {
+    a.kv_lora_rank = f.integer("attention.kv_lora_rank", 1, max_width);
+    a.q_lora_rank = f.integer("attention.q_lora_rank", 0, max_width, 0);
+    a.qk_rope_head_dim = f.integer("rope.dimension_count", 1, max_head_dim);
+    // files with an unsplit kv_b have the heads' sizes in key_length and value_length
+    const std::int64_t qk = f.integer("attention.key_length_mla|attention.key_length", 1, max_head_dim);
+    a.v_head_dim = f.integer("attention.value_length_mla|attention.value_length", 1, max_head_dim);
+    f.check_missing();
+    if (qk <= a.qk_rope_head_dim)
+      f.fail("attention.key_length_mla", "is " + std::to_string(qk) + "; it must be larger than rope.dimension_count, " + std::to_string(a.qk_rope_head_dim));
+    a.qk_nope_head_dim = qk - a.qk_rope_head_dim;
+    a.rope.dims = a.qk_rope_head_dim;
+    a.latent_norm_eps = static_cast<float>(own.number("attention.latent_norm_epsilon", 1e-20, 1.0, static_cast<double>(c.rms_norm_eps)));
+    width = static_cast<double>(qk);
+  }
+  const double m = read_gguf_rope(f, own, family, c.context_length, a.rope);
+  const double plain = m * m / std::sqrt(width);
+  const double given = f.number("attention.scale", 0.0, 1e6, 0.0);
+  a.scale = static_cast<float>(given == 0.0 ? plain : given);
+
+  const std::int64_t window = f.integer("attention.sliding_window", 0, max_context, 0);
+  std::vector<std::int64_t> windows(static_cast<std::size_t>(c.n_layers), window);
+  if (const nlohmann::json* pattern = f.find("attention.sliding_window_pattern"); pattern && window != 0) {
+    if (!pattern->is_array() || std::ssize(*pattern) != c.n_layers)
+      f.fail("attention.sliding_window_pattern", "is " + Fields::show(*pattern) + "; it must have a boolean for each of the " + std::to_string(c.n_layers) + " layers");
+    for (std::size_t i = 0; i < windows.size(); ++i) {
+      if (!(*pattern)[i].is_boolean()) f.fail("attention.sliding_window_pattern", "holds " + Fields::show((*pattern)[i]) + "; it must hold booleans");
+      if (!(*pattern)[i].get<bool>()) windows[i] = 0;
+    }
+  }
+  c.set_sliding_windows(windows);
+}
+
+inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, ModelConfig& c) {
+  MoeConfig& moe = c.moe;
+  RouterConfig& router = moe.router;
+  moe.hidden_size = c.hidden_size;
+  moe.moe_intermediate_size = f.uniform(family.gguf.expert_width, 1, max_width);
+  router.n_experts = f.integer("expert_count", 1, max_experts);
+  router.top_k = f.integer("expert_used_count", 1, max_experts);
+  router.scoring = family.scoring;
+  const std::int64_t gating = family.scoring == RouterScoring::softmax ? 1 : 2;
+  if (const std::int64_t found = f.integer("expert_gating_func", 0, 1000, gating); found != gating && found != 0)
+    f.unsupported("expert_gating_func", "is " + std::to_string(found) + "; moxie has " + std::to_string(gating) + " (" + (gating == 1 ? "softmax" : "sigmoid") + ") for this architecture");
+  router.norm_topk_prob = f.boolean("expert_weights_norm", family.gguf.topk_norm == TopkNorm::always);
+  router.norm_epsilon = family.norm_epsilon;
+  const double scale = f.number("expert_weights_scale", 0.0, 1e6, 0.0);
+  router.routed_scaling_factor = scale == 0.0 ? 1.0f : static_cast<float>(scale);
+  router.n_group = std::max<std::int64_t>(1, f.integer("expert_group_count", 0, max_experts, 1));
+  router.topk_group = std::max<std::int64_t>(1, f.integer("expert_group_used_count", 0, max_experts, 1));
+  const std::string group_score = own.text("expert_group_score", "best_two");
+  if (group_score != "best_two" && group_score != "best") own.fail("expert_group_score", "is " + Fields::show(group_score) + "; it must be 'best_two' or 'best'");
+  router.group_score = group_score == "best" ? GroupScore::best : GroupScore::best_two;
+  if (family.shared == SharedExperts::counted) moe.shared_intermediate_size = f.integer(family.gguf.shared, 0, 1024, 0) * moe.moe_intermediate_size;
+  if (family.shared == SharedExperts::gated) {
+    moe.shared_intermediate_size = f.integer(family.gguf.shared, 1, max_width);
+    moe.shared_expert_gate = true;
+  }
+}
+
+/// The factors of rope_freqs.weight, [dims / 2], where the file has it: frequencies are divided by them (Llama 3.1's scaling).
+inline std::vector<float> read_rope_freqs(const TensorMap& tensors, const ModelConfig& c) {
+  const TensorView* view = tensors.find(gguf_tensor_names.rope_freqs);
+  if (!view) return {};
+  const std::int64_t n = c.attention.rope.dims / 2;
+  if (view->shape != Shape{n} || view->dtype != Dtype::F32 || view->bytes != static_cast<std::uint64_t>(n) * sizeof(float))
+    throw FormatError(view->place(), "has type " + std::string(dtype_info(view->dtype).name) + " and shape " + view->shape_text() + "; it must be F32 " + shape_text({n}));
+  std::vector<float> factors(static_cast<std::size_t>(n));
+  std::memcpy(factors.data(), view->data, view->bytes);
+  for (const float factor : factors)
+    if (!(factor > 0.0f && factor < 1e30f)) throw FormatError(view->place(), "holds a factor that is not positive and finite");
+  return factors;
+}
+
+/// Layers at the end that only predict further tokens (nextn_predict_layers): their tensors say so, or are not there.
+inline std::int64_t count_prediction_layers(const Fields& f, const TensorMap& tensors, std::int64_t blocks) {
+  const std::int64_t most = std::min(blocks - 1, f.integer("nextn_predict_layers", 0, max_layers, 0));
+  std::int64_t n = 0;
+  while (n < most && (tensors.find("blk." + std::to_string(blocks - 1 - n) + ".nextn.eh_proj.weight") || !tensors.find(tensor_name(gguf_tensor_names.attn_norm, blocks - 1 - n)))) ++n;
+  return n;
+}
+
+/// Which layers have experts: after the leading dense ones all, but those that hold a dense feed-forward layer and no router.
+inline std::vector<bool> find_moe_layers(const Fields& f, const TensorMap& tensors, std::int64_t n_layers) {
+  const std::int64_t leading = f.integer("leading_dense_block_count", 0, max_layers, 0);
+  std::vector<bool> layers(static_cast<std::size_t>(n_layers));
+  for (std::int64_t i = 0; i < n_layers; ++i) {
+    const bool dense = tensors.find(tensor_name(gguf_tensor_names.dense_gate, i)) && !tensors.find(tensor_name(gguf_tensor_names.router, i));
+    layers[static_cast<std::size_t>(i)] = i >= leading && !dense;
+  }
+  return layers;
+}
+
+/// `f` reads the keys of the architecture, `own` those of moxie, `all` the whole metadata.
+inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& all, const Family& family, const TensorMap& tensors) {
+  check_fixed(f, gguf_fixed_options);
+  ModelConfig c;
+  c.family = family.name;
+  c.name = all.text("general.name", "");
+  const std::int64_t blocks = f.integer("block_count", 1, max_layers);
+  c.n_layers = blocks - count_prediction_layers(f, tensors, blocks);
+  c.context_length = f.integer("context_length", 1, max_context);
+  c.hidden_size = f.integer("embedding_length", 1, max_width);
+  const TensorView* embedding = tensors.find(gguf_tensor_names.embedding);
+  const std::int64_t rows = embedding && embedding->shape.size() == 2 && embedding->shape[0] > 0 ? embedding->shape[0] : 1;
+  c.vocab_size = f.integer("vocab_size", 1, max_vocab, std::min(rows, max_vocab));
+  c.rms_norm_eps = static_cast<float>(f.number("attention.layer_norm_rms_epsilon", 1e-20, 1.0));
+  c.is_moe_layer = find_moe_layers(f, tensors, c.n_layers);
+  bool dense = family.gguf.expert_width == std::string_view("feed_forward_length");
+  for (const bool moe : c.is_moe_layer) dense = dense || !moe;
+  // Files of models without dense layers may leave it out.
+  c.intermediate_size = dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
+  read_gguf_attention(f, own, family, c);
+  read_gguf_moe(f, own, family, c);
+  f.check_missing();
+  check_config(c, f);
+  c.attention.rope.freq_factors = read_rope_freqs(tensors, c);
+  return c;
+}
+
+}  // namespace moxie::families

@@ -1,0 +1,61 @@
+#pragma once
+// DeepSeek-V2 and V2-Lite (arXiv 2405.04434): multi-head latent attention, softmax scores that are never renormalized,
+// leading dense layers, shared experts. GGUF has one architecture, "deepseek2", for V2 and V3; expert_gating_func tells them apart.
+
+#include <moxie/model/families/common.hpp>
+
+namespace moxie::families {
+
+/// Of V2 and V3.
+inline constexpr TensorNames deepseek_hf_names{
+    .layer_prefix = "model.layers.",
+    .embedding = "model.embed_tokens.weight",
+    .output_norm = "model.norm.weight",
+    .output = "lm_head.weight",
+    .attn_norm = "model.layers.{i}.input_layernorm.weight",
+    .ffn_norm = "model.layers.{i}.post_attention_layernorm.weight",
+    .q = "model.layers.{i}.self_attn.q_proj.weight",
+    .o = "model.layers.{i}.self_attn.o_proj.weight",
+    .q_a = "model.layers.{i}.self_attn.q_a_proj.weight",
+    .q_a_norm = "model.layers.{i}.self_attn.q_a_layernorm.weight",
+    .q_b = "model.layers.{i}.self_attn.q_b_proj.weight",
+    .kv_a = "model.layers.{i}.self_attn.kv_a_proj_with_mqa.weight",
+    .kv_a_norm = "model.layers.{i}.self_attn.kv_a_layernorm.weight",
+    .kv_b = "model.layers.{i}.self_attn.kv_b_proj.weight",
+    .dense_gate = "model.layers.{i}.mlp.gate_proj.weight",
+    .dense_up = "model.layers.{i}.mlp.up_proj.weight",
+    .dense_down = "model.layers.{i}.mlp.down_proj.weight",
+    .router = "model.layers.{i}.mlp.gate.weight",
+    .router_bias = "model.layers.{i}.mlp.gate.e_score_correction_bias",
+    .expert_gate = "model.layers.{i}.mlp.experts.{e}.gate_proj.weight",
+    .expert_up = "model.layers.{i}.mlp.experts.{e}.up_proj.weight",
+    .expert_down = "model.layers.{i}.mlp.experts.{e}.down_proj.weight",
+    .shared_gate = "model.layers.{i}.mlp.shared_experts.gate_proj.weight",
+    .shared_up = "model.layers.{i}.mlp.shared_experts.up_proj.weight",
+    .shared_down = "model.layers.{i}.mlp.shared_experts.down_proj.weight",
+};
+
+inline constexpr FixedOption deepseek_v2_fixed[] = {{"moe_layer_freq", "1"}, {"scoring_func", "\"softmax\""}};
+
+inline constexpr Family deepseek_v2{
+    .name = "deepseek_v2",
+    .architecture = "deepseek2",
+    .attention = AttentionKind::mla,
+    .group_score = GroupScore::best,
+    .shared = SharedExperts::counted,
+    .hf = {.names = &deepseek_hf_names,
+           .context_length = 2048,
+           .layout = HfRules::Layout::interleaved,
+           .bias_key = "attention_bias",
+           .o_bias = true,
+           .n_experts = "n_routed_experts|num_experts",
+           .shared = "n_shared_experts",
+           .shared_default = 2,
+           .dense = HfRules::Dense::first_k,
+           .topk_norm = TopkNorm::never,
+           .group_method = "group_limited_greedy",
+           .fixed = deepseek_v2_fixed},
+    .gguf = {.layout = RopeLayout::interleaved, .shared = "expert_shared_count", .topk_norm = TopkNorm::by_key},
+};
+
+}  // namespace moxie::families

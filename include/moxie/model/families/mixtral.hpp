@@ -1,0 +1,43 @@
+#pragma once
+// Mixtral (arXiv 2401.04088): grouped-query attention, softmax over all experts, top-k always renormalized.
+// GGUF calls it "llama" (with experts) and has the rows of q and k permuted from halves to interleaved pairs.
+
+#include <moxie/model/families/common.hpp>
+#include <moxie/model/families/common_gguf.hpp>
+
+namespace moxie::families {
+
+inline constexpr TensorNames mixtral_hf_names{
+    .layer_prefix = "model.layers.",
+    .embedding = "model.embed_tokens.weight",
+    .output_norm = "model.norm.weight",
+    .output = "lm_head.weight",
+    .attn_norm = "model.layers.{i}.input_layernorm.weight",
+    .ffn_norm = "model.layers.{i}.post_attention_layernorm.weight",
+    .q = "model.layers.{i}.self_attn.q_proj.weight",
+    .k = "model.layers.{i}.self_attn.k_proj.weight",
+    .v = "model.layers.{i}.self_attn.v_proj.weight",
+    .o = "model.layers.{i}.self_attn.o_proj.weight",
+    .router = "model.layers.{i}.block_sparse_moe.gate.weight",
+    .expert_gate = "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight",
+    .expert_up = "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight",
+    .expert_down = "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",
+};
+
+inline constexpr FixedOption mixtral_fixed[] = {{"attention_bias", "false"}};
+
+inline constexpr Family mixtral{
+    .name = "mixtral",
+    .architecture = "llama",
+    .hf = {.names = &mixtral_hf_names,
+           .rope_theta = 1e6,
+           .rms_norm_eps = 1e-5,
+           .context_length = 131072,
+           .window = HfRules::Window::everywhere,
+           .n_experts = "num_local_experts|num_experts",
+           .expert_width = "intermediate_size",
+           .fixed = mixtral_fixed},
+    .gguf = {.layout = RopeLayout::interleaved, .expert_width = "feed_forward_length"},
+};
+
+}  // namespace moxie::families

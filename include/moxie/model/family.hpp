@@ -1,0 +1,126 @@
+#pragma once
+// From what a file says to a description of the model: the configuration, and its tensors by role.
+//
+// Families are data (families/*.hpp); to add one, write its header and its line in `all_families`.
+// Errors: UnsupportedError for a family, architecture or option that moxie does not have; FormatError for values out of
+// range, and for tensors that are missing, misshaped or out of place (all in one message).
+
+#include <string>
+#include <string_view>
+
+#include <nlohmann/json.hpp>
+
+#include <moxie/core/error.hpp>
+#include <moxie/core/tensor.hpp>
+#include <moxie/model/config.hpp>
+#include <moxie/model/families/common.hpp>
+#include <moxie/model/families/common_gguf.hpp>
+#include <moxie/model/families/common_hf.hpp>
+#include <moxie/model/families/common_tensors.hpp>
+#include <moxie/model/families/deepseek_v2.hpp>
+#include <moxie/model/families/deepseek_v3.hpp>
+#include <moxie/model/families/mixtral.hpp>
+#include <moxie/model/families/qwen2_moe.hpp>
+#include <moxie/model/families/qwen3_moe.hpp>
+#include <moxie/model/fields.hpp>
+#include <moxie/model/tensors.hpp>
+
+namespace moxie {
+
+struct ModelDescription {
+  ModelConfig config;
+  DecoderTensors tensors;
+};
+
+namespace families {
+
+inline constexpr const Family* all_families[] = {
+    &deepseek_v2,
+    &deepseek_v3,
+    &qwen2_moe,
+    &qwen3_moe,
+    &mixtral,
+};
+
+/// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."
+inline std::string list_families(bool architectures) {
+  std::string list;
+  const char* last = "";
+  for (const Family* family : all_families) {
+    const char* name = architectures ? family->architecture : family->name;
+    if (name != std::string_view(last)) list += (list.empty() ? "" : ", ") + std::string(name);
+    last = name;
+  }
+  return list;
+}
+
+/// The family of a GGUF file. Where several have one architecture, expert_gating_func decides; absent and 0 mean softmax.
+inline const Family& gguf_family(const Fields& all, const std::string& file) {
+  if (!all.contains("general.architecture")) throw FormatError({file, "general.architecture", {}}, "this key is missing; it names the model's architecture (" + list_families(true) + ")");
+  const std::string architecture = all.text("general.architecture", "");
+  if (const auto experts = architecture + ".expert_count"; architecture == "llama" && all.integer(experts, 0, max_experts, 0) == 0)
+    all.unsupported(experts, "is absent or 0: a dense model; moxie runs Mixture-of-Experts models of the architectures " + list_families(true));
+  const bool sigmoid = all.integer(architecture + ".expert_gating_func", 0, 1000, 1) == 2;
+  const Family* found = nullptr;
+  for (const Family* family : all_families)
+    if (family->architecture == architecture && (!found || (family->scoring == RouterScoring::sigmoid) == sigmoid)) found = family;
+  if (!found)
+    all.unsupported("general.architecture", "is " + Fields::show(architecture) + "; moxie has " + list_families(true) + " (families " + list_families(false) + ")");
+  return *found;
+}
+
+}  // namespace families
+
+/// `metadata` is one flat object of GGUF keys; `file` names the file in errors.
+inline ModelDescription describe_gguf(const nlohmann::json& metadata, const TensorMap& tensors, const std::string& file) {
+  using namespace families;
+  const Fields all(metadata, file);
+  const Family& family = gguf_family(all, file);
+  Fields f(metadata, file, std::string(family.architecture) + ".");
+  const Fields own(metadata, file, "moxie.");
+  ModelDescription model;
+  model.config = read_gguf_config(f, own, all, family, tensors);
+  const bool gqa = family.attention == AttentionKind::gqa;
+  const TensorRules rules{
+      .names = &gguf_tensor_names,
+      .qkv_bias = family.gguf.qkv_bias ? Presence::required : gqa ? Presence::optional : Presence::absent,
+      .latent_bias = Presence::optional,
+      .o_bias = Presence::optional,
+      .selection_bias = family.selection_bias,
+      .prediction_layers = f.integer("nextn_predict_layers", 0, max_layers, 0),
+  };
+  model.tensors = find_tensors(model.config, rules, tensors, file);
+  return model;
+}
+
+/// `config` is the content of config.json; `folder` names the model in errors.
+inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMap& tensors, const std::string& folder) {
+  using namespace families;
+  const std::string file = folder + "/config.json";
+  Fields f(config, file);
+  if (!f.contains("model_type")) f.fail("model_type", "this key is missing; it names the model's family (" + list_families(false) + ")");
+  const std::string type = f.text("model_type", "");
+  const Family* family = nullptr;
+  for (const Family* candidate : all_families)
+    if (candidate->name == type) family = candidate;
+  if (!family) f.unsupported("model_type", "is " + Fields::show(type) + "; moxie has " + list_families(false));
+  ModelDescription model;
+  model.config = read_hf_config(f, *family);
+  const bool bias = family->hf.bias_key && f.boolean(family->hf.bias_key, family->hf.bias_default);
+  const bool tied = f.boolean("tie_word_embeddings", false);
+  const Presence biases = bias ? Presence::required : Presence::absent;
+  const TensorRules rules{
+      .names = family->hf.names,
+      .output = Presence::required,
+      .tied = tied,
+      .qkv_bias = family->attention == AttentionKind::gqa ? biases : Presence::absent,
+      .latent_bias = biases,
+      .o_bias = family->hf.o_bias ? biases : Presence::absent,
+      .selection_bias = family->selection_bias,
+      .prediction_layers = f.integer("num_nextn_predict_layers|num_mtp_layers", 0, max_layers, 0),
+  };
+  model.tensors = find_tensors(model.config, rules, tensors, folder);
+  return model;
+}
+
+}  // namespace moxie
