@@ -19,8 +19,9 @@
 #include <moxie/core/platform.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/io/gguf_tables.hpp>
-#include <moxie/io/memory_budget.hpp>
 #include <moxie/io/in_quotes.hpp>
+#include <moxie/io/json_tree.hpp>
+#include <moxie/io/memory_budget.hpp>
 
 namespace moxie {
 
@@ -37,9 +38,9 @@ class GgufFile {
       model.read_part(files->front(), budget, tensors);
     }
     model.path_ = path;
-    const std::uint64_t parts = split_value(model.metadata_, "split.count", path).value_or(1);
+    const std::uint64_t parts = split_value(model.metadata_.value, "split.count", path).value_or(1);
     if (parts > 1) {
-      const std::string base = split_base(path, split_value(model.metadata_, "split.no", path).value_or(0), parts);
+      const std::string base = split_base(path, split_value(model.metadata_.value, "split.no", path).value_or(0), parts);
       files->clear();
       tensors.clear();
       model.metadata_ = {};
@@ -56,7 +57,7 @@ class GgufFile {
 
   /// An object from key to value. Integers keep their sign, f32 are widened, strings are the file's bytes, UTF-8 or not:
   /// to print them, dump with error_handler_t::replace.
-  const nlohmann::json& metadata() const noexcept { return metadata_; }
+  const nlohmann::json& metadata() const noexcept { return metadata_.value; }
   /// The same with exact types, in the file's order.
   const std::vector<GgufKeyValue>& key_values() const noexcept { return key_values_; }
   const TensorMap& tensors() const noexcept { return tensors_; }
@@ -93,7 +94,7 @@ class GgufFile {
       check_part(file.path(), "split.count", parts);
       path_ = file.path();
     }
-    const auto claimed = split_value(metadata_, "split.tensors.count", path_);
+    const auto claimed = split_value(metadata_.value, "split.tensors.count", path_);
     if (claimed && *claimed != tensor_count) {
       throw FormatError({path_, "key 'split.tensors.count'", {}}, "the parts hold " + std::to_string(tensor_count) +
                                                                     " tensors, but the model should have " + std::to_string(*claimed));
@@ -101,7 +102,7 @@ class GgufFile {
   }
 
   void check_part(const std::string& file, const char* key, std::uint64_t expected) const {
-    const auto found = split_value(metadata_, key, file);
+    const auto found = split_value(metadata_.value, key, file);
     if (found != expected) {
       throw FormatError({file, "key " + in_quotes(key), {}}, (found ? "is " + std::to_string(*found) : std::string("is missing")) +
                                                             ", but by the name of the file it must be " + std::to_string(expected));
@@ -136,7 +137,7 @@ class GgufFile {
   }
 
   std::string path_;
-  nlohmann::json metadata_;
+  JsonTree metadata_;
   std::vector<GgufKeyValue> key_values_;
   TensorMap tensors_;
 };

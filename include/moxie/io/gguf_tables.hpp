@@ -30,6 +30,7 @@
 #include <moxie/io/gguf_types.hpp>
 #include <moxie/io/memory_budget.hpp>
 #include <moxie/io/in_quotes.hpp>
+#include <moxie/io/json_tree.hpp>
 
 namespace moxie {
 
@@ -41,7 +42,7 @@ struct GgufKeyValue {
 };
 
 struct GgufTables {
-  nlohmann::json metadata = nlohmann::json::object();
+  JsonTree metadata{nlohmann::json::object()};
   std::vector<GgufKeyValue> key_values;  ///< in the file's order
   std::uint64_t tensor_count = 0;
 };
@@ -117,13 +118,13 @@ class TableReader {
     const GgufType type = read_type();
     const std::uint64_t begin = in_.position();
     charge(MemoryBudget::map_node(sizeof(std::string) + sizeof(nlohmann::json)) + MemoryBudget::string(key.size()));
-    nlohmann::json value = read_value(type, 0);
-    if (!tables.metadata.emplace(std::string(key), std::move(value)).second) in_.fail_at(at, "the key appears twice");
+    const auto [entry, added] = tables.metadata.value.emplace(std::string(key), nullptr);
+    if (!added) in_.fail_at(at, "the key appears twice");
+    *entry = read_value(type, 0);
     tables.key_values.push_back({key, type, {file_.data() + begin, static_cast<std::size_t>(in_.position() - begin)}});
     if (key == "general.alignment") {
-      const nlohmann::json& alignment = tables.metadata["general.alignment"];
       if (type != GgufType::u32) in_.fail_at(begin, "has the type " + std::string(type_name(type)) + "; it must be u32");
-      alignment_ = alignment.get<std::uint32_t>();
+      alignment_ = entry->get<std::uint32_t>();
       if (!is_alignment(alignment_)) in_.fail_at(begin, "is " + std::to_string(alignment_) + "; it must be a power of two");
     }
   }
@@ -175,10 +176,11 @@ class TableReader {
                           " does not fit into the remaining " + std::to_string(in_.remaining()) + " bytes of the file");
     }
     charge(MemoryBudget::allocation(sizeof(nlohmann::json::array_t)) + MemoryBudget::allocation(count * sizeof(nlohmann::json)));
-    nlohmann::json::array_t values;
+    JsonTree array(nlohmann::json::array());
+    auto& values = array.value.get_ref<nlohmann::json::array_t&>();
     values.reserve(static_cast<std::size_t>(count));
     for (std::uint64_t i = 0; i < count; ++i) values.push_back(read_value(type, depth + 1));
-    return nlohmann::json(std::move(values));
+    return std::move(array.value);
   }
 
   /// The view's offset is relative to the data section, until place_tensors().
