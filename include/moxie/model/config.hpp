@@ -1,6 +1,7 @@
 #pragma once
 // What a decoder is, as data. A family header fills this from a GGUF file's metadata or from config.json.
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -22,7 +23,19 @@ struct ModelConfig {
   AttentionConfig attention;
   MoeConfig moe;
   std::vector<bool> is_moe_layer;  ///< [n_layers]; others have a dense feed-forward layer
+  std::vector<std::int64_t> layer_windows;  ///< [n_layers] where sliding windows differ between layers; empty: attention.sliding_window in all
 
+  /// Keys that a query of this layer sees, the own one included; 0: all.
+  std::int64_t sliding_window(std::int64_t layer) const {
+    return layer_windows.empty() ? attention.sliding_window : layer_windows[static_cast<std::size_t>(layer)];
+  }
+  /// Sets the window of each layer, [n_layers].
+  void set_sliding_windows(const std::vector<std::int64_t>& windows) {
+    bool same = true;
+    for (const std::int64_t window : windows) same = same && window == windows.front();
+    attention.sliding_window = same && !windows.empty() ? windows.front() : 0;
+    layer_windows = same ? std::vector<std::int64_t>() : windows;
+  }
   std::int64_t n_moe_layers() const {
     std::int64_t n = 0;
     for (const bool moe_layer : is_moe_layer) n += moe_layer;
