@@ -22,8 +22,6 @@ if(MOXIE_CLANGXX AND MOXIE_NATIVE)
   list(APPEND clang_command -march=native)
 endif()
 
-get_target_property(warnings moxie_own INTERFACE_COMPILE_OPTIONS)
-list(FILTER warnings INCLUDE REGEX "^-W")
 set(include_flags -I ${PROJECT_SOURCE_DIR}/include)
 foreach(dependency IN LISTS MOXIE_DEPENDENCIES)
   get_target_property(directories ${dependency} INTERFACE_INCLUDE_DIRECTORIES)
@@ -50,7 +48,7 @@ foreach(header IN LISTS headers)
       file(MAKE_DIRECTORY ${directory})
       add_custom_command(
         OUTPUT ${stamp}
-        COMMAND ${${compiler}_command} -std=c++20 -fsyntax-only -fopenmp ${warnings} ${include_flags} ${toolkit_flags}
+        COMMAND ${${compiler}_command} -std=c++20 -fsyntax-only -fopenmp ${MOXIE_WARNINGS} ${include_flags} ${toolkit_flags}
                 -include ${header} -include ${header} -MD -MF ${stamp}.d -MT ${stamp} -x c++ /dev/null
         COMMAND ${CMAKE_COMMAND} -E touch ${stamp}
         DEPENDS ${PROJECT_SOURCE_DIR}/include/${header}
@@ -72,9 +70,9 @@ foreach(header IN LISTS headers)
 endforeach()
 file(CONFIGURE OUTPUT headers/all_headers.hpp CONTENT "${all_headers}")
 add_executable(test_headers_linked headers/one.cpp headers/two.cpp)
-target_link_libraries(test_headers_linked PRIVATE moxie_own)
+target_link_libraries(test_headers_linked PRIVATE moxie_warnings)
 target_include_directories(test_headers_linked PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/headers)
-target_compile_options(test_headers_linked PRIVATE -O0)
+target_compile_options(test_headers_linked PRIVATE -O0 $<$<BOOL:${MOXIE_NATIVE}>:-march=native>)
 add_test(NAME headers_linked COMMAND test_headers_linked)
 
 add_test(NAME headers_folders

@@ -11,4 +11,7 @@ run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${SCRATCH}/build -G ${GENER
     -D CMAKE_CXX_COMPILER=${COMPILER} -D CMAKE_CXX_COMPILER_LAUNCHER=${LAUNCHER} -D CMAKE_PREFIX_PATH=${SCRATCH}/prefix
     -D CMAKE_EXPORT_NO_PACKAGE_REGISTRY=ON -D CMAKE_FIND_USE_PACKAGE_REGISTRY=OFF)
 run(${CMAKE_COMMAND} --build ${SCRATCH}/build)
-run(${SCRATCH}/build/consumer)
+file(GLOB programs ${SCRATCH}/build/consumer ${SCRATCH}/build/consumer_dispatch)
+foreach(program IN LISTS programs)
+  run(${program})
+endforeach()

@@ -1,0 +1,21 @@
+# moxie::dispatch: a static library with the kernels of every CPU architecture, which picks at run time, so that a program
+# compiled for any x86-64 runs the widest kernels of the machine it meets. Programs that link it do not compile kernels themselves.
+set(MOXIE_AVX2_FLAGS -mavx2 -mfma -mf16c)
+set(MOXIE_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni ${MOXIE_AVX2_FLAGS})
+
+set(dispatch_folder ${CMAKE_CURRENT_LIST_DIR}/dispatch)
+if(MOXIE_BUILD_DISPATCH AND EXISTS ${dispatch_folder}/select.cpp)
+  add_library(moxie_dispatch STATIC ${dispatch_folder}/select.cpp ${dispatch_folder}/generic.cpp)
+  add_library(moxie::dispatch ALIAS moxie_dispatch)
+  set_target_properties(moxie_dispatch PROPERTIES EXPORT_NAME dispatch POSITION_INDEPENDENT_CODE ON CXX_EXTENSIONS OFF)
+  target_link_libraries(moxie_dispatch PUBLIC moxie)
+  target_compile_definitions(moxie_dispatch PUBLIC MOXIE_DISPATCH)
+  if(PROJECT_IS_TOP_LEVEL)
+    target_compile_options(moxie_dispatch PRIVATE ${MOXIE_WARNINGS})
+  endif()
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+    target_sources(moxie_dispatch PRIVATE ${dispatch_folder}/avx2.cpp ${dispatch_folder}/avx512.cpp)
+    set_source_files_properties(${dispatch_folder}/avx2.cpp PROPERTIES COMPILE_OPTIONS "${MOXIE_AVX2_FLAGS}")
+    set_source_files_properties(${dispatch_folder}/avx512.cpp PROPERTIES COMPILE_OPTIONS "${MOXIE_AVX512_FLAGS}")
+  endif()
+endif()

@@ -1,0 +1,201 @@
+#pragma once
+// OneDnnMatrix: weights of f32 or bf16, [outputs, inputs], multiplied by oneDNN (2.6 of Debian 12, or 3.x).
+//
+// oneDNN chooses its blocking, and with it the order of summation, by the shape of a product and by the number of threads.
+// Here every product has the one shape [16 rows, padded with zeros] x [inputs] x [64 outputs] and one thread, so that the bits
+// of a row depend neither on the rows beside it, nor on its place among them, nor on the columns and threads of a call.
+// 64 outputs are one block of oneDNN's own layout for AVX-512; wider chunks measured the same speed, narrower ones less.
+//
+// Layout: chunk c holds outputs [64 c, 64 c + 64) in the layout that oneDNN asks for; inputs are padded to a multiple of 32 and
+// outputs to a multiple of 64, with zeros. With bf16 weights the activations are rounded to bf16 (to nearest, ties to even); sums are f32.
+//
+// Errors of oneDNN are thrown as moxie::Error.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <dnnl.hpp>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <moxie/core/dtype.hpp>
+#include <moxie/core/error.hpp>
+#include <moxie/core/floats.hpp>
+#include <moxie/core/matrix.hpp>
+#include <moxie/core/memory.hpp>
+#include <moxie/kernels/table.hpp>
+
+namespace moxie {
+
+class OneDnnMatrix {
+ public:
+  static constexpr Index chunk_outputs = 64;
+
+  /// F32 everywhere; BF16 where the CPU multiplies it (AVX512_BF16).
+  static bool supports(Dtype dtype) noexcept {
+    if (dtype != Dtype::BF16) return dtype == Dtype::F32;
+    const auto has = static_cast<unsigned>(dnnl::get_effective_cpu_isa()), needs = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
+    return (has & needs) == needs;  // the value of an instruction set contains the bits of those it extends
+  }
+
+  OneDnnMatrix() = default;
+
+  /// Room for weights [outputs, inputs]; pack() fills it. Throws UnsupportedError unless supports(dtype), ArgumentError for an empty shape.
+  OneDnnMatrix(Dtype dtype, Index outputs, Index inputs) : bf16_(dtype == Dtype::BF16), outputs_(outputs), inputs_(inputs) {
+    if (!supports(dtype)) throw UnsupportedError("oneDNN multiplies F32, and BF16 on a CPU with AVX512_BF16, not " + std::string(dtype_info(dtype).name) + " on this one");
+    if (outputs < 1 || inputs < 1)
+      throw ArgumentError("a matrix needs at least one output and one input, got [" + std::to_string(outputs) + ", " + std::to_string(inputs) + "]");
+    guarded([&] {
+      engine_ = dnnl::engine(dnnl::engine::kind::cpu, 0);
+      const Index k = padded_inputs();
+      const dnnl::memory::desc source({tile_rows, k}, element(), dnnl::memory::format_tag::ab);
+      const dnnl::memory::desc any({k, chunk_outputs}, element(), dnnl::memory::format_tag::any);
+      const dnnl::memory::desc target({tile_rows, chunk_outputs}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ab);
+      dnnl::primitive_attr attributes;
+      attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+      attributes.set_fpmath_mode(dnnl::fpmath_mode::strict);
+#if DNNL_VERSION_MAJOR >= 3
+      const dnnl::matmul::primitive_desc description(engine_, source, any, target, attributes);
+#else
+      const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(source, any, target), attributes, engine_);
+#endif
+      product_ = dnnl::matmul(description);
+      source_ = source;
+      target_ = target;
+      scratchpad_ = description.scratchpad_desc();
+      weights_ = description.weights_desc();
+
+      const std::size_t chunk_bytes = round_up(weights_.get_size(), memory_alignment);
+      const auto chunks = static_cast<std::size_t>((outputs + chunk_outputs - 1) / chunk_outputs);
+      data_.resize(chunk_bytes * chunks);
+      chunks_.reserve(chunks);
+      for (std::size_t c = 0; c < chunks; ++c) chunks_.emplace_back(weights_, engine_, data_.data() + c * chunk_bytes);
+    });
+  }
+
+  Index outputs() const noexcept { return outputs_; }
+  Index inputs() const noexcept { return inputs_; }
+  std::size_t bytes() const noexcept { return data_.capacity_bytes(); }
+
+  /// Packs outputs [begin, end), begin a multiple of chunk_outputs, end too or outputs(): row(o) points to the `inputs` weights of
+  /// output o, of any alignment. Threads may pack different chunks at the same time.
+  template <class Row>
+  void pack(Index begin, Index end, Row&& row) {
+    guarded([&] {
+      const Index k = padded_inputs();
+      const std::size_t size = bf16_ ? 2 : 4, width = static_cast<std::size_t>(k) * size, used = static_cast<std::size_t>(inputs_) * size;
+      AlignedBuffer<std::byte> rows(width * chunk_outputs);
+      const dnnl::memory::desc dense({k, chunk_outputs}, element(), dnnl::memory::format_tag::ba);
+      dnnl::memory from(dense, engine_, rows.data());
+      const dnnl::reorder::primitive_desc description(engine_, dense, engine_, weights_);
+      const dnnl::reorder reorder(description);
+      dnnl::stream stream(engine_);
+      for (Index first = begin; first < end; first += chunk_outputs) {
+        for (Index i = 0; i < chunk_outputs; ++i) {
+          std::byte* to = rows.data() + static_cast<std::size_t>(i) * width;
+          const std::size_t present = first + i < outputs_ ? used : 0;
+          if (present != 0) std::memcpy(to, row(first + i), present);
+          std::memset(to + present, 0, width - present);
+        }
+        reorder.execute(stream, from, chunks_[static_cast<std::size_t>(first / chunk_outputs)]);
+        stream.wait();
+      }
+    });
+  }
+
+  /// out[i * out_stride + o] = sum over inputs of w[o][.] * x[rows[i]][.] for o in [begin, end), begin a multiple of chunk_outputs, end too
+  /// or outputs(). x is dense, its rows padded with zeros to a multiple of 32 floats; rows == nullptr means 0, 1, 2, .. From any thread.
+  void multiply(const float* x, const std::int32_t* rows, Index n_rows, Index begin, Index end, float* out, Index out_stride) const {
+    guarded([&] {
+      const Index k = padded_inputs();
+      const auto tile_bytes = static_cast<std::size_t>(tile_rows * k) * (bf16_ ? 2 : 4);
+      const bool in_place = !bf16_ && rows == nullptr;  // whole tiles of x are read where they are
+      const Index tiles = std::min(tiles_together, (n_rows + tile_rows - 1) / tile_rows);
+      AlignedBuffer<std::byte> staged(tile_bytes * static_cast<std::size_t>(in_place ? 1 : tiles));
+      AlignedBuffer<std::byte> scratchpad(scratchpad_.get_size());
+      alignas(memory_alignment) float result[tile_rows * chunk_outputs];
+
+      dnnl::stream stream(engine_);
+      dnnl::memory source(source_, engine_, staged.data()), target(target_, engine_, result);
+      std::unordered_map<int, dnnl::memory> arguments{{DNNL_ARG_SRC, source},
+                                                      {DNNL_ARG_WEIGHTS, chunks_.front()},
+                                                      {DNNL_ARG_DST, target},
+                                                      {DNNL_ARG_SCRATCHPAD, dnnl::memory(scratchpad_, engine_, scratchpad.data())}};
+      const auto whole = [&](Index row) { return in_place && n_rows - row >= tile_rows; };
+      for (Index group = 0; group < n_rows; group += tiles_together * tile_rows) {
+        const Index group_end = std::min(n_rows, group + tiles_together * tile_rows);
+        const auto staged_tile = [&](Index row) { return staged.data() + static_cast<std::size_t>(in_place ? 0 : (row - group) / tile_rows) * tile_bytes; };
+        for (Index row = group; row < group_end; row += tile_rows)
+          if (!whole(row)) stage(x, rows, row, std::min(tile_rows, group_end - row), staged_tile(row));
+
+        for (Index first = begin; first < end; first += chunk_outputs) {
+          arguments[DNNL_ARG_WEIGHTS] = chunks_[static_cast<std::size_t>(first / chunk_outputs)];
+          const auto width = static_cast<std::size_t>(std::min(chunk_outputs, end - first));
+          for (Index row = group; row < group_end; row += tile_rows) {
+            source.set_data_handle(whole(row) ? const_cast<float*>(x + row * k) : static_cast<void*>(staged_tile(row)));
+            product_.execute(stream, arguments);
+            stream.wait();
+            for (Index i = 0; i < std::min(tile_rows, group_end - row); ++i)
+              std::memcpy(out + (row + i) * out_stride + first, result + i * chunk_outputs, width * sizeof(float));
+          }
+        }
+      }
+    });
+  }
+
+ private:
+  static constexpr Index tile_rows = 16;
+  static constexpr Index tiles_together = 8;  // a chunk of weights is read once for 128 rows, whose tiles stay in the cache beside it
+
+  /// Runs f with one thread for oneDNN's primitives, made or executed; the thread count belongs to the calling thread and comes back.
+  template <class F>
+  static void guarded(F&& f) {
+    struct OneThread {
+      int before = omp_get_max_threads();
+      OneThread() { omp_set_num_threads(1); }
+      ~OneThread() { omp_set_num_threads(before); }
+      OneThread(const OneThread&) = delete;
+      OneThread& operator=(const OneThread&) = delete;
+    } const one_thread;
+    try {
+      f();
+    } catch (const dnnl::error& error) {
+      throw Error(std::string("oneDNN failed: ") + error.what());
+    }
+  }
+
+  dnnl::memory::data_type element() const noexcept { return bf16_ ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32; }
+  Index padded_inputs() const noexcept { return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k)); }
+
+  /// Rows [first, first + count) of the list as one tile, the missing ones zero.
+  void stage(const float* x, const std::int32_t* rows, Index first, Index count, std::byte* tile) const {
+    const Index k = padded_inputs();
+    const std::size_t width = static_cast<std::size_t>(k) * (bf16_ ? 2 : 4);
+    for (Index i = 0; i < count; ++i) {
+      const float* row = x + (rows ? rows[first + i] : first + i) * k;
+      std::byte* to = tile + static_cast<std::size_t>(i) * width;
+      if (bf16_) {
+        auto* rounded_row = reinterpret_cast<std::uint16_t*>(to);
+#pragma omp simd
+        for (Index j = 0; j < k; ++j) rounded_row[j] = f32_to_bf16(row[j]);
+      } else {
+        std::memcpy(to, row, width);
+      }
+    }
+    std::memset(tile + static_cast<std::size_t>(count) * width, 0, static_cast<std::size_t>(tile_rows - count) * width);
+  }
+
+  bool bf16_ = false;
+  Index outputs_ = 0, inputs_ = 0;
+  dnnl::engine engine_;
+  dnnl::matmul product_;
+  dnnl::memory::desc source_, weights_, target_, scratchpad_;
+  AlignedBuffer<std::byte> data_;
+  std::vector<dnnl::memory> chunks_;  ///< views of data_
+};
+
+}  // namespace moxie
