@@ -15,9 +15,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -110,17 +110,20 @@ class KvPool {
   struct State {
     State(const KvShape& s, std::size_t budget_bytes) : shape(s), budget(budget_bytes) { shape.check(); }
 
-    /// n pages with one reference each, appended to `pages`; all or nothing. Pages that were given back are used again.
-    void take(std::size_t n, std::vector<Page*>& pages) {
+    /// n pages with one reference each, appended to `pages`, their memory to `data`; all or nothing. Pages that were given
+    /// back are used again.
+    void take(std::size_t n, std::vector<Page*>& pages, std::vector<std::byte*>& data) {
       const std::size_t size = shape.page_bytes();
-      pages.reserve(pages.size() + n);
       const std::lock_guard lock(guard);
+      const std::size_t limit = (budget != 0 ? budget : most_bytes) / size;
+      if (n > limit - pages_in_use)
+        throw MemoryError("the KV cache needs " + std::to_string(n) + " more pages of " + std::to_string(size) + " bytes, but of " +
+                          (budget != 0 ? "its budget of " + std::to_string(budget) : "the address space of " + std::to_string(most_bytes)) +
+                          " bytes only " + std::to_string(limit - pages_in_use) + " pages (" + std::to_string((limit - pages_in_use) * size) +
+                          " bytes) are available; end or truncate a sequence, or give a larger budget");
+      pages.reserve(pages.size() + n);
+      data.reserve(data.size() + n);
       free.reserve(pages_in_use + free.size() + n);  // so that giving back never allocates
-      if (budget != 0 && n > budget / size - std::min(budget / size, pages_in_use))
-        throw MemoryError("the KV cache needs " + std::to_string(n) + " more pages of " + std::to_string(size) + " bytes (" +
-                          std::to_string(n * size) + " bytes), but only " + std::to_string(budget - pages_in_use * size) +
-                          " of the budget of " + std::to_string(budget) +
-                          " bytes are available; end or truncate a sequence, or give a larger budget");
       while (free.size() < n) {
         auto page = std::make_unique<Page>();
         page->data.resize(size);
@@ -132,6 +135,7 @@ class KvPool {
         free.pop_back();
         page->references.store(1, std::memory_order_relaxed);
         pages.push_back(page);
+        data.push_back(page->data.data());
       }
       pages_in_use += n;
     }
@@ -142,6 +146,7 @@ class KvPool {
       --pages_in_use;
     }
 
+    static constexpr std::size_t most_bytes = std::size_t{1} << 47;
     const KvShape shape;
     const std::size_t budget;
     std::mutex guard;
@@ -179,11 +184,13 @@ class KvSequence {
       throw ArgumentError("cannot reserve " + std::to_string(n) + " positions of a sequence of length " + std::to_string(length_) +
                           "; truncate it first");
     const bool copy = n > length_ && last_is_shared();
-    const std::size_t kept = pages_.size();
     const std::size_t taken = pages_to_reserve(n);
-    data_.reserve(kept + taken);
-    state_->take(taken, pages_);
-    for (std::size_t i = kept; i < pages_.size(); ++i) data_.push_back(pages_[i]->data.data());
+    try {
+      state_->take(taken, pages_, data_);
+    } catch (const std::bad_alloc&) {
+      throw MemoryError("out of memory: " + std::to_string(taken) + " pages of the KV cache were asked for, " +
+                        std::to_string(state_->shape.page_bytes()) + " bytes each");
+    }
     if (copy) {
       const std::size_t last = full_pages();
       std::memcpy(data_.back(), data_[last], state_->shape.page_bytes());

@@ -29,7 +29,7 @@ struct RopeConfig {
   /// (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1).
   double magnitude = 1.0;
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  ///< llama3
-  std::vector<float> freq_factors;  ///< frequencies are divided by these, [dims / 2]; empty: ones (GGUF rope_freqs.weight)
+  std::vector<float> freq_factors = {};  ///< frequencies are divided by these, [dims / 2]; empty: ones (GGUF rope_freqs.weight)
 };
 
 }  // namespace moxie

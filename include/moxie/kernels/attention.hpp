@@ -21,6 +21,7 @@
 #include <moxie/kernels/simd.hpp>
 #include <moxie/kernels/unroll.hpp>
 
+MOXIE_KERNELS_BEGIN
 namespace moxie::kernels {
 
 /// c = a * b, or with Merge c = alpha[row] * c + beta[row] * (a * b).
@@ -204,3 +205,4 @@ void attend(const AttentionTile& t) {
 }
 
 }  // namespace moxie::kernels
+MOXIE_KERNELS_END

@@ -10,6 +10,7 @@
 #include <moxie/core/floats.hpp>
 #include <moxie/kernels/arch.hpp>
 
+MOXIE_KERNELS_BEGIN
 namespace moxie::kernels {
 
 /// x * y + z, rounded once where the architecture has a fused multiply-add, else twice.
@@ -77,8 +78,9 @@ template <class S>
 MOXIE_INLINE xsimd::batch<float, S> exp_fixed(const xsimd::batch<float, S>& x) noexcept {
   using F = xsimd::batch<float, S>;
   using I = xsimd::batch<std::int32_t, S>;
-  const F n = xsimd::nearbyint(x * F(1.44269504088896341f));
-  F r = madd(n, F(-0.693359375f), x);          // ln 2 in two parts: 355/512 is short, so the product is exact
+  // 1.5 * 2^23 has an ulp of 1: the sum is rounded to an integer, whose low bits are those of n
+  const F shift(12582912.0f), shifted = madd(x, F(1.44269504088896341f), shift), n = shifted - shift;
+  F r = madd(n, F(-0.693359375f), x);  // ln 2 in two parts: 355/512 is short, so the product is exact
   r = madd(n, F(2.12194440054690583e-4f), r);
   F p(1.0f / 5040.0f);
   p = madd(p, r, F(1.0f / 720.0f));
@@ -88,12 +90,11 @@ MOXIE_INLINE xsimd::batch<float, S> exp_fixed(const xsimd::batch<float, S>& x) n
   p = madd(p, r, F(0.5f));
   p = madd(p, r, F(1.0f));
   p = madd(p, r, F(1.0f));
-  // 2^n as 2^(n - 1) * 2, so that n = 128 has an exponent
-  const I exponent = (xsimd::to_int(n) + I(126)) << 23;
-  const F scale = xsimd::bitwise_cast<F>(exponent);
-  F y = (p * scale) * F(2.0f);
+  const I exponent = (xsimd::bitwise_cast<I>(shifted) + I(127)) << 23;  // n is in [-126, 127] where it counts
+  F y = p * xsimd::bitwise_cast<F>(exponent);
   y = xsimd::select(x < F(-87.0f), F(0.0f), y);
   return xsimd::select(x > F(88.0f), F(__builtin_inff()), y);
 }
 
 }  // namespace moxie::kernels
+MOXIE_KERNELS_END

@@ -1,0 +1,387 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <moxie/attention/attend.hpp>
+#include <moxie/kernels/attention.hpp>
+
+namespace {
+
+using moxie::AttendRow, moxie::AttentionConfig, moxie::AttentionKind, moxie::AttentionScratch, moxie::Context, moxie::Index;
+using moxie::KvPool, moxie::KvSequence, moxie::KvShape, moxie::KvType;
+
+constexpr std::int64_t layers = 2;
+
+const moxie::kernels::Table& table() {
+  static const moxie::kernels::Table t = [] {
+    moxie::kernels::Table made{};
+    made.attend_gqa = moxie::kernels::attend<moxie::kernels::Native, false>;
+    made.attend_mla = moxie::kernels::attend<moxie::kernels::Native, true>;
+    return made;
+  }();
+  return t;
+}
+
+Context context(int threads = 1) {
+  Context c;
+  c.kernels = &table();
+  c.threads = moxie::Threads(threads);
+  return c;
+}
+
+std::vector<float> random_floats(std::int64_t n, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+  std::vector<float> x(static_cast<std::size_t>(n));
+  for (float& v : x) v = normal(engine);
+  return x;
+}
+
+float stored(float x, KvType type) {
+  if (type == KvType::f16) return moxie::f16_to_f32(moxie::f32_to_f16(x));
+  if (type == KvType::bf16) return moxie::bf16_to_f32(moxie::f32_to_bf16(x));
+  return x;
+}
+
+/// Queries, keys and values of one sequence, and how to run them; grouped-query or latent.
+struct Problem {
+  AttentionConfig config;
+  KvType type;
+  std::int64_t n;  // positions
+  std::vector<float> q, k, v;
+
+  Problem(const AttentionConfig& c, KvType t, std::int64_t positions, unsigned seed = 1) : config(c), type(t), n(positions) {
+    q = random_floats(n * q_width(), seed);
+    k = random_floats(n * k_width(), seed + 1);
+    v = latent() ? std::vector<float>() : random_floats(n * k_width(), seed + 2);
+  }
+  bool latent() const { return config.kind == AttentionKind::mla; }
+  std::int64_t k_dim() const { return latent() ? config.kv_lora_rank + config.qk_rope_head_dim : config.head_dim; }
+  std::int64_t v_dim() const { return latent() ? config.kv_lora_rank : config.head_dim; }
+  std::int64_t kv_heads() const { return latent() ? 1 : config.n_kv_heads; }
+  std::int64_t q_width() const { return config.n_heads * k_dim(); }
+  std::int64_t k_width() const { return kv_heads() * k_dim(); }
+  std::int64_t out_width() const { return config.n_heads * v_dim(); }
+
+  KvShape shape() const { return {layers, kv_heads(), k_dim(), latent() ? 0 : v_dim(), type}; }
+  void write(KvSequence& s, std::int64_t begin, std::int64_t end) const {
+    s.reserve(end);
+    for (std::int64_t p = begin; p < end; ++p) s.write(1, p, k.data() + p * k_width(), v.data() + (latent() ? 0 : p * k_width()));
+  }
+  KvSequence sequence(const KvPool& pool) const {
+    KvSequence s(pool);
+    write(s, 0, n);
+    s.advance(n);
+    return s;
+  }
+
+  /// Results of the given rows; row i has query `position`, as in `q`.
+  std::vector<float> run(const std::vector<AttendRow>& rows, int threads = 1) const {
+    std::vector<float> queries, out(rows.size() * static_cast<std::size_t>(out_width()), std::nanf(""));
+    for (const AttendRow& row : rows) queries.insert(queries.end(), q.begin() + row.position * q_width(), q.begin() + (row.position + 1) * q_width());
+    AttentionScratch scratch;
+    const auto attend = latent() ? moxie::attend_mla : moxie::attend_gqa;
+    attend(context(threads), config, 1, queries.data(), q_width(), rows, out.data(), out_width(), scratch);
+    return out;
+  }
+  std::vector<float> run_all(const KvSequence& s, int threads = 1) const {
+    std::vector<AttendRow> rows;
+    for (std::int64_t p = 0; p < n; ++p) rows.push_back({&s, p});
+    return run(rows, threads);
+  }
+  /// softmax(q . k * scale) v in double precision, over the keys as the cache rounds them.
+  std::vector<double> reference(std::int64_t position) const {
+    std::vector<double> out;
+    const std::int64_t begin = config.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - config.sliding_window + 1);
+    for (std::int64_t h = 0; h < config.n_heads; ++h) {
+      const std::int64_t kv = h / (config.n_heads / kv_heads());
+      std::vector<double> p;
+      for (std::int64_t j = begin; j <= position; ++j) {
+        double s = 0;
+        for (std::int64_t d = 0; d < k_dim(); ++d)
+          s += static_cast<double>(q[static_cast<std::size_t>(position * q_width() + h * k_dim() + d)]) *
+               static_cast<double>(stored(k[static_cast<std::size_t>(j * k_width() + kv * k_dim() + d)], type));
+        p.push_back(s * static_cast<double>(config.scale));
+      }
+      const double largest = *std::max_element(p.begin(), p.end());
+      double sum = 0;
+      for (double& s : p) sum += s = std::exp(s - largest);
+      std::vector<double> head(static_cast<std::size_t>(v_dim()));
+      for (std::int64_t j = begin; j <= position; ++j) {
+        const std::vector<float>& values = latent() ? k : v;
+        for (std::int64_t d = 0; d < v_dim(); ++d)
+          head[static_cast<std::size_t>(d)] += p[static_cast<std::size_t>(j - begin)] / sum *
+                                               static_cast<double>(stored(values[static_cast<std::size_t>(j * k_width() + kv * k_dim() + d)], type));
+      }
+      out.insert(out.end(), head.begin(), head.end());
+    }
+    return out;
+  }
+};
+
+AttentionConfig gqa(std::int64_t heads, std::int64_t kv_heads, std::int64_t dim, std::int64_t window = 0) {
+  AttentionConfig c;
+  c.n_heads = heads, c.n_kv_heads = kv_heads, c.head_dim = dim, c.sliding_window = window;
+  c.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  return c;
+}
+AttentionConfig mla(std::int64_t heads, std::int64_t lora, std::int64_t rope) {
+  AttentionConfig c;
+  c.kind = AttentionKind::mla;
+  c.n_heads = heads, c.kv_lora_rank = lora, c.qk_rope_head_dim = rope;
+  c.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(lora + rope)));
+  return c;
+}
+
+std::vector<Problem> problems() {
+  std::vector<Problem> all;
+  unsigned seed = 1;
+  // every group size, head dimensions that are no multiple of a vector, windows around page boundaries
+  for (const auto& c : {gqa(1, 1, 16), gqa(4, 2, 24), gqa(6, 2, 40, 16), gqa(4, 1, 64, 64), gqa(5, 1, 80, 65), gqa(6, 1, 32, 1), gqa(7, 1, 16, 63),
+                        gqa(8, 1, 128), gqa(16, 2, 96, 130), gqa(9, 1, 48), gqa(3, 3, 256), gqa(12, 1, 7)})
+    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16}) all.emplace_back(c, type, type == KvType::f16 ? 200 : 130, seed += 3);
+  all.emplace_back(gqa(2, 1, 16, 100), KvType::f16, 300, 5);
+  for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16}) {
+    all.emplace_back(mla(4, 16, 8), type, 200, seed += 3);
+    all.emplace_back(mla(4, 24, 16), type, 65, seed += 3);
+  }
+  all.emplace_back(mla(16, 512, 64), KvType::f16, 70, 7);
+  all.emplace_back(mla(128, 512, 64), KvType::bf16, 66, 8);
+  return all;
+}
+
+std::string name(const Problem& p) {
+  return (p.latent() ? "latent, heads " : "heads ") + std::to_string(p.config.n_heads) + "/" + std::to_string(p.kv_heads()) + " x " +
+         std::to_string(p.k_dim()) + ", window " + std::to_string(p.config.sliding_window) + ", type " + std::to_string(static_cast<int>(p.type));
+}
+
+bool same_bits(const float* a, const float* b, std::int64_t n) { return std::memcmp(a, b, static_cast<std::size_t>(n) * sizeof(float)) == 0; }
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) { return a.size() == b.size() && same_bits(a.data(), b.data(), static_cast<std::int64_t>(a.size())); }
+
+TEST_CASE("attention is that of double precision over the rounded cache") {
+  for (const Problem& p : problems()) {
+    const KvPool pool(p.shape());
+    const KvSequence s = p.sequence(pool);
+    const std::vector<float> out = p.run_all(s, 2);
+    double worst = 0;
+    const std::int64_t step = p.out_width() > 2000 ? 13 : 1;
+    for (std::int64_t position = p.n - 1; position >= 0; position -= step) {
+      const std::vector<double> wanted = p.reference(position);
+      for (std::size_t i = 0; i < wanted.size(); ++i) {
+        const double got = static_cast<double>(out[static_cast<std::size_t>(position * p.out_width()) + i]);
+        worst = std::max(worst, std::isnan(got) ? 1e30 : std::abs(got - wanted[i]));
+      }
+    }
+    CHECK_MESSAGE(worst < 3e-6, name(p) << ": largest difference " << worst);
+  }
+}
+
+TEST_CASE("a row's bits do not depend on the batch, its chunks or the threads") {
+  for (const Problem& p : problems()) {
+    CAPTURE(name(p));
+    const KvPool pool(p.shape());
+    const KvSequence s = p.sequence(pool), other = p.sequence(pool);
+    const std::vector<float> all = p.run_all(s);
+    for (int threads = 2; threads <= 4; ++threads) CHECK(same_bits(p.run_all(s, threads), all));
+
+    std::mt19937 engine(3);
+    for (std::int64_t begin = 0; begin < p.n;) {  // alone and in chunks
+      const std::int64_t end = std::min<std::int64_t>(p.n, begin + 1 + static_cast<std::int64_t>(engine() % 30));
+      std::vector<AttendRow> rows;
+      for (std::int64_t i = begin; i < end; ++i) rows.push_back({&s, i});
+      CHECK(same_bits(p.run(rows, 3).data(), all.data() + begin * p.out_width(), (end - begin) * p.out_width()));
+      CHECK(same_bits(p.run({{&s, begin}}).data(), all.data() + begin * p.out_width(), p.out_width()));
+      begin = end;
+    }
+    std::vector<AttendRow> mixed;  // rows of two sequences in any order
+    for (int i = 0; i < 60; ++i) mixed.push_back({engine() % 2 != 0 ? &s : &other, static_cast<std::int64_t>(engine() % static_cast<unsigned>(p.n))});
+    const std::vector<float> out = p.run(mixed, 2);
+    for (std::size_t i = 0; i < mixed.size(); ++i)
+      CHECK(same_bits(out.data() + static_cast<std::int64_t>(i) * p.out_width(), all.data() + mixed[i].position * p.out_width(), p.out_width()));
+  }
+}
+
+TEST_CASE("keys that a row does not see change nothing, even when they are not numbers") {
+  for (const Problem& p : problems()) {
+    CAPTURE(name(p));
+    const KvPool pool(p.shape());
+    const KvSequence clean = p.sequence(pool);
+    const std::vector<float> all = p.run_all(clean);
+    for (const std::int64_t position : {std::int64_t{0}, std::int64_t{5}, std::int64_t{63}, std::int64_t{64}, p.n - 1}) {
+      if (position >= p.n) continue;
+      Problem dirty = p;
+      const std::int64_t begin = p.config.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - p.config.sliding_window + 1);
+      for (std::int64_t j = 0; j < p.n; ++j) {
+        if (j >= begin && j <= position) continue;
+        for (std::int64_t d = 0; d < p.k_width(); ++d) {
+          dirty.k[static_cast<std::size_t>(j * p.k_width() + d)] = std::nanf("");
+          if (!p.latent()) dirty.v[static_cast<std::size_t>(j * p.k_width() + d)] = std::numeric_limits<float>::infinity();
+        }
+      }
+      const KvSequence s = dirty.sequence(pool);
+      CHECK(same_bits(dirty.run({{&s, position}}).data(), all.data() + position * p.out_width(), p.out_width()));
+    }
+  }
+}
+
+TEST_CASE("positions written token by token give the bits of a prompt written at once") {
+  for (const Problem& p : {Problem(gqa(8, 2, 32), KvType::f16, 140), Problem(mla(4, 24, 16), KvType::f16, 140)}) {
+    const KvPool pool(p.shape());
+    const std::vector<float> all = p.run_all(p.sequence(pool));
+    KvSequence s(pool);
+    for (std::int64_t i = 0; i < p.n; ++i) {
+      p.write(s, i, i + 1);
+      CHECK(same_bits(p.run({{&s, i}}).data(), all.data() + i * p.out_width(), p.out_width()));
+      s.advance(1);
+    }
+  }
+}
+
+TEST_CASE("forks share pages, and writing after a fork does not change the other") {
+  const Problem a(gqa(4, 2, 24), KvType::f16, 200, 10), b(gqa(4, 2, 24), KvType::f16, 200, 20);
+  for (const std::int64_t shared : {1, 63, 64, 65, 128, 150}) {
+    CAPTURE(shared);
+    const KvPool pool(a.shape());
+    KvSequence s(pool);
+    a.write(s, 0, shared);
+    s.advance(shared);
+    s.reserve(shared + 100);
+    KvSequence t = s.fork();
+    const std::size_t pages = static_cast<std::size_t>((shared + 63) / 64);
+    CHECK(pool.bytes_in_use() == pages * pool.page_bytes());
+    CHECK(t.length() == shared);
+    CHECK(s.pages()[0] == t.pages()[0]);
+    CHECK_THROWS_AS(s.write(1, shared, a.k.data(), a.v.data()), moxie::ArgumentError);  // what was reserved is no longer
+
+    const std::size_t copied = shared % 64 != 0 ? 1 : 0, more = (200 + 63) / 64 - pages;
+    CHECK(t.pages_to_reserve(200) == copied + more);
+    CHECK(t.pages_to_reserve(shared) == 0);
+    b.write(t, shared, 200);
+    t.advance(200 - shared);
+    CHECK(pool.bytes_in_use() == (pages + copied + more) * pool.page_bytes());
+    CHECK(s.pages_to_reserve(200) == more);  // its last page is its own again
+    a.write(s, shared, 200);
+    s.advance(200 - shared);
+
+    Problem mixed = a;  // t: a's prefix, then b
+    std::copy(b.k.begin() + shared * b.k_width(), b.k.end(), mixed.k.begin() + shared * b.k_width());
+    std::copy(b.v.begin() + shared * b.k_width(), b.v.end(), mixed.v.begin() + shared * b.k_width());
+    const KvPool alone(a.shape());
+    CHECK(same_bits(a.run_all(s), a.run_all(a.sequence(alone))));
+    CHECK(same_bits(mixed.run_all(t), mixed.run_all(mixed.sequence(alone))));
+  }
+}
+
+TEST_CASE("truncated positions can be written again, and pages go back to the pool") {
+  const Problem a(gqa(4, 2, 16), KvType::bf16, 150, 10), b(gqa(4, 2, 16), KvType::bf16, 150, 20);
+  const KvPool pool(a.shape());
+  {
+    KvSequence s = b.sequence(pool);
+    CHECK(pool.bytes_in_use() == 3 * pool.page_bytes());
+    s.truncate(64);
+    CHECK(s.length() == 64);
+    CHECK(pool.bytes_in_use() == pool.page_bytes());
+    s.truncate(0);
+    CHECK(pool.bytes_in_use() == 0);
+    a.write(s, 0, 150);
+    s.advance(150);
+    const KvPool fresh(a.shape());
+    CHECK(same_bits(a.run_all(s), a.run_all(a.sequence(fresh))));
+    KvSequence moved = std::move(s);
+    CHECK(moved.length() == 150);
+    CHECK_THROWS_AS(moved.truncate(151), moxie::ArgumentError);
+    CHECK_THROWS_AS(moved.advance(1), moxie::ArgumentError);
+    CHECK_THROWS_AS(moved.reserve(149), moxie::ArgumentError);
+  }
+  CHECK(pool.bytes_in_use() == 0);
+}
+
+TEST_CASE("a budget that is too small changes nothing, and says what is missing") {
+  const Problem p(gqa(4, 2, 16), KvType::f16, 200);
+  const KvPool sizes(p.shape());
+  const KvPool pool(p.shape(), 3 * sizes.page_bytes() + 5);
+  KvSequence s(pool);
+  p.write(s, 0, 100);
+  s.advance(100);
+  KvSequence t = s.fork();
+  const std::vector<float> before = p.run({{&s, 99}});
+  CHECK(t.pages_to_reserve(129) == 2);  // one copy, one new; only one page is left
+  try {
+    t.reserve(129);
+    FAIL("accepted");
+  } catch (const moxie::MemoryError& e) {
+    const std::string text = e.what();
+    CHECK(text.find("needs 2 more pages of " + std::to_string(pool.page_bytes()) + " bytes") != std::string::npos);
+    CHECK(text.find("only 1 pages (" + std::to_string(pool.page_bytes()) + " bytes)") != std::string::npos);
+  }
+  CHECK(t.reserved() == 100);
+  CHECK(t.pages()[1] == s.pages()[1]);
+  CHECK(pool.bytes_in_use() == 2 * pool.page_bytes());
+  CHECK(same_bits(p.run({{&t, 99}}), before));
+  t.reserve(128);
+  CHECK_THROWS_AS(s.reserve(193), moxie::MemoryError);
+  t.truncate(0);
+  s.reserve(192);  // its last page is not shared any more
+  CHECK(same_bits(p.run({{&s, 99}}), before));
+  for (const KvPool& any : {pool, sizes}) {  // with and without a budget
+    KvSequence huge(any);
+    CHECK_THROWS_AS(huge.reserve(std::numeric_limits<std::int64_t>::max()), moxie::MemoryError);
+    CHECK(huge.reserved() == 0);
+  }
+}
+
+TEST_CASE("shapes, layers and positions that do not fit are refused") {
+  const Problem p(gqa(4, 2, 16), KvType::f16, 10);
+  const KvPool pool(p.shape());
+  KvSequence s = p.sequence(pool);
+  CHECK_THROWS_AS(p.run({{nullptr, 0}}), moxie::ArgumentError);
+  std::vector<float> q(64), out(64);
+  AttentionScratch scratch;
+  const auto run = [&](const AttentionConfig& config, std::int64_t layer, std::int64_t position) {
+    const AttendRow row{&s, position};
+    moxie::attend_gqa(context(), config, layer, q.data(), 64, {&row, 1}, out.data(), 64, scratch);
+  };
+  CHECK_NOTHROW(run(p.config, 1, 9));
+  CHECK_THROWS_AS(run(p.config, 2, 9), moxie::ArgumentError);
+  CHECK_THROWS_AS(run(p.config, 1, 10), moxie::ArgumentError);
+  CHECK_THROWS_AS(run(p.config, 1, -1), moxie::ArgumentError);
+  CHECK_THROWS_AS(run(gqa(4, 2, 8), 1, 9), moxie::ArgumentError);
+  CHECK_THROWS_AS(run(gqa(5, 2, 16), 1, 9), moxie::ArgumentError);
+  CHECK_THROWS_AS(run(gqa(4, 2, 16, -1), 1, 9), moxie::ArgumentError);
+  s.reserve(20);
+  CHECK_THROWS_AS(s.write(2, 10, q.data(), q.data()), moxie::ArgumentError);
+  CHECK_THROWS_AS(s.write(0, 9, q.data(), q.data()), moxie::ArgumentError);
+  CHECK_THROWS_AS(s.write(0, 20, q.data(), q.data()), moxie::ArgumentError);
+  CHECK_THROWS_AS(KvPool({0, 1, 16, 16, KvType::f16}), moxie::ArgumentError);
+  CHECK_THROWS_AS(KvPool({1, 2, 16, 0, KvType::f16}), moxie::ArgumentError);
+  CHECK_THROWS_AS(KvPool({1 << 20, 1 << 20, 1 << 20, 1 << 20, KvType::f32}), moxie::ArgumentError);
+}
+
+MOXIE_KERNELS_BEGIN
+TEST_CASE("the kernels' exponential is within two units, and exact at its ends") {
+  using Floats = moxie::kernels::Floats<moxie::kernels::Native>;
+  const auto exp = [](float x) {
+    float values[Floats::size];
+    moxie::kernels::exp_fixed(Floats(x)).store_unaligned(values);
+    return values[0];
+  };
+  for (float x = -87.0f; x <= 88.0f; x += 0.00917f) {
+    const double wanted = std::exp(static_cast<double>(x));
+    CHECK(std::abs(static_cast<double>(exp(x)) / wanted - 1) <= 2 * 1.2e-7);
+  }
+  CHECK(exp(0.0f) == 1.0f);
+  CHECK(exp(-88.0f) == 0.0f);
+  CHECK(exp(-std::numeric_limits<float>::infinity()) == 0.0f);
+  CHECK(exp(89.0f) == std::numeric_limits<float>::infinity());
+  CHECK(std::isnan(exp(std::nanf(""))));
+}
+MOXIE_KERNELS_END
+
+}  // namespace
