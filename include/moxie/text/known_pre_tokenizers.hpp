@@ -39,7 +39,10 @@ inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
   static constexpr std::string_view deepseek_v3 =
       R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*)"
       R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
-  static constexpr std::string_view cjk = R"([\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+)";
+  // U+0800 to U+9FA5 and U+AC00 to U+D7FF; like llama.cpp, and unlike the expression in the model's file, without white space
+  static constexpr std::string_view cjk =
+      R"([\x{800}-\x{167F}\x{1681}-\x{1FFF}\x{200B}-\x{2027}\x{202A}-\x{202E}\x{2030}-\x{205E}\x{2060}-\x{2FFF}\x{3001}-\x{9FA5})"
+      R"(\x{AC00}-\x{D7FF}]+)";
   // the cased letters as DeepSeek LLM's tokenizer lists them
   static constexpr std::string_view cased =
       R"(\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}\x{370}-\x{373})"
@@ -64,7 +67,7 @@ inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
       {{"deepseek-r1-qwen", "stablelm2", "megrez"}, {qwen2}},
       {{"gpt-4o"}, {gpt4o}},
       // (?<!\s)\s++$ is \s+$ without its quadratic search in a long run of spaces
-      {{"deepseek-llm"}, {R"([\r\n])", cased, R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+)", R"((?<!\s)\s++$)", cjk, R"(\p{N}+)"}},
+      {{"deepseek-llm"}, {R"([\r\n])", cased, R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}\x{3002}]+)", R"((?<!\s)\s++$)", cjk, R"(\p{N}+)"}},
       {{"deepseek-coder"}, {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", cjk, R"(\p{N})"}},
       {{"deepseek-v3"}, {R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{30FF}]+)", deepseek_v3}},
   };

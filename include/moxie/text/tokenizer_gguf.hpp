@@ -11,10 +11,13 @@
 // longest first; unused tokens stand for nothing.
 // Source: the GGUF specification (docs/gguf.md of ggml).
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -85,6 +88,19 @@ class GgufTokenizerKeys {
   std::string file_;
 };
 
+/// True for the texts of markers that some converters write as ordinary or user-defined tokens: ends of turns, parts of
+/// fill-in-the-middle prompts. llama.cpp takes them for control tokens whatever the file says.
+inline bool is_marker_text(std::string_view text) {
+  static constexpr std::string_view markers[] = {
+      "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>",
+      "<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
+      "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>",
+      "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
+      "<REPO>", "<reponame>", "<|file_sep|>", "<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"};
+  return !text.empty() && (text.front() == '<' || text.front() == '_' || text.front() == '\xE2') &&
+         std::find(std::begin(markers), std::end(markers), text) != std::end(markers);
+}
+
 /// The tokens of GGUF metadata with their kinds. `bytes_of(text, kind)` gives what a token stands for.
 template <class BytesOf>
 std::vector<TokenEntry> gguf_tokens(const GgufTokenizerKeys& keys, BytesOf&& bytes_of) {
@@ -113,6 +129,7 @@ std::vector<TokenEntry> gguf_tokens(const GgufTokenizerKeys& keys, BytesOf&& byt
         throw FormatError(keys.place(types_key, i), "must be 1 (normal), 2 (unknown), 3 (control), 4 (user-defined), 5 (unused) or 6 (byte)");
       }
       entry.kind = static_cast<TokenKind>(type.get<int>());
+      if (is_marker_text(entry.text)) entry.kind = TokenKind::special;
     }
     entry.bytes = bytes_of(entry.text, entry.kind);
   }
