@@ -25,7 +25,8 @@ Index padded(Index k) { return (k + 31) / 32 * 32; }
 
 /// Random weights [n, k] and rows [m, k padded], with the packed matrix.
 struct Problem {
-  Problem(Dtype type, Index outputs, Index inputs, Index rows) : dtype(type), n(outputs), k(inputs), m(rows), matrix(type, outputs, inputs) {
+  Problem(Dtype type, Index outputs, Index inputs, Index rows)
+      : dtype(type), n(outputs), k(inputs), m(rows), matrix(type, outputs, inputs) {
     std::mt19937 generator(static_cast<unsigned>(outputs * 131 + inputs));
     std::normal_distribution<float> normal;
     w.resize(at(n * k));
@@ -146,8 +147,8 @@ TEST_CASE("oneDNN matrix: columns shared out to 1 to 4 threads give the same bit
       std::vector<float> out(at(p.m * stride), -1.0f);
       const Index chunks = (p.n + OneDnnMatrix::chunk_outputs - 1) / OneDnnMatrix::chunk_outputs;
       moxie::Threads(threads).for_each(chunks, [&](std::int64_t c, int) {
-        p.matrix.multiply(p.x.data(), nullptr, p.m, c * OneDnnMatrix::chunk_outputs, std::min(p.n, (c + 1) * OneDnnMatrix::chunk_outputs), out.data(),
-                          stride);
+        p.matrix.multiply(p.x.data(), nullptr, p.m, c * OneDnnMatrix::chunk_outputs,
+                          std::min(p.n, (c + 1) * OneDnnMatrix::chunk_outputs), out.data(), stride);
       });
       for (Index r = 0; r < p.m; ++r) {
         REQUIRE(same_bits(&out[at(r * stride)], &all[at(r * p.n)], p.n));
