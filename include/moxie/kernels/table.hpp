@@ -53,6 +53,8 @@ struct FormatKernels {
   std::int64_t (*panel_bytes)(std::int64_t k);  ///< bytes of one panel of 16 rows x k inputs, a multiple of 64
   /// Packs 16 rows: rows[i] points to row i as it lies in a file ([k_file] elements), nullptr for a missing row (zeros).
   void (*pack)(const std::byte* const* rows, std::int64_t k_file, std::byte* panel);
+  /// The same with a scale for each 128 inputs, shared by the 16 rows [ceil(k_file / 128)]; F8_E4M3 only, else nullptr. pack() takes 1 for all.
+  void (*pack_scaled)(const std::byte* const* rows, std::int64_t k_file, const float* scales, std::byte* panel);
   MatmulFn int8;  ///< nullptr for float formats (F32, F16, BF16, F8_E4M3): they multiply f32 activations
   MatmulFn f32;
 };

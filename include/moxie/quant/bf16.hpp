@@ -6,6 +6,7 @@
 
 #include <moxie/core/dtype.hpp>
 #include <moxie/quant/bytes.hpp>
+#include <moxie/quant/panel.hpp>
 
 namespace moxie {
 
@@ -19,6 +20,17 @@ struct BF16 {
   }
   static void encode(const float* src, std::byte* dst, std::int64_t n) noexcept {
     for (std::int64_t i = 0; i < n; ++i) store_u16(dst + 2 * i, f32_to_bf16(src[i]));
+  }
+};
+
+/// The 16 rows' elements of one input beside each other.
+template <>
+struct Panel<BF16> {
+  static constexpr int chunk = 1, chunk_bytes = 32;
+
+  template <class O>
+  MOXIE_INLINE static typename O::F load(const std::byte* p) noexcept {
+    return O::load_bf16(p);
   }
 };
 

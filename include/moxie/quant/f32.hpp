@@ -7,6 +7,7 @@
 
 #include <moxie/core/dtype.hpp>
 #include <moxie/quant/bytes.hpp>
+#include <moxie/quant/panel.hpp>
 
 namespace moxie {
 
@@ -20,6 +21,17 @@ struct F32 {
   }
   static void encode(const float* src, std::byte* dst, std::int64_t n) noexcept {
     std::memcpy(dst, src, static_cast<std::size_t>(n) * sizeof(float));
+  }
+};
+
+/// The 16 rows' elements of one input beside each other.
+template <>
+struct Panel<F32> {
+  static constexpr int chunk = 1, chunk_bytes = 64;
+
+  template <class O>
+  MOXIE_INLINE static typename O::F load(const std::byte* p) noexcept {
+    return O::load(reinterpret_cast<const float*>(p));
   }
 };
 

@@ -14,6 +14,7 @@
 
 #include <moxie/core/dtype.hpp>
 #include <moxie/quant/bytes.hpp>
+#include <moxie/quant/panel.hpp>
 #include <moxie/quant/uniform.hpp>
 
 namespace moxie {
@@ -37,6 +38,40 @@ struct Q4_0 {
       store_u16(dst, f32_to_f16(encode_signed_codes(src, 8, q)));
       for (int i = 0; i < 16; ++i) as_u8(dst)[2 + i] = static_cast<std::uint8_t>(q[i] | q[i + 16] << 4);
     }
+  }
+};
+
+/// A block: codes 256 bytes, d f16[16]. As many bytes as the file.
+template <>
+struct Panel<Q4_0> {
+  static constexpr int chunk = 32, chunk_bytes = 288;
+  static constexpr Codes codes = Codes::u4;
+  static constexpr int zero = 8;
+  static constexpr bool has_offset = false, has_halves = false;
+
+  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    std::uint8_t registers[8][64];
+    for (int r = 0; r < panel::rows; ++r) {
+      std::uint8_t q[32];
+      const std::byte* src = rows[r];
+      for (int i = 0; i < 32; ++i) q[i] = 8;
+      for (int i = 0; src && i < 16; ++i) {
+        q[i] = as_u8(src)[2 + i] & 15;
+        q[i + 16] = as_u8(src)[2 + i] >> 4;
+      }
+      panel::place(q, r, registers);
+      store_u16(chunk_data + 256 + 2 * r, src ? load_u16(src) : std::uint16_t{0});
+    }
+    panel::pack_nibbles(registers, as_u8(chunk_data));
+  }
+
+  template <class O, int j>
+  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int) noexcept {
+    return panel::nibbles<O, j>(p);
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
+    return O::load_f16(p + 256);
   }
 };
 

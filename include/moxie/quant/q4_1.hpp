@@ -15,6 +15,7 @@
 
 #include <moxie/core/dtype.hpp>
 #include <moxie/quant/bytes.hpp>
+#include <moxie/quant/panel.hpp>
 #include <moxie/quant/uniform.hpp>
 
 namespace moxie {
@@ -40,6 +41,45 @@ struct Q4_1 {
       store_u16(dst + 2, f32_to_f16(s.m));
       for (int i = 0; i < 16; ++i) as_u8(dst)[4 + i] = static_cast<std::uint8_t>(q[i] | q[i + 16] << 4);
     }
+  }
+};
+
+/// A block: codes 256 bytes, d f16[16], m f16[16]. As many bytes as the file.
+template <>
+struct Panel<Q4_1> {
+  static constexpr int chunk = 32, chunk_bytes = 320;
+  static constexpr Codes codes = Codes::u4;
+  static constexpr int zero = 0;
+  static constexpr bool has_offset = true, has_halves = false;
+
+  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    std::uint8_t registers[8][64];
+    for (int r = 0; r < panel::rows; ++r) {
+      std::uint8_t q[32];
+      const std::byte* src = rows[r];
+      for (int i = 0; i < 32; ++i) q[i] = 0;
+      for (int i = 0; src && i < 16; ++i) {
+        q[i] = as_u8(src)[4 + i] & 15;
+        q[i + 16] = as_u8(src)[4 + i] >> 4;
+      }
+      panel::place(q, r, registers);
+      store_u16(chunk_data + 256 + 2 * r, src ? load_u16(src) : std::uint16_t{0});
+      store_u16(chunk_data + 288 + 2 * r, src ? load_u16(src + 2) : std::uint16_t{0});
+    }
+    panel::pack_nibbles(registers, as_u8(chunk_data));
+  }
+
+  template <class O, int j>
+  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int) noexcept {
+    return panel::nibbles<O, j>(p);
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
+    return O::load_f16(p + 256);
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::F offset(const std::byte* p, int) noexcept {
+    return O::load_f16(p + 288);
   }
 };
 

@@ -18,6 +18,7 @@
 #include <moxie/quant/bytes.hpp>
 #include <moxie/quant/k_scales.hpp>
 #include <moxie/quant/k_search.hpp>
+#include <moxie/quant/panel.hpp>
 
 namespace moxie {
 
@@ -50,6 +51,54 @@ struct Q4_K {
         for (int i = 0; i < 32; ++i)
           as_u8(dst)[16 + 32 * pair + i] = static_cast<std::uint8_t>(s.code[64 * pair + i] | s.code[64 * pair + 32 + i] << 4);
     }
+  }
+};
+
+/// A superblock: 8 blocks of codes (256 bytes), then 8 times sc u8[16], mn u8[16], then d f16[16], dmin f16[16].
+/// 2.8% more bytes than the file, whose scales have 6 bits.
+template <>
+struct Panel<Q4_K> {
+  static constexpr int chunk = 256, chunk_bytes = 2368;
+  static constexpr Codes codes = Codes::u4;
+  static constexpr int zero = 0;
+  static constexpr bool has_offset = true, has_halves = false;
+  static constexpr int block_bytes = 256, scales = 8 * block_bytes, d = scales + 8 * 32, dmin = d + 32;
+
+  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    std::uint8_t* out = as_u8(chunk_data);
+    for (int b = 0; b < 8; ++b) {
+      std::uint8_t registers[8][64];
+      for (int r = 0; r < panel::rows; ++r) {
+        std::uint8_t q[32] = {};
+        KScaleMin s{0, 0};
+        if (const std::byte* src = rows[r]) {
+          const std::uint8_t* low = as_u8(src) + 16 + 32 * (b / 2);
+          for (int i = 0; i < 32; ++i) q[i] = low[i] >> 4 * (b & 1) & 15;
+          s = k_scale_min(as_u8(src) + 4, b);
+        }
+        panel::place(q, r, registers);
+        out[scales + 32 * b + r] = static_cast<std::uint8_t>(s.scale);
+        out[scales + 32 * b + 16 + r] = static_cast<std::uint8_t>(s.min);
+      }
+      panel::pack_nibbles(registers, out + block_bytes * b);
+    }
+    for (int r = 0; r < panel::rows; ++r) {
+      store_u16(chunk_data + d + 2 * r, rows[r] ? load_u16(rows[r]) : std::uint16_t{0});
+      store_u16(chunk_data + dmin + 2 * r, rows[r] ? load_u16(rows[r] + 2) : std::uint16_t{0});
+    }
+  }
+
+  template <class O, int j>
+  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
+    return panel::nibbles<O, j>(p + block_bytes * b);
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::F scale(const std::byte* p, int b) noexcept {
+    return O::mul(O::load_f16(p + d), O::load_u8(p + scales + 32 * b));
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::F offset(const std::byte* p, int b) noexcept {
+    return O::mul(O::mul(O::set1(-1), O::load_f16(p + dmin)), O::load_u8(p + scales + 32 * b + 16));
   }
 };
 

@@ -15,6 +15,7 @@
 
 #include <moxie/core/dtype.hpp>
 #include <moxie/quant/bytes.hpp>
+#include <moxie/quant/panel.hpp>
 #include <moxie/quant/uniform.hpp>
 
 namespace moxie {
@@ -41,6 +42,43 @@ struct Q5_0 {
       store_u32(dst + 2, fifth_bits(q));
       for (int i = 0; i < 16; ++i) as_u8(dst)[6 + i] = static_cast<std::uint8_t>((q[i] & 15) | (q[i + 16] & 15) << 4);
     }
+  }
+};
+
+/// A block: low bits 256 bytes, fifth bits 64, d f16[16]. As many bytes as the file.
+template <>
+struct Panel<Q5_0> {
+  static constexpr int chunk = 32, chunk_bytes = 352;
+  static constexpr Codes codes = Codes::u5;
+  static constexpr int zero = 16;
+  static constexpr bool has_offset = false, has_halves = false;
+
+  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    std::uint8_t registers[8][64];
+    for (int r = 0; r < panel::rows; ++r) {
+      std::uint8_t q[32];
+      const std::byte* src = rows[r];
+      for (int i = 0; i < 32; ++i) q[i] = 16;
+      const std::uint32_t high = src ? load_u32(src + 2) : 0;
+      for (int i = 0; src && i < 16; ++i) {
+        const std::uint8_t byte = as_u8(src)[6 + i];
+        q[i] = static_cast<std::uint8_t>((byte & 15u) | (high >> i & 1u) << 4);
+        q[i + 16] = static_cast<std::uint8_t>(byte >> 4 | (high >> (i + 16) & 1u) << 4);
+      }
+      panel::place(q, r, registers);
+      store_u16(chunk_data + 320 + 2 * r, src ? load_u16(src) : std::uint16_t{0});
+    }
+    panel::pack_nibbles(registers, as_u8(chunk_data));
+    panel::pack_fifth_bits(registers, as_u8(chunk_data) + 256);
+  }
+
+  template <class O, int j>
+  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int) noexcept {
+    return panel::with_fifth_bits<O, j>(p, p + 256);
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
+    return O::load_f16(p + 320);
   }
 };
 

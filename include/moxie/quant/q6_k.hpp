@@ -17,6 +17,7 @@
 #include <moxie/core/dtype.hpp>
 #include <moxie/quant/bytes.hpp>
 #include <moxie/quant/k_search.hpp>
+#include <moxie/quant/panel.hpp>
 
 namespace moxie {
 
@@ -55,6 +56,53 @@ struct Q6_K {
       for (int b = 0; b < 16; ++b) out[192 + b] = static_cast<std::uint8_t>(s.scale[b]);
       store_u16(out + 208, s.d);
     }
+  }
+};
+
+/// A superblock: 8 blocks of low bits (256 bytes) and high bits (128), then sc i8[16][16], d f16[16]. As many bytes as the file.
+template <>
+struct Panel<Q6_K> {
+  static constexpr int chunk = 256, chunk_bytes = 3360;
+  static constexpr Codes codes = Codes::u6;
+  static constexpr int zero = 32;
+  static constexpr bool has_offset = false, has_halves = true;
+  static constexpr int block_bytes = 384, scales = 8 * block_bytes, d = scales + 256;
+
+  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    std::uint8_t* out = as_u8(chunk_data);
+    for (int b = 0; b < 8; ++b) {  // 32 elements of the quarter b % 4 of the half b / 4
+      std::uint8_t registers[8][64];
+      for (int r = 0; r < panel::rows; ++r) {
+        std::uint8_t q[32];
+        for (std::uint8_t& code : q) code = zero;
+        if (rows[r]) {
+          const std::uint8_t* src = as_u8(rows[r]);
+          const std::uint8_t* low = src + 64 * (b / 4) + 32 * (b & 1);
+          const std::uint8_t* high = src + 128 + 32 * (b / 4);
+          for (int i = 0; i < 32; ++i)
+            q[i] = static_cast<std::uint8_t>((low[i] >> 4 * (b >> 1 & 1) & 15) | (high[i] >> 2 * (b & 3) & 3) << 4);
+        }
+        panel::place(q, r, registers);
+        out[scales + 32 * b + r] = rows[r] ? as_u8(rows[r])[192 + 2 * b] : std::uint8_t{0};
+        out[scales + 32 * b + 16 + r] = rows[r] ? as_u8(rows[r])[193 + 2 * b] : std::uint8_t{0};
+      }
+      panel::pack_nibbles(registers, out + block_bytes * b);
+      panel::pack_high_pairs(registers, out + block_bytes * b + 256);
+    }
+    for (int r = 0; r < panel::rows; ++r) store_u16(chunk_data + d + 2 * r, rows[r] ? load_u16(rows[r] + 208) : std::uint16_t{0});
+  }
+
+  template <class O, int j>
+  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
+    return panel::with_high_pairs<O, j>(p + block_bytes * b, p + block_bytes * b + 256);
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
+    return O::load_f16(p + d);
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::Ints half(const std::byte* p, int b, int h) noexcept {
+    return O::load_halves(p + scales + 32 * b + 16 * h);
   }
 };
 

@@ -15,6 +15,7 @@
 
 #include <moxie/core/dtype.hpp>
 #include <moxie/quant/bytes.hpp>
+#include <moxie/quant/panel.hpp>
 
 namespace moxie {
 
@@ -41,6 +42,31 @@ struct Q8_0 {
         dst[2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::fabs(q) <= 127 ? q : 0));
       }
     }
+  }
+};
+
+/// A block: codes 512 bytes, d f16[16]. As many bytes as the file.
+template <>
+struct Panel<Q8_0> {
+  static constexpr int chunk = 32, chunk_bytes = 544;
+  static constexpr Codes codes = Codes::s8;
+  static constexpr int zero = 0;
+  static constexpr bool has_offset = false, has_halves = false;
+
+  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    for (int r = 0; r < panel::rows; ++r) {
+      for (int j = 0; j < 8; ++j) store_u32(chunk_data + 64 * j + 4 * r, rows[r] ? load_u32(rows[r] + 2 + 4 * j) : 0u);
+      store_u16(chunk_data + 512 + 2 * r, rows[r] ? load_u16(rows[r]) : std::uint16_t{0});
+    }
+  }
+
+  template <class O, int j>
+  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int) noexcept {
+    return O::load_bytes(p + 64 * j);
+  }
+  template <class O>
+  MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
+    return O::load_f16(p + 512);
   }
 };
 

@@ -1,0 +1,37 @@
+#pragma once
+// What the CPU can do, and the operating system lets it do (it must save the wide registers). x86-64; nothing elsewhere.
+//
+// Source: Intel Software Developer's Manual, volume 2, CPUID and XGETBV.
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace moxie {
+
+struct CpuFeatures {
+  bool avx2 = false;    ///< AVX2, FMA and F16C
+  bool avx512 = false;  ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
+};
+
+inline CpuFeatures cpu_features() noexcept {
+  CpuFeatures features;
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return features;
+  const auto has = [](unsigned word, int bit) { return (word >> bit & 1u) != 0; };
+  const bool fma = has(c, 12), xsave = has(c, 27), avx = has(c, 28), f16c = has(c, 29);
+  if (!xsave || !avx) return features;
+  std::uint32_t saved = 0, saved_high = 0;
+  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
+  const bool saves_ymm = (saved & 0x6u) == 0x6u, saves_zmm = (saved & 0xe6u) == 0xe6u;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
+  features.avx2 = saves_ymm && fma && f16c && has(b, 5);
+  features.avx512 = features.avx2 && saves_zmm && has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31) && has(c, 11);
+#endif
+  return features;
+}
+
+}  // namespace moxie

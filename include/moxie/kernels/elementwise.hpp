@@ -1,0 +1,161 @@
+#pragma once
+// Row operations between the matrix products, on vectors of the architecture. Every result has one order of operations, fixed by
+// the row's length alone: a tail goes through the same vector operations, padded with neutral elements; sums are kept in
+// 4 vectors taken in turn, whose lanes are added from low to high in f64 at the end.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/simd.hpp>
+#include <moxie/kernels/table.hpp>
+#include <moxie/kernels/unroll.hpp>
+
+MOXIE_KERNELS_BEGIN
+namespace moxie::kernels {
+
+namespace rows {
+
+template <class A>
+inline constexpr int lanes = static_cast<int>(Floats<A>::size);
+
+template <class A>
+MOXIE_INLINE Floats<A> load_part(const float* p, std::int64_t n, float neutral) noexcept {
+  alignas(64) float part[lanes<A>];
+  for (int i = 0; i < lanes<A>; ++i) part[i] = i < n ? p[i] : neutral;
+  return Floats<A>::load_aligned(part);
+}
+template <class A>
+MOXIE_INLINE void store_part(float* p, std::int64_t n, Floats<A> x) noexcept {
+  alignas(64) float part[lanes<A>];
+  x.store_aligned(part);
+  for (std::int64_t i = 0; i < n; ++i) p[i] = part[i];
+}
+
+/// y[i] = f(x[i]...) for vectors of all inputs at once.
+template <class A, class Fn, class... In>
+MOXIE_INLINE void map(std::int64_t n, float* y, Fn&& f, const In*... in) noexcept {
+  std::int64_t i = 0;
+  for (; i + lanes<A> <= n; i += lanes<A>) f(Floats<A>::load_unaligned(in + i)...).store_unaligned(y + i);
+  if (i < n) store_part<A>(y + i, n - i, f(load_part<A>(in + i, n - i, 0)...));
+}
+
+/// f(vector, turn) for each vector of x; turn goes through 0, 1, 2, 3. Padded with `neutral`.
+template <class A, class Fn>
+MOXIE_INLINE void each(const float* x, std::int64_t n, float neutral, Fn&& f) noexcept {
+  constexpr int step = 4 * lanes<A>;
+  std::int64_t i = 0;
+  for (; i + step <= n; i += step) unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { f(Floats<A>::load_unaligned(x + i + t * lanes<A>), t); });
+  if (i < n)
+    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA {
+      const std::int64_t rest = n - i - t * lanes<A>;
+      f(rest >= lanes<A> ? Floats<A>::load_unaligned(x + i + t * lanes<A>) : load_part<A>(x + i + t * lanes<A>, rest, neutral), t);
+    });
+}
+
+template <class A>
+MOXIE_INLINE double sum(const Floats<A> (&parts)[4]) noexcept {
+  double total = 0;
+  for (const Floats<A>& part : parts) {
+    alignas(64) float values[lanes<A>];
+    part.store_aligned(values);
+    for (const float v : values) total += static_cast<double>(v);
+  }
+  return total;
+}
+
+}  // namespace rows
+
+/// See Table::quantize. Blocks with infinities or NaN get a d that is one too, so they do not pass as numbers.
+template <class A>
+void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int16_t* sum) noexcept {
+  using F = Floats<A>;
+  using I = xsimd::batch<std::int32_t, typename A::simd>;
+  constexpr int lanes = rows::lanes<A>, parts = block_k / lanes;
+  for (std::int64_t block = 0; block < k / block_k; ++block, x += block_k, q += block_k) {
+    F v[parts];
+    I most(0);  // largest |x| as an integer: its order is that of the values, with infinity and NaN above all
+    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA {
+      v[i] = F::load_unaligned(x + i * lanes);
+      const I magnitude = xsimd::bitwise_cast<I>(v[i]) & I(0x7fffffff);
+      most = xsimd::select(magnitude > most, magnitude, most);
+    });
+    alignas(64) std::int32_t values[block_k];
+    most.store_aligned(values);
+    std::int32_t largest = values[0];
+    for (int i = 1; i < lanes; ++i) largest = values[i] > largest ? values[i] : largest;
+    const float scale = __builtin_bit_cast(float, largest) / 127.0f;
+    d[block] = scale;
+    const F divisor(scale == 0 ? 1.0f : scale);  // |x| up to 63 * 2^-149 round to 0 all the same
+    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA {
+      // a subnormal scale may be rounded down so far that |x / d| exceeds 127
+      const F y = xsimd::max(xsimd::min(v[i] / divisor, F(127.0f)), F(-127.0f));
+      xsimd::batch_cast<std::int32_t>(xsimd::nearbyint(y)).store_aligned(values + i * lanes);
+    });
+    std::int32_t sums[2] = {0, 0};
+    for (int i = 0; i < block_k; ++i) q[i] = static_cast<std::int8_t>(values[i]);
+    for (int i = 0; i < block_k; ++i) sums[i / 16] += static_cast<std::int8_t>(values[i]);
+    sum[2 * block] = static_cast<std::int16_t>(sums[0]);
+    sum[2 * block + 1] = static_cast<std::int16_t>(sums[1]);
+  }
+}
+
+template <class A>
+void rms_norm(const float* x, const float* w, float eps, std::int64_t n, float* y) noexcept {
+  using F = Floats<A>;
+  F parts[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)};
+  rows::each<A>(x, n, 0, [&](F v, int t) MOXIE_INLINE_LAMBDA { parts[t] = madd(v, v, parts[t]); });
+  const double mean = rows::sum<A>(parts) / static_cast<double>(n);
+  const F factor(static_cast<float>(1.0 / __builtin_sqrt(mean + static_cast<double>(eps))));
+  if (w)
+    rows::map<A>(n, y, [&](F v, F weight) MOXIE_INLINE_LAMBDA { return v * factor * weight; }, x, w);
+  else
+    rows::map<A>(n, y, [&](F v) MOXIE_INLINE_LAMBDA { return v * factor; }, x);
+}
+
+template <class A>
+void swiglu(const float* gate, const float* up, std::int64_t n, float* y) noexcept {
+  using F = Floats<A>;
+  rows::map<A>(n, y, [](F g, F u) MOXIE_INLINE_LAMBDA { return g / (F(1.0f) + exp_fixed(-g)) * u; }, gate, up);
+}
+
+template <class A>
+void axpy(float a, const float* x, std::int64_t n, float* y) noexcept {
+  using F = Floats<A>;
+  const F factor(a);
+  rows::map<A>(n, y, [&](F v, F sum) MOXIE_INLINE_LAMBDA { return madd(factor, v, sum); }, x, y);
+}
+
+template <class A>
+void add(const float* x, std::int64_t n, float* y) noexcept {
+  using F = Floats<A>;
+  rows::map<A>(n, y, [](F v, F sum) MOXIE_INLINE_LAMBDA { return sum + v; }, x, y);
+}
+
+/// A logit of -infinity has probability 0; when all have, max is -infinity and the sums are 0.
+template <class A>
+SoftmaxPartial softmax_partial(const float* logits, std::int64_t n, float temperature) noexcept {
+  using F = Floats<A>;
+  const float lowest = -__builtin_inff();
+  const F divisor(temperature);
+  F most[4] = {F(lowest), F(lowest), F(lowest), F(lowest)};
+  rows::each<A>(logits, n, lowest, [&](F v, int t) MOXIE_INLINE_LAMBDA { most[t] = xsimd::max(most[t], v); });
+  alignas(64) float values[rows::lanes<A>];
+  xsimd::max(xsimd::max(most[0], most[1]), xsimd::max(most[2], most[3])).store_aligned(values);
+  float max = lowest;
+  for (const float v : values) max = v > max ? v : max;
+  max /= temperature;
+  if (max == lowest) return {lowest, 0, 0};
+  const F top(max);
+  F sums[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)}, weighted[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)};
+  rows::each<A>(logits, n, lowest, [&](F v, int t) MOXIE_INLINE_LAMBDA {
+    const F z = v / divisor, e = exp_fixed(z - top);
+    sums[t] += e;
+    weighted[t] = madd(e, xsimd::select(z == F(lowest), F(0.0f), z), weighted[t]);
+  });
+  return {max, static_cast<float>(rows::sum<A>(sums)), static_cast<float>(rows::sum<A>(weighted))};
+}
+
+}  // namespace moxie::kernels
+MOXIE_KERNELS_END

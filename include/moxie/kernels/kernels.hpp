@@ -1,0 +1,114 @@
+#pragma once
+// The tables of kernels: table<Arch>() is the one of an architecture, native_table() the best one.
+//
+// With MOXIE_DISPATCH defined (the CMake target moxie::dispatch does it), native_table() lies in a library that was compiled
+// once for each architecture and asks the CPU at run time; else it is the best one that the compiler's flags allow.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/attention.hpp>
+#include <moxie/kernels/elementwise.hpp>
+#include <moxie/kernels/panel_f32.hpp>
+#include <moxie/kernels/panel_int8.hpp>
+#include <moxie/kernels/table.hpp>
+#include <moxie/quant/format_list.hpp>
+
+namespace moxie::kernels {
+
+namespace detail {
+
+template <class A, class Format>
+std::int64_t panel_bytes(std::int64_t k) noexcept {
+  return f32::panel_bytes<Format>(k);
+}
+
+/// scales: of each 128 inputs, nullptr for ones; only F8_E4M3 has them.
+template <class A, class Format>
+void pack_scaled(const std::byte* const* rows, std::int64_t k_file, const float* scales, std::byte* panel) noexcept {
+  using P = Panel<Format>;
+  if constexpr (f32::FloatPanel<Format>) {
+    constexpr int size = Format::block_bytes;
+    const std::int64_t k = (k_file + block_k - 1) / block_k * block_k;
+    for (std::int64_t i = 0; i < k; ++i)
+      for (int r = 0; r < panel_rows; ++r) {
+        std::byte* to = panel + (i * panel_rows + r) * size;
+        if (rows[r] && i < k_file)
+          __builtin_memcpy(to, rows[r] + i * size, size);
+        else
+          __builtin_memset(to, 0, size);
+      }
+    if constexpr (f32::has_block_scales<Format>)
+      for (std::int64_t b = 0; b < (k + f32::scale_inputs - 1) / f32::scale_inputs; ++b) {
+        const float scale = scales ? scales[b] : 1.0f;
+        __builtin_memcpy(panel + k * panel_rows + b * 4, &scale, 4);
+      }
+  } else {
+    const std::byte* block[panel_rows];
+    for (std::int64_t c = 0; c < k_file / P::chunk; ++c) {
+      static_assert(P::chunk == Format::block);
+      for (int r = 0; r < panel_rows; ++r) block[r] = rows[r] ? rows[r] + c * Format::block_bytes : nullptr;
+      P::pack(block, panel + c * P::chunk_bytes);
+    }
+  }
+}
+template <class A, class Format>
+void pack(const std::byte* const* rows, std::int64_t k_file, std::byte* panel) noexcept {
+  pack_scaled<A, Format>(rows, k_file, nullptr, panel);
+}
+
+template <class A, class Format>
+constexpr FormatKernels format_kernels() noexcept {
+  FormatKernels k{};
+  k.dtype = Format::dtype;
+  k.panel_bytes = &panel_bytes<A, Format>;
+  k.pack = &pack<A, Format>;
+  if constexpr (f32::has_block_scales<Format>) k.pack_scaled = &pack_scaled<A, Format>;
+  if constexpr (!f32::FloatPanel<Format>) k.int8 = &matmul_int8<A, Format>;
+  k.f32 = &matmul_f32<A, Format>;
+  return k;
+}
+
+template <class A, class List>
+struct FormatTable;
+template <class A, class... Format>
+struct FormatTable<A, TypeList<Format...>> {
+  static constexpr int size = sizeof...(Format);
+  static constexpr FormatKernels entries[] = {format_kernels<A, Format>()...};
+};
+
+template <class A>
+constexpr Table make_table() noexcept {
+  Table t{};
+  t.arch = A::name;
+  t.formats = FormatTable<A, Formats>::entries;
+  t.n_formats = FormatTable<A, Formats>::size;
+  t.quantize = &quantize<A>;
+  t.rms_norm = &rms_norm<A>;
+  t.swiglu = &swiglu<A>;
+  t.axpy = &axpy<A>;
+  t.add = &add<A>;
+  t.softmax_partial = &softmax_partial<A>;
+  t.attend_gqa = &attend<A, false>;
+  t.attend_mla = &attend<A, true>;
+  return t;
+}
+
+template <class A>
+inline constexpr Table table_of = make_table<A>();
+
+}  // namespace detail
+
+template <class A>
+const Table& table() noexcept {
+  return detail::table_of<A>;
+}
+
+#if defined(MOXIE_DISPATCH)
+const Table& native_table() noexcept;
+#else
+inline const Table& native_table() noexcept { return table<Native>(); }
+#endif
+
+}  // namespace moxie::kernels

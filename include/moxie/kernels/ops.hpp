@@ -1,0 +1,27 @@
+#pragma once
+// The primitives of an architecture on which the loops of panel_int8.hpp and panel_f32.hpp are written: Ops<Arch>.
+//
+//   Bytes   64 codes, one register of a panel's block (quant/panel.hpp)       Ints, F   16 int32, 16 f32: one for each row of a panel
+//
+//   bits<shift, mask>(x)       (x >> shift) & mask in each byte; a negative shift goes left      merge(a, b)   a | b
+//   code_floats<i, sign>(x)    byte 4 r + i of each row r as f32
+//   load, store, set1, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_u8, load_halves, load_ints, store_ints
+//
+// and the dot products of a tile of tokens with one block of 32 inputs, which every architecture does in its own way:
+//
+//   dot_kind<Panel>            the way for the codes of a format; formats with one kind share their compiled loops
+//   operand<Panel>(x)          codes in the form in which dot() wants them
+//   start_words<Panel>(..)     two words for each token and block that carry the zero point: 16 (or 32) activations' sum times -zero
+//   dot<kind, T>(w, q, x, h, sums)   sums[t] = sum over the block of (code - zero) * q[t], exact; with halves, the two
+//                                    sums of 16 are multiplied by h[0] and h[1] first. w(Constant<j>) gives register j.
+//   tile<kind>                 tokens of a full tile: as many as the registers hold
+//
+// All integer sums are exact, so every architecture gives the same ones.
+
+#include <moxie/kernels/ops_generic.hpp>
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <moxie/kernels/ops_avx2.hpp>
+#endif
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+#include <moxie/kernels/ops_avx512.hpp>
+#endif

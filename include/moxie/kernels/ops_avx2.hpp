@@ -1,0 +1,188 @@
+#pragma once
+// Primitives for AVX2 with FMA and F16C. See kernels/ops.hpp.
+//
+// vpmaddubsw multiplies unsigned codes by signed activations and adds pairs to int16, saturating at 32767: a pair of 6-bit codes
+// reaches 2 * 63 * 127 = 16002. Its results are added in int16 as long as the sum fits, and only then widened by vpmaddwd
+// (for halves with the 16-wide scales as factors, which cost nothing there). Additions wrap, so only the last sum has to fit:
+//
+//   codes                  terms in a lane   largest sum
+//   u4                     16                16 * 15 * 127 = 30480
+//   u4 around 8            16                16 *  8 * 127 = 16256     the lane starts at -zero times the sum of its activations
+//   u5 around 16           16                16 * 16 * 127 = 32512     likewise
+//   u5                      8                 8 * 31 * 127 = 31496     two such sums
+//   u6 around 32            8                 8 * 32 * 127 = 32512     each half of 16 has its own start and scale
+//   s8                      2                 2 * 128 * 127 = 32512    |code| times the activation with the code's sign
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/ops_generic.hpp>
+#include <moxie/kernels/unroll.hpp>
+#include <moxie/quant/panel.hpp>
+
+namespace moxie::kernels {
+
+template <>
+struct Ops<Avx2> {
+  struct Bytes {
+    __m256i lo, hi;
+  };
+  using Ints = Bytes;
+  struct F {
+    __m256 lo, hi;
+  };
+
+  MOXIE_INLINE static Bytes load_bytes(const std::byte* p) noexcept { return {load_256(p), load_256(p + 32)}; }
+  MOXIE_INLINE static void store_bytes(std::byte* p, Bytes x) noexcept {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.lo);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.hi);
+  }
+  template <int shift, int mask>
+  MOXIE_INLINE static Bytes bits(Bytes x) noexcept {  // shifted by words: what crosses bytes is masked off
+    if constexpr (shift > 0) x = {_mm256_srli_epi16(x.lo, shift), _mm256_srli_epi16(x.hi, shift)};
+    if constexpr (shift < 0) x = {_mm256_slli_epi16(x.lo, -shift), _mm256_slli_epi16(x.hi, -shift)};
+    const __m256i m = _mm256_set1_epi8(mask);
+    return {_mm256_and_si256(x.lo, m), _mm256_and_si256(x.hi, m)};
+  }
+  MOXIE_INLINE static Bytes merge(Bytes a, Bytes b) noexcept { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+
+  MOXIE_INLINE static F load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  MOXIE_INLINE static void store(float* p, F x) noexcept {
+    _mm256_storeu_ps(p, x.lo);
+    _mm256_storeu_ps(p + 8, x.hi);
+  }
+  MOXIE_INLINE static F set1(float x) noexcept { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  MOXIE_INLINE static F add(F a, F b) noexcept { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+  MOXIE_INLINE static F mul(F a, F b) noexcept { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+  MOXIE_INLINE static F fma(F a, F b, F c) noexcept { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+  MOXIE_INLINE static F to_float(Ints x) noexcept { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
+  MOXIE_INLINE static F load_f16(const std::byte* p) noexcept { return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 16))}; }
+  MOXIE_INLINE static F load_bf16(const std::byte* p) noexcept {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p + 16)), 16))};
+  }
+  /// As f16: the same fields moved give 2^-8 of the value. NaN is the code 0x7F.
+  MOXIE_INLINE static F load_e4m3(const std::byte* p) noexcept {
+    const __m256i code = _mm256_cvtepu8_epi16(load_128(p)), rest = _mm256_and_si256(code, _mm256_set1_epi16(0x7f));
+    const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(rest, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7e00));
+    const __m256i sign = _mm256_slli_epi16(_mm256_andnot_si256(_mm256_set1_epi16(0x7f), code), 8);
+    const __m256i half = _mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(rest, 7));
+    return mul({_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))}, set1(256));
+  }
+  MOXIE_INLINE static F load_u8(const std::byte* p) noexcept {
+    const __m128i x = load_128(p);
+    return to_float({_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))});
+  }
+  /// Each scale as a pair of equal int16, the factors of vpmaddwd.
+  MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept {
+    const __m256i x = _mm256_cvtepi8_epi16(load_128(p));
+    const __m256i low = _mm256_unpacklo_epi16(x, x), high = _mm256_unpackhi_epi16(x, x);
+    return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
+  }
+  MOXIE_INLINE static F halves_float(Ints x) noexcept { return to_float({_mm256_srai_epi32(x.lo, 16), _mm256_srai_epi32(x.hi, 16)}); }
+  MOXIE_INLINE static Ints load_ints(const std::byte* p) noexcept { return load_bytes(p); }
+  MOXIE_INLINE static void store_ints(std::byte* p, Ints x) noexcept { store_bytes(p, x); }
+  template <int i, bool is_signed>
+  MOXIE_INLINE static F code_floats(Bytes x) noexcept {
+    if constexpr (i < 3) x = {_mm256_slli_epi32(x.lo, 24 - 8 * i), _mm256_slli_epi32(x.hi, 24 - 8 * i)};
+    if constexpr (is_signed)
+      return to_float({_mm256_srai_epi32(x.lo, 24), _mm256_srai_epi32(x.hi, 24)});
+    else
+      return to_float({_mm256_srli_epi32(x.lo, 24), _mm256_srli_epi32(x.hi, 24)});
+  }
+
+  enum Kind { eight_sums, four_sums, halves, signed_codes };
+  template <class P>
+  static constexpr bool needs_start = P::zero != 0;
+  template <class P>
+  static constexpr int dot_kind = P::has_halves                           ? halves
+                                  : P::codes == Codes::s8                 ? signed_codes
+                                  : P::codes == Codes::u4 || P::zero != 0 ? eight_sums
+                                                                          : four_sums;
+  /// Of 16 registers a token takes 2 (the int16 sums of 8 rows each); others: 2 of codes, one broadcast, one product. Float sums live in cache.
+  template <int kind>
+  static constexpr int tile = kind == halves || kind == signed_codes ? 4 : 6;
+
+  template <class P>
+  MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
+    return x;
+  }
+  /// Lane pairs: what the even and the odd pairs of a half sum up to, times -zero.
+  template <class P>
+  MOXIE_INLINE static void start_words(const std::int8_t* q, const std::int16_t*, std::int32_t (&x)[2]) noexcept {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
+    pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
+    pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0xb1));
+    __m128i low = _mm256_castsi256_si128(pairs), high = _mm256_extracti128_si256(pairs, 1);
+    if constexpr (!P::has_halves) low = _mm_add_epi16(low, high);
+    const __m128i minus_zero = _mm_set1_epi16(-P::zero);
+    x[0] = _mm_cvtsi128_si32(_mm_mullo_epi16(low, minus_zero));
+    x[1] = _mm_cvtsi128_si32(_mm_mullo_epi16(high, minus_zero));
+  }
+
+  template <int kind, bool start, int T, class W>
+  MOXIE_INLINE static void dot(W&& w, const std::byte* q, const std::byte* x, const Ints (&h)[2], Ints (&sums)[T]) noexcept {
+    const __m256i ones = _mm256_set1_epi16(1);
+    if constexpr (kind == signed_codes) {
+      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
+        const Bytes code = w(j);
+        const Bytes size{_mm256_abs_epi8(code.lo), _mm256_abs_epi8(code.hi)};
+        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+          const __m256i a = broadcast(q + 32 * t + 4 * j.value);
+          const __m256i lo = _mm256_madd_epi16(_mm256_maddubs_epi16(size.lo, _mm256_sign_epi8(a, code.lo)), ones);
+          const __m256i hi = _mm256_madd_epi16(_mm256_maddubs_epi16(size.hi, _mm256_sign_epi8(a, code.hi)), ones);
+          if constexpr (j.value == 0)
+            sums[t] = {lo, hi};
+          else
+            sums[t] = {_mm256_add_epi32(sums[t].lo, lo), _mm256_add_epi32(sums[t].hi, hi)};
+        });
+      });
+    } else {
+      // `registers` registers of codes from the first on, summed in int16, then widened into `sums`
+      const auto add_group = [&](auto first, auto registers, const std::byte* start_at, Bytes factor, bool more) MOXIE_INLINE_LAMBDA {
+        Bytes lanes[T];
+        unroll_constant<registers.value>([&](auto j) MOXIE_INLINE_LAMBDA {
+          const Bytes code = w(Constant<first.value + j.value>{});
+          unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+            const __m256i a = broadcast(q + 32 * t + 4 * (first.value + j.value));
+            const __m256i lo = _mm256_maddubs_epi16(code.lo, a), hi = _mm256_maddubs_epi16(code.hi, a);
+            if constexpr (j.value == 0) {
+              if constexpr (start) {
+                const __m256i s = broadcast(start_at + 4 * t);
+                lanes[t] = {_mm256_add_epi16(s, lo), _mm256_add_epi16(s, hi)};
+              } else {
+                lanes[t] = {lo, hi};
+              }
+            } else {
+              lanes[t] = {_mm256_add_epi16(lanes[t].lo, lo), _mm256_add_epi16(lanes[t].hi, hi)};
+            }
+          });
+        });
+        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+          const __m256i lo = _mm256_madd_epi16(lanes[t].lo, factor.lo), hi = _mm256_madd_epi16(lanes[t].hi, factor.hi);
+          if (more)
+            sums[t] = {_mm256_add_epi32(sums[t].lo, lo), _mm256_add_epi32(sums[t].hi, hi)};
+          else
+            sums[t] = {lo, hi};
+        });
+      };
+      if constexpr (kind == eight_sums) {
+        add_group(Constant<0>{}, Constant<8>{}, x, Bytes{ones, ones}, false);
+      } else {
+        add_group(Constant<0>{}, Constant<4>{}, x, kind == halves ? h[0] : Bytes{ones, ones}, false);
+        add_group(Constant<4>{}, Constant<4>{}, x + 4 * T, kind == halves ? h[1] : Bytes{ones, ones}, true);
+      }
+    }
+  }
+
+ private:
+  MOXIE_INLINE static __m128i load_128(const std::byte* p) noexcept { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  MOXIE_INLINE static __m256i broadcast(const std::byte* p) noexcept { return _mm256_set1_epi32(static_cast<int>(load_u32(p))); }
+};
+
+}  // namespace moxie::kernels

@@ -1,0 +1,168 @@
+#pragma once
+// Primitives for any CPU: xsimd's floats, integer loops that compilers vectorize. See kernels/ops.hpp.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/simd.hpp>
+#include <moxie/kernels/unroll.hpp>
+#include <moxie/quant/panel.hpp>
+
+namespace moxie::kernels {
+
+template <class A>
+struct Ops {
+  using V = Floats<A>;
+  static constexpr int parts = 16 / static_cast<int>(V::size);
+  struct Bytes {
+    std::uint8_t v[64];
+  };
+  struct Ints {
+    std::int32_t v[16];
+  };
+  struct F {
+    V v[parts];
+  };
+
+  MOXIE_INLINE static Bytes load_bytes(const std::byte* p) noexcept {
+    Bytes x;
+    __builtin_memcpy(x.v, p, 64);
+    return x;
+  }
+  MOXIE_INLINE static void store_bytes(std::byte* p, const Bytes& x) noexcept { __builtin_memcpy(p, x.v, 64); }
+  template <int shift, int mask>
+  MOXIE_INLINE static Bytes bits(Bytes x) noexcept {
+    for (std::uint8_t& v : x.v) {
+      if constexpr (shift >= 0)
+        v = static_cast<std::uint8_t>(v >> shift & mask);
+      else
+        v = static_cast<std::uint8_t>(v << -shift & mask);
+    }
+    return x;
+  }
+  MOXIE_INLINE static Bytes merge(Bytes a, const Bytes& b) noexcept {
+    for (int i = 0; i < 64; ++i) a.v[i] = static_cast<std::uint8_t>(a.v[i] | b.v[i]);
+    return a;
+  }
+
+  template <class Fn>
+  MOXIE_INLINE static F each(Fn&& f) noexcept {
+    F x;
+    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i] = f(i); });
+    return x;
+  }
+  template <class Fn>
+  MOXIE_INLINE static F from_scalars(Fn&& f) noexcept {
+    alignas(64) float values[16];
+    for (int i = 0; i < 16; ++i) values[i] = f(i);
+    return load(values);
+  }
+  MOXIE_INLINE static F load(const float* p) noexcept {
+    return each([&](int i) MOXIE_INLINE_LAMBDA { return V::load_unaligned(p + i * static_cast<int>(V::size)); });
+  }
+  MOXIE_INLINE static void store(float* p, const F& x) noexcept {
+    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i].store_unaligned(p + i * static_cast<int>(V::size)); });
+  }
+  MOXIE_INLINE static F set1(float x) noexcept {
+    return each([&](int) MOXIE_INLINE_LAMBDA { return V(x); });
+  }
+  MOXIE_INLINE static F add(const F& a, const F& b) noexcept {
+    return each([&](int i) MOXIE_INLINE_LAMBDA { return a.v[i] + b.v[i]; });
+  }
+  MOXIE_INLINE static F mul(const F& a, const F& b) noexcept {
+    return each([&](int i) MOXIE_INLINE_LAMBDA { return a.v[i] * b.v[i]; });
+  }
+  MOXIE_INLINE static F fma(const F& a, const F& b, const F& c) noexcept {
+    return each([&](int i) MOXIE_INLINE_LAMBDA { return madd(a.v[i], b.v[i], c.v[i]); });
+  }
+  MOXIE_INLINE static F to_float(const Ints& x) noexcept {
+    return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return static_cast<float>(x.v[i]); });
+  }
+  MOXIE_INLINE static F load_f16(const std::byte* p) noexcept {
+    return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return moxie::load_f16(p + 2 * i); });
+  }
+  MOXIE_INLINE static F load_bf16(const std::byte* p) noexcept {
+    return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return bf16_to_f32(load_u16(p + 2 * i)); });
+  }
+  MOXIE_INLINE static F load_e4m3(const std::byte* p) noexcept {
+    return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return e4m3_to_f32(as_u8(p)[i]); });
+  }
+  MOXIE_INLINE static F load_u8(const std::byte* p) noexcept {
+    return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return static_cast<float>(as_u8(p)[i]); });
+  }
+  MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept {
+    Ints x;
+    for (int i = 0; i < 16; ++i) x.v[i] = static_cast<std::int8_t>(p[i]);
+    return x;
+  }
+  MOXIE_INLINE static F halves_float(const Ints& x) noexcept { return to_float(x); }
+  MOXIE_INLINE static Ints load_ints(const std::byte* p) noexcept {
+    Ints x;
+    __builtin_memcpy(x.v, p, 64);
+    return x;
+  }
+  MOXIE_INLINE static void store_ints(std::byte* p, const Ints& x) noexcept { __builtin_memcpy(p, x.v, 64); }
+  template <int i, bool is_signed>
+  MOXIE_INLINE static F code_floats(const Bytes& x) noexcept {
+    return from_scalars([&](int r) MOXIE_INLINE_LAMBDA {
+      const std::uint8_t code = x.v[4 * r + i];
+      return is_signed ? static_cast<float>(static_cast<std::int8_t>(code)) : static_cast<float>(code);
+    });
+  }
+
+  enum Kind { unsigned_codes, signed_codes, halves };
+  template <class P>
+  static constexpr int dot_kind = P::has_halves ? halves : P::codes == Codes::s8 ? signed_codes : unsigned_codes;
+  template <int kind>
+  static constexpr int tile = 4;
+  template <class P>
+  static constexpr bool needs_start = P::zero != 0;
+  template <class P>
+  MOXIE_INLINE static Bytes operand(const Bytes& x) noexcept {
+    return x;
+  }
+  template <class P>
+  MOXIE_INLINE static void start_words(const std::int8_t*, const std::int16_t* sum, std::int32_t (&x)[2]) noexcept {
+    x[0] = -P::zero * (P::has_halves ? sum[0] : sum[0] + sum[1]);
+    x[1] = -P::zero * sum[1];
+  }
+
+  template <int kind, bool start, int T, class W>
+  MOXIE_INLINE static void dot(W&& w, const std::byte* q, const std::byte* x, const Ints (&h)[2], Ints (&sums)[T]) noexcept {
+    for (int t = 0; t < T; ++t) {
+      const std::int32_t first = start ? static_cast<std::int32_t>(load_u32(x + 4 * t)) : 0;
+      for (std::int32_t& s : sums[t].v) s = first;
+    }
+    const auto add_register = [&](const Bytes& codes, int j) MOXIE_INLINE_LAMBDA {
+      for (int t = 0; t < T; ++t) {
+        std::int32_t a[4];
+        for (int i = 0; i < 4; ++i) a[i] = static_cast<std::int8_t>(q[32 * t + 4 * j + i]);
+        for (int r = 0; r < 16; ++r) {
+          std::int32_t s = 0;
+          for (int i = 0; i < 4; ++i) {
+            const std::uint8_t code = codes.v[4 * r + i];
+            s += (kind == signed_codes ? static_cast<std::int8_t>(code) : code) * a[i];
+          }
+          sums[t].v[r] += s;
+        }
+      }
+    };
+    if constexpr (kind == halves) {
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value); });
+      Ints low[T];
+      for (int t = 0; t < T; ++t) {
+        const auto second = static_cast<std::int32_t>(load_u32(x + 4 * (T + t)));
+        for (int r = 0; r < 16; ++r) low[t].v[r] = sums[t].v[r] * h[0].v[r], sums[t].v[r] = second;
+      }
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(Constant<j.value + 4>{}), j.value + 4); });
+      for (int t = 0; t < T; ++t)
+        for (int r = 0; r < 16; ++r) sums[t].v[r] = low[t].v[r] + sums[t].v[r] * h[1].v[r];
+    } else {
+      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value); });
+    }
+  }
+};
+
+}  // namespace moxie::kernels

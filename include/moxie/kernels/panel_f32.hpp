@@ -1,0 +1,150 @@
+#pragma once
+// Matrix product of packed weights of any format with f32 activations: the reference path, and the path of float weights.
+//
+// For each output element, blocks of 32 inputs from low k to high k: the block's sum is 32 fused multiply-adds from low to high,
+// starting at 0; then acc += sum. A weight is what the format's decode() gives, bit for bit. The same bits for every tile,
+// chunk and list of rows, on every architecture with a fused multiply-add.
+//
+// Form: for each panel, stage_blocks blocks are unpacked to f32 [32][16] in the first-level cache, and tiles of rows run over them.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/ops.hpp>
+#include <moxie/kernels/panel_int8.hpp>
+#include <moxie/kernels/table.hpp>
+#include <moxie/kernels/unroll.hpp>
+#include <moxie/quant/format_list.hpp>
+
+MOXIE_KERNELS_BEGIN
+namespace moxie::kernels {
+
+namespace f32 {
+
+inline constexpr int block_floats = block_k * panel_rows;
+// 8 blocks of 2 KB are half of a first-level cache of 32 KB.
+inline constexpr int stage_blocks = 8;
+inline constexpr int max_tokens = 64;
+// 8 independent chains hide the latency of a fused multiply-add (4 cycles, 1 or 2 a cycle).
+inline constexpr int tile = 8;
+
+template <class Format>
+concept FloatPanel = Panel<Format>::chunk == 1;
+
+/// Scales of an F8_E4M3 panel: one for each 128 inputs.
+template <class Format>
+inline constexpr bool has_block_scales = Format::dtype == Dtype::F8_E4M3;
+inline constexpr int scale_inputs = 128;
+
+template <class Format>
+MOXIE_INLINE constexpr std::int64_t panel_bytes(std::int64_t k) noexcept {
+  if constexpr (!FloatPanel<Format>) {
+    return int8::panel_bytes<Format>(k);
+  } else {
+    const std::int64_t scales = has_block_scales<Format> ? (k + scale_inputs - 1) / scale_inputs * 4 : 0;
+    return (k * Panel<Format>::chunk_bytes + scales + 63) / 64 * 64;
+  }
+}
+
+/// Blocks [first, first + blocks) of a panel as f32 [blocks][32][16].
+template <class A, class Format>
+[[gnu::noinline]] void unpack(const std::byte* panel, [[maybe_unused]] std::int64_t k, std::int64_t first, int blocks, float* out) noexcept {
+  using O = Ops<A>;
+  using P = Panel<Format>;
+  if constexpr (FloatPanel<Format>) {
+    for (int b = 0; b < blocks; ++b)
+      for (int i = 0; i < block_k; ++i, out += panel_rows) {
+        const std::int64_t input = (first + b) * block_k + i;
+        typename O::F w = P::template load<O>(panel + input * P::chunk_bytes);
+        if constexpr (has_block_scales<Format>)
+          w = O::mul(w, O::set1(int8::load_float(panel + k * P::chunk_bytes + input / scale_inputs * 4)));
+        O::store(out, w);
+      }
+  } else {
+    int8::for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int n) MOXIE_INLINE_LAMBDA {
+      float* to = out + n * block_floats;
+      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
+        typename O::F scale = P::template scale<O>(chunk, b);
+        if constexpr (P::has_halves) scale = O::mul(scale, O::halves_float(P::template half<O>(chunk, b, j.value / 4)));
+        const auto code = P::template code<O, j.value>(chunk, b);
+        unroll_constant<4>([&](auto i) MOXIE_INLINE_LAMBDA {
+          typename O::F w = O::template code_floats<i.value, P::codes == Codes::s8>(code);
+          if constexpr (P::zero != 0) w = O::add(w, O::set1(-P::zero));
+          w = O::mul(w, scale);  // exact, so a compiler that fuses it with the next addition changes nothing
+          if constexpr (P::has_offset) w = O::add(w, P::template offset<O>(chunk, b));
+          O::store(to + panel_rows * (4 * j.value + i.value), w);
+        });
+      });
+    });
+  }
+}
+
+template <class A, int tokens>
+[[gnu::noinline]] void run_tile(const float* w, int blocks, const float* const* x, float* sums) noexcept {
+  using O = Ops<A>;
+  typename O::F acc[tokens];
+  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { acc[t] = O::load(sums + panel_rows * t); });
+  const float* row[tokens];
+  for (int t = 0; t < tokens; ++t) row[t] = x[t];
+  for (int b = 0; b < blocks; ++b, w += block_floats) {
+    typename O::F sum[tokens];
+    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { sum[t] = O::set1(0); });
+    for (int i = 0; i < block_k; ++i) {
+      const typename O::F wi = O::load(w + panel_rows * i);
+      unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { sum[t] = O::fma(wi, O::set1(row[t][i]), sum[t]); });
+    }
+    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA {
+      acc[t] = O::add(acc[t], sum[t]);
+      row[t] += block_k;
+    });
+  }
+  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { O::store(sums + panel_rows * t, acc[t]); });
+}
+
+template <class A>
+void run_tiles(const float* w, int blocks, const float* const* x, int tokens, float* sums) noexcept {
+  int t = 0;
+  for (; tokens - t >= tile; t += tile) run_tile<A, tile>(w, blocks, x + t, sums + panel_rows * t);
+  for (; tokens - t >= 4; t += 4) run_tile<A, 4>(w, blocks, x + t, sums + panel_rows * t);
+  for (; tokens - t >= 2; t += 2) run_tile<A, 2>(w, blocks, x + t, sums + panel_rows * t);
+  if (t < tokens) run_tile<A, 1>(w, blocks, x + t, sums + panel_rows * t);
+}
+
+}  // namespace f32
+
+template <class A, class Format>
+void matmul_f32(const MatmulArgs& m) noexcept {
+  using namespace f32;
+  alignas(64) float unpacked[stage_blocks * block_floats];
+  alignas(64) float sums[max_tokens * panel_rows];
+  const std::int64_t k_blocks = m.k / block_k, bytes = f32::panel_bytes<Format>(m.k);
+  for (std::int64_t first_row = 0; first_row < m.n_rows; first_row += max_tokens) {
+    const int tokens = static_cast<int>(m.n_rows - first_row < max_tokens ? m.n_rows - first_row : max_tokens);
+    for (std::int64_t p = m.panel_begin; p < m.panel_end; ++p) {
+      const std::byte* panel = m.panels + p * bytes;
+      for (int i = 0; i < tokens * panel_rows; ++i) sums[i] = 0;
+      for (std::int64_t first = 0; first < k_blocks; first += stage_blocks) {
+        const int blocks = static_cast<int>(k_blocks - first < stage_blocks ? k_blocks - first : stage_blocks);
+        const float* w = unpacked;
+        if constexpr (Format::dtype == Dtype::F32)
+          w = reinterpret_cast<const float*>(panel) + first * block_floats;
+        else
+          unpack<A, Format>(panel, m.k, first, blocks, unpacked);
+        const float* x[max_tokens];
+        for (int t = 0; t < tokens; ++t) {
+          const std::int64_t row = m.rows ? m.rows[first_row + t] : first_row + t;
+          x[t] = m.a.x + row * m.k + first * block_k;
+        }
+        run_tiles<A>(w, blocks, x, tokens, sums);
+      }
+      float* out = m.out + first_row * m.out_stride + p * panel_rows;
+      const std::int64_t left = m.n - p * panel_rows;
+      const auto columns = static_cast<std::size_t>(left < panel_rows ? left : panel_rows);
+      for (int t = 0; t < tokens; ++t) __builtin_memcpy(out + t * m.out_stride, sums + panel_rows * t, columns * sizeof(float));
+    }
+  }
+}
+
+}  // namespace moxie::kernels
+MOXIE_KERNELS_END

@@ -1,0 +1,432 @@
+// Promises of the kernels, for every architecture that this CPU runs.
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <moxie/core/cpu.hpp>
+#include <moxie/core/memory.hpp>
+#include <moxie/kernels/table.hpp>
+#include <moxie/quant/formats.hpp>
+
+#include "kernels_reference.hpp"
+
+using namespace moxie;
+using kernels::ActivationRows;
+using kernels::FormatKernels;
+using kernels::MatmulArgs;
+using kernels::Table;
+
+namespace test {
+const Table& generic_table();
+const Table& avx2_table();
+const Table& avx512_table();
+const Table& emulated_table();
+}  // namespace test
+
+namespace {
+
+struct Tested {
+  const Table* table;
+  bool fused;  ///< has a fused multiply-add: its results are those of the model, bit for bit
+};
+
+std::vector<Tested> tables() {
+  std::vector<Tested> list{{&test::generic_table(), false}};
+  const CpuFeatures cpu = cpu_features();
+  if (cpu.avx2) list.push_back({&test::avx2_table(), true});
+#if !defined(MOXIE_NO_SIMDE)
+  if (cpu.avx2) list.push_back({&test::emulated_table(), true});
+#endif
+  if (cpu.avx512) list.push_back({&test::avx512_table(), true});
+  return list;
+}
+
+struct Matrix {
+  const FormatKernels* kernels;
+  std::int64_t n, k;
+  AlignedBuffer<std::byte> panels;
+
+  Matrix(const Table& table, Dtype dtype, const test::FileRows& file, std::int64_t outputs, std::int64_t k_file)
+      : kernels(table.find(dtype)), n(outputs), k((k_file + 31) / 32 * 32) {
+    const auto bytes = static_cast<std::size_t>(kernels->panel_bytes(k));
+    REQUIRE(bytes % 64 == 0);
+    const std::int64_t count = (n + 15) / 16;
+    panels.resize(bytes * static_cast<std::size_t>(count));
+    for (std::int64_t p = 0; p < count; ++p) {
+      const std::byte* rows[16] = {};
+      for (std::int64_t r = 0; r < 16 && 16 * p + r < n; ++r) rows[r] = reinterpret_cast<const std::byte*>(file.row(16 * p + r));
+      kernels->pack(rows, k_file, panels.data() + static_cast<std::size_t>(p) * bytes);
+    }
+  }
+  /// [rows, n]; untouched elements stay -1.
+  std::vector<float> multiply(bool int8, const ActivationRows& a, const std::int32_t* list, std::int64_t rows, std::int64_t begin, std::int64_t end) const {
+    std::vector<float> out(static_cast<std::size_t>(rows * n), -1.0f);
+    const MatmulArgs args{panels.data(), n, k, begin, end, a, list, rows, out.data(), n};
+    (int8 ? kernels->int8 : kernels->f32)(args);
+    return out;
+  }
+};
+
+ActivationRows view(const test::Int8Rows& a) { return {nullptr, a.q.data(), a.d.data(), a.sum.data()}; }
+
+bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+
+std::vector<float> decode(Dtype dtype, const test::FileRows& file, std::int64_t row, std::int64_t k) {
+  std::vector<float> values(static_cast<std::size_t>(k));
+  decode_row(dtype, reinterpret_cast<const std::byte*>(file.row(row)), values.data(), k);
+  return values;
+}
+
+std::vector<float> random_floats(std::size_t n, unsigned seed, float size = 1) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, size);
+  std::vector<float> x(n);
+  for (float& v : x) v = normal(random);
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("int8 products are the sums of exact block products in one order, bit for bit with fused multiply-adds") {
+  for (const Tested& t : tables())
+    for (const Dtype dtype : test::int8_formats)
+      for (const std::int64_t k : {256, 1024}) {
+        CAPTURE(t.table->arch);
+        CAPTURE(dtype_info(dtype).name);
+        const std::int64_t n = 37, rows = 5;
+        const test::FileRows file = test::random_rows(dtype, n, k, 1);
+        const test::Int8Rows a = test::random_int8_rows(rows, k, 2);
+        const Matrix matrix(*t.table, dtype, file, n, k);
+        const std::vector<float> out = matrix.multiply(true, view(a), nullptr, rows, 0, 3);
+        int wrong = 0;
+        double worst = 0;
+        for (std::int64_t o = 0; o < n; ++o) {
+          const std::vector<float> w = decode(dtype, file, o, k);
+          for (std::int64_t r = 0; r < rows; ++r) {
+            const float got = out[static_cast<std::size_t>(r * n + o)];
+            wrong += !same_bits(got, test::int8_model(dtype, file.row(o), a, r, k));
+            double exact = 0, size = 0;
+            for (std::int64_t i = 0; i < k; ++i) {
+              const double product = static_cast<double>(w[static_cast<std::size_t>(i)]) * a.q[static_cast<std::size_t>(r * k + i)] *
+                                     static_cast<double>(a.d[static_cast<std::size_t>((r * k + i) / 32)]);
+              exact += product;
+              size += std::fabs(product);
+            }
+            worst = std::max(worst, std::fabs(static_cast<double>(got) - exact) / size);
+          }
+        }
+        CHECK(worst < 1e-6);
+        if (t.fused) CHECK(wrong == 0);
+      }
+}
+
+TEST_CASE("f32 products are sums of decoded weights in blocks of 32, bit for bit with fused multiply-adds") {
+  for (const Tested& t : tables())
+    for (int f = 0; f < t.table->n_formats; ++f) {
+      const Dtype dtype = t.table->formats[f].dtype;
+      CAPTURE(t.table->arch);
+      CAPTURE(dtype_info(dtype).name);
+      const std::int64_t n = 21, rows = 3, k_file = dtype_info(dtype).block_elements == 1 ? 250 : 512, k = (k_file + 31) / 32 * 32;
+      const test::FileRows file = test::random_rows(dtype, n, k_file, 3);
+      std::vector<float> x = random_floats(static_cast<std::size_t>(rows * k), 4);
+      const Matrix matrix(*t.table, dtype, file, n, k_file);
+      const std::vector<float> out = matrix.multiply(false, {x.data(), nullptr, nullptr, nullptr}, nullptr, rows, 0, 2);
+      int wrong = 0;
+      double worst = 0;
+      for (std::int64_t o = 0; o < n; ++o) {
+        std::vector<float> w = decode(dtype, file, o, k_file);
+        w.resize(static_cast<std::size_t>(k));
+        for (std::int64_t r = 0; r < rows; ++r) {
+          float acc = 0;
+          double exact = 0, size = 0;
+          for (std::int64_t b = 0; b < k; b += 32) {
+            float sum = 0;
+            for (std::int64_t i = b; i < b + 32; ++i) {
+              const float wi = w[static_cast<std::size_t>(i)], xi = x[static_cast<std::size_t>(r * k + i)];
+              sum = std::fma(wi, xi, sum);
+              exact += static_cast<double>(wi) * static_cast<double>(xi);
+              size += std::fabs(static_cast<double>(wi) * static_cast<double>(xi));
+            }
+            acc += sum;
+          }
+          const float got = out[static_cast<std::size_t>(r * n + o)];
+          wrong += !same_bits(got, acc);
+          worst = std::max(worst, std::fabs(static_cast<double>(got) - exact) / size);
+        }
+      }
+      CHECK(worst < 1e-6);
+      if (t.fused) CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("panels keep every weight: a product with a unit vector is the decoded weight") {
+  for (const Tested& t : tables())
+    for (int f = 0; f < t.table->n_formats; ++f) {
+      const Dtype dtype = t.table->formats[f].dtype;
+      CAPTURE(t.table->arch);
+      CAPTURE(dtype_info(dtype).name);
+      const std::int64_t n = 16, k = 512;
+      const test::FileRows file = test::random_rows(dtype, n, k, 5);
+      const Matrix matrix(*t.table, dtype, file, n, k);
+      std::vector<float> units(static_cast<std::size_t>(k * k), 0.0f);
+      for (std::int64_t i = 0; i < k; ++i) units[static_cast<std::size_t>(i * k + i)] = 1;
+      const std::vector<float> out = matrix.multiply(false, {units.data(), nullptr, nullptr, nullptr}, nullptr, k, 0, 1);
+      int wrong = 0;
+      for (std::int64_t o = 0; o < n; ++o) {
+        const std::vector<float> w = decode(dtype, file, o, k);
+        for (std::int64_t i = 0; i < k; ++i) wrong += !(out[static_cast<std::size_t>(i * n + o)] == w[static_cast<std::size_t>(i)]);
+      }
+      CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("an element's bits depend neither on the other rows, nor on lists, nor on panel ranges") {
+  for (const Tested& t : tables())
+    for (int f = 0; f < t.table->n_formats; ++f) {
+      const Dtype dtype = t.table->formats[f].dtype;
+      CAPTURE(t.table->arch);
+      CAPTURE(dtype_info(dtype).name);
+      for (const std::int64_t k : {dtype_info(dtype).block_elements == 256 ? 1280 : 672, 256}) {
+        const std::int64_t n = 40, rows = 110;
+        const test::FileRows file = test::random_rows(dtype, n, k, 6);
+        const test::Int8Rows a = test::random_int8_rows(rows, k, 7);
+        const std::vector<float> x = random_floats(static_cast<std::size_t>(rows * k), 8);
+        const Matrix matrix(*t.table, dtype, file, n, k);
+        for (const bool int8 : {false, true}) {
+          if (int8 && !matrix.kernels->int8) continue;
+          const ActivationRows all = int8 ? view(a) : ActivationRows{x.data(), nullptr, nullptr, nullptr};
+          std::vector<float> single;
+          for (std::int32_t r = 0; r < rows; ++r) {
+            const std::vector<float> one = matrix.multiply(int8, all, &r, 1, 0, 3);
+            single.insert(single.end(), one.begin(), one.end());
+          }
+          int wrong = 0;
+          for (const std::int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 33, 95, 97, 110}) {
+            const std::vector<float> batch = matrix.multiply(int8, all, nullptr, count, 0, 3);
+            wrong += std::memcmp(batch.data(), single.data(), batch.size() * sizeof(float)) != 0;
+          }
+          CHECK(wrong == 0);
+          std::vector<std::int32_t> list(19);
+          for (std::size_t i = 0; i < list.size(); ++i) list[i] = static_cast<std::int32_t>(i * 37 % 110);
+          for (std::int64_t begin = 0; begin < 3; ++begin)
+            for (std::int64_t end = begin + 1; end <= 3; ++end) {
+              const std::vector<float> part = matrix.multiply(int8, all, list.data(), 19, begin, end);
+              for (std::size_t i = 0; i < list.size(); ++i)
+                for (std::int64_t o = 0; o < n; ++o) {
+                  const bool inside = o >= 16 * begin && o < 16 * end;
+                  const float want = inside ? single[static_cast<std::size_t>(list[i] * n + o)] : -1.0f;
+                  wrong += !same_bits(part[i * static_cast<std::size_t>(n) + static_cast<std::size_t>(o)], want);
+                }
+            }
+          CHECK(wrong == 0);
+        }
+      }
+    }
+}
+
+TEST_CASE("the largest codes and activations do not saturate") {
+  for (const Tested& t : tables())
+    for (const Dtype dtype : test::int8_formats)
+      for (const int fill : {0xff, 0x00, 0x80, 0x7f})
+        for (const int pattern : {0, 1, 2, 3}) {
+          CAPTURE(t.table->arch);
+          CAPTURE(dtype_info(dtype).name);
+          const std::int64_t n = 16, k = 256;
+          test::FileRows file = test::random_rows(dtype, n, k, 9);
+          std::vector<std::uint8_t> scales = file.bytes;
+          std::fill(file.bytes.begin(), file.bytes.end(), static_cast<std::uint8_t>(fill));
+          const DtypeInfo& info = dtype_info(dtype);
+          for (std::size_t i = 0; i < file.bytes.size(); i += info.block_bytes)
+            for (const int field : test::f16_fields(dtype)) std::memcpy(&file.bytes[i + static_cast<std::size_t>(field)], &scales[i + static_cast<std::size_t>(field)], 2);
+          std::vector<std::int8_t> q(static_cast<std::size_t>(k));
+          for (std::size_t i = 0; i < q.size(); ++i)
+            q[i] = static_cast<std::int8_t>(pattern == 0 ? 127 : pattern == 1 ? -127 : (pattern == 2 ? i % 2 : i / 2 % 2) ? 127 : -127);
+          const test::Int8Rows a = test::int8_rows(q, 10);
+          const Matrix matrix(*t.table, dtype, file, n, k);
+          const std::vector<float> out = matrix.multiply(true, view(a), nullptr, 1, 0, 1);
+          double worst = 0;
+          int wrong = 0;
+          for (std::int64_t o = 0; o < n; ++o) {
+            const float model = test::int8_model(dtype, file.row(o), a, 0, k);
+            wrong += !same_bits(out[static_cast<std::size_t>(o)], model);
+            worst = std::max(worst, std::fabs(static_cast<double>(out[static_cast<std::size_t>(o)] - model)) / (1 + std::fabs(static_cast<double>(model))));
+          }
+          CHECK(worst < 1e-5);
+          if (t.fused) CHECK(wrong == 0);
+        }
+}
+
+TEST_CASE("panels are at most 3% larger than the file's blocks") {
+  for (const Tested& t : tables())
+    for (int f = 0; f < t.table->n_formats; ++f) {
+      const FormatKernels& kernels = t.table->formats[f];
+      const auto file = static_cast<double>(16 * row_bytes(kernels.dtype, 2048));
+      CHECK(static_cast<double>(kernels.panel_bytes(2048)) <= 1.03 * file);
+    }
+}
+
+TEST_CASE("F8_E4M3 weights are multiplied by the scale of their 128 inputs") {
+  for (const Tested& t : tables()) {
+    const std::int64_t n = 16, k = 300, padded = 320;
+    const test::FileRows file = test::random_rows(Dtype::F8_E4M3, n, k, 11);
+    const FormatKernels* kernels = t.table->find(Dtype::F8_E4M3);
+    AlignedBuffer<std::byte> panel(static_cast<std::size_t>(kernels->panel_bytes(padded)));
+    const std::byte* rows[16];
+    for (std::int64_t r = 0; r < 16; ++r) rows[r] = reinterpret_cast<const std::byte*>(file.row(r));
+    const float scales[3] = {0.37f, 1.9e-3f, 12.1f};
+    kernels->pack_scaled(rows, k, scales, panel.data());
+    std::vector<float> units(static_cast<std::size_t>(padded * padded), 0.0f), out(static_cast<std::size_t>(padded * n));
+    for (std::int64_t i = 0; i < padded; ++i) units[static_cast<std::size_t>(i * padded + i)] = 1;
+    kernels->f32({panel.data(), n, padded, 0, 1, {units.data(), nullptr, nullptr, nullptr}, nullptr, padded, out.data(), n});
+    int wrong = 0;
+    for (std::int64_t o = 0; o < n; ++o)
+      for (std::int64_t i = 0; i < padded; ++i) {
+        const float want = i < k ? e4m3_to_f32(file.row(o)[i]) * scales[i / 128] : 0.0f;
+        wrong += !(out[static_cast<std::size_t>(i * n + o)] == want);
+      }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("every e4m3 code is decoded exactly, NaN too") {
+  for (const Tested& t : tables()) {
+    const std::int64_t n = 16, k = 32;
+    test::FileRows file = test::random_rows(Dtype::F8_E4M3, n, k, 12);
+    for (int half = 0; half < 2; ++half) {
+      // rows hold codes 128 half + 8 r + (i % 8); the unit vector i reads column i
+      for (std::int64_t r = 0; r < n; ++r)
+        for (std::int64_t i = 0; i < k; ++i) file.bytes[static_cast<std::size_t>(r * k + i)] = static_cast<std::uint8_t>(128 * half + 8 * r + i % 8);
+      const Matrix matrix(*t.table, Dtype::F8_E4M3, file, n, k);
+      for (std::int64_t i = 0; i < 8; ++i) {
+        // all other weights are multiplied by 0: take the row with the NaN out of the comparison of numbers
+        std::vector<float> x(32, 0.0f);
+        x[static_cast<std::size_t>(i)] = 1;
+        const std::vector<float> out = matrix.multiply(false, {x.data(), nullptr, nullptr, nullptr}, nullptr, 1, 0, 1);
+        for (int r = 0; r < 15; ++r) CHECK(out[static_cast<std::size_t>(r)] == e4m3_to_f32(static_cast<std::uint8_t>(128 * half + 8 * r + i)));
+        CHECK(std::isnan(out[15]));
+      }
+    }
+  }
+}
+
+TEST_CASE("activations are rounded to the nearest int8 of blocks of 32") {
+  for (const Tested& t : tables()) {
+    CAPTURE(t.table->arch);
+    const std::int64_t k = 320;
+    std::vector<float> x = random_floats(static_cast<std::size_t>(k), 13);
+    for (std::size_t i = 32; i < 64; ++i) x[i] = 0;
+    for (std::size_t i = 64; i < 96; ++i) x[i] *= 1e-40f;                             // subnormal
+    for (std::size_t i = 96; i < 128; ++i) x[i] = static_cast<float>(i % 8) * 0x1p-149f * 30;  // scale rounds to one unit
+    for (std::size_t i = 128; i < 160; ++i) x[i] *= 1e37f;
+    std::vector<std::int8_t> q(static_cast<std::size_t>(k));
+    std::vector<float> d(10);
+    std::vector<std::int16_t> sum(20);
+    t.table->quantize(x.data(), k, q.data(), d.data(), sum.data());
+    int wrong = 0;
+    for (std::size_t b = 0; b < 10; ++b) {
+      float largest = 0;
+      for (std::size_t i = 32 * b; i < 32 * b + 32; ++i) largest = std::max(largest, std::fabs(x[i]));
+      wrong += !same_bits(d[b], largest / 127);
+      int sums[2] = {0, 0};
+      for (std::size_t i = 32 * b; i < 32 * b + 32; ++i) {
+        const float y = d[b] == 0 ? 0 : std::nearbyint(x[i] / d[b]);
+        wrong += static_cast<float>(q[i]) != std::clamp(y, -127.0f, 127.0f);
+        sums[i % 32 / 16] += q[i];
+      }
+      wrong += sums[0] != sum[2 * b];
+      wrong += sums[1] != sum[2 * b + 1];
+    }
+    CHECK(wrong == 0);
+    for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+      x[5] = bad;
+      t.table->quantize(x.data(), k, q.data(), d.data(), sum.data());
+      CHECK_FALSE(std::isfinite(d[0]));
+      CHECK(std::isfinite(d[1]));
+    }
+  }
+}
+
+TEST_CASE("row operations agree with double precision, whatever the length and the alignment") {
+  for (const Tested& t : tables()) {
+    CAPTURE(t.table->arch);
+    for (const std::size_t n : {1u, 7u, 16u, 31u, 100u, 515u, 2048u}) {
+      const std::vector<float> x = random_floats(n + 1, 14, 3), w = random_floats(n + 1, 15);
+      for (const std::size_t shift : {0u, 1u}) {  // the same numbers at another alignment: the same bits
+        std::vector<float> a(n + shift), b(n + shift), y(n + shift);
+        std::copy_n(x.begin(), n, a.begin() + static_cast<std::ptrdiff_t>(shift));
+        std::copy_n(w.begin(), n, b.begin() + static_cast<std::ptrdiff_t>(shift));
+        const float *pa = a.data() + shift, *pb = b.data() + shift;
+        float* py = y.data() + shift;
+        static std::vector<float> first;
+        const auto steady = [&](std::vector<float>& kept) {
+          const std::vector<float> now(py, py + n);
+          if (shift == 0) kept = now;
+          return std::memcmp(kept.data(), now.data(), n * sizeof(float)) == 0;
+        };
+        double squares = 0;
+        for (std::size_t i = 0; i < n; ++i) squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+        const double factor = 1 / std::sqrt(squares / static_cast<double>(n) + 1e-6);
+
+        t.table->rms_norm(pa, pb, 1e-6f, static_cast<std::int64_t>(n), py);
+        for (std::size_t i = 0; i < n; ++i)
+          REQUIRE(static_cast<double>(py[i]) == doctest::Approx(static_cast<double>(x[i]) * factor * static_cast<double>(w[i])).epsilon(4e-7));
+        static std::vector<float> kept[4];
+        CHECK(steady(kept[0]));
+        t.table->rms_norm(pa, nullptr, 1e-6f, static_cast<std::int64_t>(n), py);
+        CHECK(steady(kept[1]));
+
+        t.table->swiglu(pa, pb, static_cast<std::int64_t>(n), py);
+        for (std::size_t i = 0; i < n; ++i) {
+          const auto g = static_cast<double>(x[i]);
+          REQUIRE(static_cast<double>(py[i]) == doctest::Approx(g / (1 + std::exp(-g)) * static_cast<double>(w[i])).epsilon(1e-6));
+        }
+        CHECK(steady(kept[2]));
+
+        std::copy_n(pa, n, py);
+        t.table->axpy(0.3f, pb, static_cast<std::int64_t>(n), py);
+        for (std::size_t i = 0; i < n; ++i) {
+          const float fused = std::fma(0.3f, w[i], x[i]);
+          if (t.fused) REQUIRE(same_bits(py[i], fused));
+          REQUIRE(py[i] == doctest::Approx(fused).epsilon(1e-5));
+        }
+        t.table->add(pa, static_cast<std::int64_t>(n), py);
+        CHECK(steady(kept[3]));
+
+        for (const float temperature : {1.0f, 0.7f}) {
+          const kernels::SoftmaxPartial p = t.table->softmax_partial(pa, static_cast<std::int64_t>(n), temperature);
+          double sum = 0, weighted = 0;
+          const float top = *std::max_element(pa, pa + n) / temperature;
+          for (std::size_t i = 0; i < n; ++i) {
+            const double z = static_cast<double>(pa[i] / temperature);
+            sum += std::exp(z - static_cast<double>(top));
+            weighted += std::exp(z - static_cast<double>(top)) * z;
+          }
+          CHECK(same_bits(p.max, top));
+          CHECK(static_cast<double>(p.sum) == doctest::Approx(sum).epsilon(1e-6));
+          CHECK(std::fabs(static_cast<double>(p.weighted) - weighted) < 1e-5 * sum * (1 + std::fabs(static_cast<double>(top))));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("logits of minus infinity have probability zero") {
+  const float none = -std::numeric_limits<float>::infinity();
+  for (const Tested& t : tables()) {
+    std::vector<float> z(37, none);
+    CHECK(t.table->softmax_partial(z.data(), 37, 1).sum == 0.0f);
+    CHECK(t.table->softmax_partial(z.data(), 37, 1).max == none);
+    z[20] = 3;
+    const kernels::SoftmaxPartial p = t.table->softmax_partial(z.data(), 37, 1);
+    CHECK(p.max == 3.0f);
+    CHECK(p.sum == 1.0f);
+    CHECK(p.weighted == 3.0f);
+  }
+}
