@@ -1,5 +1,5 @@
-// Reading and writing of model files against references: golden.json beside the GGUF files (made with gguf-py and llama.cpp), Hugging
-// Face folders, and round trips.
+// Reading and writing of model files against references: golden.json beside the GGUF files (made with gguf-py and llama.cpp),
+// Hugging Face folders, and round trips.
 
 #include <cstdint>
 #include <cstring>
@@ -43,19 +43,22 @@ bool has(const std::string& text, std::string_view part) { return text.find(part
 
 std::span<const std::byte> bytes_of(const TensorView& view) { return {view.data, static_cast<std::size_t>(view.bytes)}; }
 bool same_tensor(const TensorView& a, const TensorView& b) {
-  return a.name == b.name && a.dtype == b.dtype && a.shape == b.shape && a.bytes == b.bytes && std::memcmp(a.data, b.data, a.bytes) == 0;
+  return a.name == b.name && a.dtype == b.dtype && a.shape == b.shape && a.bytes == b.bytes &&
+         std::memcmp(a.data, b.data, a.bytes) == 0;
 }
 
 void add_copy(GgufWriter& writer, const TensorView& view) {
   writer.add_tensor(view.name, view.dtype, view.shape, [&view](const GgufWriter::Sink& sink) {
     const auto bytes = bytes_of(view);
-    for (std::size_t at = 0; at < bytes.size(); at += 1000) sink(bytes.subspan(at, std::min<std::size_t>(1000, bytes.size() - at)));
+    for (std::size_t at = 0; at < bytes.size(); at += 1000)
+      sink(bytes.subspan(at, std::min<std::size_t>(1000, bytes.size() - at)));
   });
 }
 
 void add_floats(GgufWriter& writer, std::string name, std::vector<float> values) {
   const auto n = static_cast<std::int64_t>(values.size());
-  writer.add_tensor(std::move(name), Dtype::F32, {n}, [values = std::move(values)](const GgufWriter::Sink& sink) { sink(std::as_bytes(std::span(values))); });
+  writer.add_tensor(std::move(name), Dtype::F32, {n},
+                    [values = std::move(values)](const GgufWriter::Sink& sink) { sink(std::as_bytes(std::span(values))); });
 }
 
 /// Part `no` of a split model with one tensor.
@@ -90,7 +93,9 @@ TEST_CASE("tensors and metadata of every GGUF family are those that gguf-py and 
       const GgufFile model = GgufFile::open(path);
       CHECK(model.path() == path);
       CHECK(model.tensors().all().size() == expected["tensors"].size());
-      for (const auto& [tensor, type_and_shape] : expected["tensors"].items()) {
+      for (const auto& item : expected["tensors"].items()) {
+        const std::string tensor = item.key();
+        const nlohmann::json& type_and_shape = item.value();
         CAPTURE(tensor);
         const TensorView* view = model.tensors().find(tensor);
         REQUIRE(view);
@@ -98,7 +103,9 @@ TEST_CASE("tensors and metadata of every GGUF family are those that gguf-py and 
         CHECK(nlohmann::json(view->shape) == type_and_shape[1]);
       }
       if (!expected.contains("metadata")) continue;
-      for (const auto& [key, value] : expected["metadata"].items()) {
+      for (const auto& item : expected["metadata"].items()) {
+        const std::string key = item.key();
+        const nlohmann::json& value = item.value();
         CAPTURE(key);
         REQUIRE(model.metadata().contains(key));
         CHECK(model.metadata()[key] == value);
@@ -197,7 +204,8 @@ TEST_CASE("a failed write leaves no file, and an older file as it was") {
   const float values[5] = {};
   const auto bytes = std::as_bytes(std::span(values));
   CHECK_THROWS_AS(write([](const GgufWriter::Sink&) { throw std::runtime_error("stop"); }), std::runtime_error);
-  CHECK(has(error_of([&] { write([&](const GgufWriter::Sink& sink) { sink(bytes); }); }), "'bad': the producer gave more than the tensor's 16 bytes"));
+  CHECK(has(error_of([&] { write([&](const GgufWriter::Sink& sink) { sink(bytes); }); }),
+            "'bad': the producer gave more than the tensor's 16 bytes"));
   CHECK(has(error_of([&] { write([&](const GgufWriter::Sink& sink) { sink(bytes.first(12)); }); }), "gave fewer"));
   CHECK(folder.empty());
 
@@ -284,13 +292,14 @@ TEST_CASE("safetensors of every dtype have their size, at odd offsets too") {
   const struct {
     const char* name;
     int bytes;
-  } types[] = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},   {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"I16", 2}, {"U16", 2},
+  } types[] = {{"BOOL", 1}, {"U8", 1},   {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"I16", 2}, {"U16", 2},
                {"F16", 2},  {"BF16", 2}, {"I32", 4}, {"U32", 4},     {"F32", 4},     {"F64", 8},     {"I64", 8}, {"U64", 8}};
   for (const auto& type : types) {
     const std::string end = std::to_string(3 * type.bytes + 1);
-    const std::string header = R"({"odd":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"t":{"dtype":")" + std::string(type.name) +
-                               R"(","shape":[3],"data_offsets":[1,)" + end + "]}}";
-    test::write_file(folder.file("t.safetensors"), test::safetensors_bytes(header, std::string(static_cast<std::size_t>(3 * type.bytes + 1), '\7')));
+    const std::string header = R"({"odd":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"t":{"dtype":")" +
+                               std::string(type.name) + R"(","shape":[3],"data_offsets":[1,)" + end + "]}}";
+    test::write_file(folder.file("t.safetensors"),
+                     test::safetensors_bytes(header, std::string(static_cast<std::size_t>(3 * type.bytes + 1), '\7')));
     const moxie::SafetensorsFile file = moxie::SafetensorsFile::open(folder.file("t.safetensors"));
     const TensorView* view = file.tensors().find("t");
     REQUIRE(view);
@@ -350,8 +359,10 @@ TEST_CASE("a folder that is not complete says what is missing") {
   const std::string index = folder.file("model.safetensors.index.json");
   test::write_file(index, R"({"weight_map": {"t": "s1.safetensors", "u": "s2.safetensors"}})");
   CHECK(open().starts_with(folder.file("s1.safetensors") + ": the file is missing"));
-  const std::string shard = test::safetensors_bytes(
-      R"({"__metadata__":{"format":"pt"},"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"v":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", "ab");
+  const std::string shard =
+      test::safetensors_bytes(R"({"__metadata__":{"format":"pt"},"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                              R"("v":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+                              "ab");
   test::write_file(folder.file("s1.safetensors"), shard);
   test::write_file(folder.file("s2.safetensors"), shard);
   CHECK(has(open(), "weight_map 'u': the file 's2.safetensors' does not hold this tensor"));

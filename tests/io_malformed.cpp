@@ -1,5 +1,5 @@
-// Broken and hostile files: every one gets an error that names the file and the defect, or opens; nothing crashes, and no file makes the
-// readers allocate more than its size and 64 MB.
+// Broken and hostile files: every one gets an error that names the file and the defect, or opens; nothing crashes, and no file
+// makes the readers allocate more than its size and 64 MB.
 
 #include <malloc.h>
 
@@ -34,7 +34,8 @@ void* counted(std::size_t bytes) {
   if (!p) throw std::bad_alloc();
   const std::size_t live = live_bytes += ::malloc_usable_size(p);
   std::size_t peak = peak_bytes;
-  while (live > peak && !peak_bytes.compare_exchange_weak(peak, live)) {}
+  while (live > peak && !peak_bytes.compare_exchange_weak(peak, live)) {
+  }
   return p;
 }
 void uncounted(void* p) noexcept {
@@ -94,9 +95,12 @@ std::string little_endian(std::uint64_t value, int bytes = 8) {
   return out;
 }
 std::string gguf_string(std::string_view text) { return little_endian(text.size()) + std::string(text); }
-std::string gguf_header(std::uint64_t tensors, std::uint64_t keys) { return "GGUF" + little_endian(3, 4) + little_endian(tensors) + little_endian(keys); }
+std::string gguf_header(std::uint64_t tensors, std::uint64_t keys) {
+  return "GGUF" + little_endian(3, 4) + little_endian(tensors) + little_endian(keys);
+}
 std::string gguf_array(std::uint32_t type, std::uint64_t count, std::string_view values) {
-  return gguf_header(0, 1) + gguf_string("a") + little_endian(9, 4) + little_endian(type, 4) + little_endian(count) + std::string(values);
+  return gguf_header(0, 1) + gguf_string("a") + little_endian(9, 4) + little_endian(type, 4) + little_endian(count) +
+         std::string(values);
 }
 std::string repeated(std::string_view text, std::size_t times) {
   std::string out;
@@ -155,7 +159,8 @@ TEST_CASE("a file cannot make the readers allocate more than its size and 64 MB"
   {
     std::string tensors = gguf_header(600'000, 0);
     for (std::uint64_t i = 0; i < 600'000; ++i) {
-      tensors += gguf_string(std::to_string(i)) + little_endian(1, 4) + little_endian(1) + little_endian(24, 4) + little_endian(32 * i);
+      tensors +=
+          gguf_string(std::to_string(i)) + little_endian(1, 4) + little_endian(1) + little_endian(24, 4) + little_endian(32 * i);
     }
     check("many_tensors.gguf", tensors, false);
   }
@@ -186,11 +191,21 @@ TEST_CASE("random changes of valid files never crash, hang or allocate much") {
       for (unsigned i = 0; i < changes; ++i) {
         const std::size_t at = random() % std::min(tables, bytes.size());
         switch (random() % 5) {
-          case 0: bytes[at] = static_cast<char>(random()); break;
-          case 1: bytes[at] = static_cast<char>(bytes[at] ^ 1 << random() % 8); break;
-          case 2: bytes.erase(at, 1 + random() % 8); break;
-          case 3: bytes.insert(at, std::string(1 + random() % 8, static_cast<char>(random()))); break;
-          default: bytes.resize(at + random() % (bytes.size() - at)); break;
+          case 0:
+            bytes[at] = static_cast<char>(random());
+            break;
+          case 1:
+            bytes[at] = static_cast<char>(bytes[at] ^ 1 << random() % 8);
+            break;
+          case 2:
+            bytes.erase(at, 1 + random() % 8);
+            break;
+          case 3:
+            bytes.insert(at, std::string(1 + random() % 8, static_cast<char>(random())));
+            break;
+          default:
+            bytes.resize(at + random() % (bytes.size() - at));
+            break;
         }
         if (bytes.empty()) break;
       }

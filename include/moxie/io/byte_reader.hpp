@@ -2,7 +2,6 @@
 // Little-endian values and strings read in order from a mapped file; reading past the end is an error that says where.
 
 #include <bit>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -10,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
@@ -46,8 +46,7 @@ class ByteReader {
     return part;
   }
   template <class T>
-    requires std::is_arithmetic_v<T>
-  T read(const char* what) {
+  requires std::is_arithmetic_v<T> T read(const char* what) {
     T value;
     std::memcpy(&value, take(sizeof(T), what).data(), sizeof(T));
     return value;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <string>
+#include <system_error>
 
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
@@ -12,13 +13,15 @@ namespace moxie {
 
 enum class ModelFileKind { gguf, hf_folder };
 
-/// By the folder's files, the file's name and its first bytes; opening it may still fail. A folder with a tokenizer but no weights counts as
-/// hf_folder. Throws SystemError where nothing is there, FormatError with advice for anything else.
+/// By the folder's files, the file's name and its first bytes; opening it may still fail. A folder with a tokenizer but no
+/// weights counts as hf_folder. Throws SystemError where nothing is there, FormatError with advice for anything else.
 inline ModelFileKind detect_model(const std::string& path) {
   const auto fail = [&](const std::string& message) { throw FormatError({path, {}, {}}, message); };
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (!std::filesystem::exists(status)) throw SystemError({path, {}, {}}, error && status.type() != std::filesystem::file_type::not_found ? error.message() : "no such file or folder");
+  if (!std::filesystem::exists(status))
+    throw SystemError({path, {}, {}}, error && status.type() != std::filesystem::file_type::not_found ? error.message()
+                                                                                                      : "no such file or folder");
   if (std::filesystem::is_directory(status)) {
     bool empty = true;
     std::string gguf;
@@ -27,15 +30,20 @@ inline ModelFileKind detect_model(const std::string& path) {
     for (const auto& entry : entries) {
       empty = false;
       const std::string name = entry.path().filename().string();
-      if (name == "config.json" || name == "tokenizer.json" || name.ends_with(".safetensors") || name == "model.safetensors.index.json") return ModelFileKind::hf_folder;
+      if (name == "config.json" || name == "tokenizer.json" || name.ends_with(".safetensors") ||
+          name == "model.safetensors.index.json")
+        return ModelFileKind::hf_folder;
       if (name.ends_with(".gguf") && (gguf.empty() || name < gguf)) gguf = name;
     }
     if (empty) fail("the folder is empty; it must hold config.json and model.safetensors");
-    if (!gguf.empty()) fail("the folder holds GGUF files; name one of them, e.g. " + (std::filesystem::path(path) / gguf).string());
+    if (!gguf.empty())
+      fail("the folder holds GGUF files; name one of them, e.g. " + (std::filesystem::path(path) / gguf).string());
     fail("the folder holds no model: neither config.json with model.safetensors nor a GGUF file");
   }
   const MappedFile file(path);
-  const auto begins_with = [&](const char* bytes, std::size_t n) { return file.size() >= n && std::memcmp(file.data(), bytes, n) == 0; };
+  const auto begins_with = [&](const char* bytes, std::size_t n) {
+    return file.size() >= n && std::memcmp(file.data(), bytes, n) == 0;
+  };
   if (path.ends_with(".gguf") || begins_with("GGUF", 4)) return ModelFileKind::gguf;
   if (path.ends_with(".safetensors") || path.ends_with(".safetensors.index.json")) {
     fail("a safetensors file alone does not describe a model; name the folder that holds it and config.json");

@@ -96,16 +96,18 @@ class GgufFile {
     }
     const auto claimed = split_value(metadata_.value, "split.tensors.count", path_);
     if (claimed && *claimed != tensor_count) {
-      throw FormatError({path_, "key 'split.tensors.count'", {}}, "the parts hold " + std::to_string(tensor_count) +
-                                                                    " tensors, but the model should have " + std::to_string(*claimed));
+      throw FormatError(
+          {path_, "key 'split.tensors.count'", {}},
+          "the parts hold " + std::to_string(tensor_count) + " tensors, but the model should have " + std::to_string(*claimed));
     }
   }
 
   void check_part(const std::string& file, const char* key, std::uint64_t expected) const {
     const auto found = split_value(metadata_.value, key, file);
     if (found != expected) {
-      throw FormatError({file, "key " + in_quotes(key), {}}, (found ? "is " + std::to_string(*found) : std::string("is missing")) +
-                                                            ", but by the name of the file it must be " + std::to_string(expected));
+      throw FormatError({file, "key " + in_quotes(key), {}},
+                        (found ? "is " + std::to_string(*found) : std::string("is missing")) +
+                            ", but by the name of the file it must be " + std::to_string(expected));
     }
   }
 
@@ -130,8 +132,8 @@ class GgufFile {
   static std::string split_base(const std::string& path, std::uint64_t part, std::uint64_t parts) {
     const std::string suffix = split_suffix(part, parts);
     if (!path.ends_with(suffix)) {
-      throw FormatError({path, {}, {}}, "the file says that it is part " + std::to_string(part + 1) + " of " + std::to_string(parts) +
-                                            " of a split model; its name must end with '" + suffix + "'");
+      throw FormatError({path, {}, {}}, "the file says that it is part " + std::to_string(part + 1) + " of " +
+                                            std::to_string(parts) + " of a split model; its name must end with '" + suffix + "'");
     }
     return path.substr(0, path.size() - suffix.size());
   }

@@ -6,10 +6,10 @@
 //   tensors:   string name, u32 n_dims, u64 dims[n_dims] (fastest first), u32 type, u64 offset into the data section
 //   data section: from the next multiple of general.alignment (32 where that key is absent)
 //
-// Every count is compared with the bytes that are left before anything is allocated for it. Tensors must lie inside the file, aligned
-// and apart; a gap between two, or bytes after the last, do no harm. Also refused: booleans other than 0 and 1, empty names, tensors
-// without elements or dimensions. Strings are kept as raw bytes: tokens need not be UTF-8.
-// Errors: FormatError with key or tensor and byte offset. Source: the GGUF specification; ggml's gguf.cpp for what it leaves open.
+// Every count is compared with the bytes that are left before anything is allocated for it. Tensors must lie inside the file,
+// aligned and apart; a gap between two, or bytes after the last, do no harm. Also refused: booleans other than 0 and 1, empty
+// names, tensors without elements or dimensions. Strings are kept as raw bytes: tokens need not be UTF-8. Errors: FormatError
+// with key or tensor and byte offset. Source: the GGUF specification; ggml's gguf.cpp for what it leaves open.
 
 #include <algorithm>
 #include <cstddef>
@@ -28,9 +28,9 @@
 #include <moxie/core/tensor.hpp>
 #include <moxie/io/byte_reader.hpp>
 #include <moxie/io/gguf_types.hpp>
-#include <moxie/io/memory_budget.hpp>
 #include <moxie/io/in_quotes.hpp>
 #include <moxie/io/json_tree.hpp>
+#include <moxie/io/memory_budget.hpp>
 
 namespace moxie {
 
@@ -88,8 +88,9 @@ class TableReader {
     }
     const auto v = in_.read<std::uint32_t>("the version");
     if (v == 2 || v == version) return;
-    in_.fail_at(4, (v != 0 && (v & 0xffffu) == 0) ? "the file is big-endian; moxie reads little-endian GGUF files"
-                                                  : "GGUF version " + std::to_string(v) + " is not supported; versions 2 and 3 are");
+    in_.fail_at(4, (v != 0 && (v & 0xffffu) == 0)
+                       ? "the file is big-endian; moxie reads little-endian GGUF files"
+                       : "GGUF version " + std::to_string(v) + " is not supported; versions 2 and 3 are");
   }
 
   std::uint64_t read_count(const char* what, std::uint64_t least) {
@@ -136,19 +137,32 @@ class TableReader {
 
   nlohmann::json read_value(GgufType type, int depth) {
     switch (type) {
-      case GgufType::u8: return read_number<std::uint8_t>();
-      case GgufType::i8: return read_number<std::int8_t>();
-      case GgufType::u16: return read_number<std::uint16_t>();
-      case GgufType::i16: return read_number<std::int16_t>();
-      case GgufType::u32: return read_number<std::uint32_t>();
-      case GgufType::i32: return read_number<std::int32_t>();
-      case GgufType::f32: return read_number<float>();
-      case GgufType::u64: return read_number<std::uint64_t>();
-      case GgufType::i64: return read_number<std::int64_t>();
-      case GgufType::f64: return read_number<double>();
-      case GgufType::boolean: return read_boolean();
-      case GgufType::string: return read_string();
-      case GgufType::array: break;
+      case GgufType::u8:
+        return read_number<std::uint8_t>();
+      case GgufType::i8:
+        return read_number<std::int8_t>();
+      case GgufType::u16:
+        return read_number<std::uint16_t>();
+      case GgufType::i16:
+        return read_number<std::int16_t>();
+      case GgufType::u32:
+        return read_number<std::uint32_t>();
+      case GgufType::i32:
+        return read_number<std::int32_t>();
+      case GgufType::f32:
+        return read_number<float>();
+      case GgufType::u64:
+        return read_number<std::uint64_t>();
+      case GgufType::i64:
+        return read_number<std::int64_t>();
+      case GgufType::f64:
+        return read_number<double>();
+      case GgufType::boolean:
+        return read_boolean();
+      case GgufType::string:
+        return read_string();
+      case GgufType::array:
+        break;
     }
     return read_array(depth);
   }
@@ -212,7 +226,8 @@ class TableReader {
     const std::uint64_t offset_at = in_.position();
     const auto offset = in_.read<std::uint64_t>("a tensor's offset");
     if (offset % alignment_ != 0) {
-      in_.fail_at(offset_at, "the offset " + std::to_string(offset) + " is not a multiple of the alignment " + std::to_string(alignment_));
+      in_.fail_at(offset_at,
+                  "the offset " + std::to_string(offset) + " is not a multiple of the alignment " + std::to_string(alignment_));
     }
     charge(MemoryBudget::map_node(sizeof(std::string) + sizeof(TensorView)) + 2 * MemoryBudget::string(name.size()) +
            MemoryBudget::string(file_.path().size()) + MemoryBudget::allocation(shape.size() * sizeof(std::int64_t)));
@@ -227,14 +242,16 @@ class TableReader {
   std::vector<std::int64_t> read_shape() {
     const std::uint64_t at = in_.position();
     const auto n_dims = in_.read<std::uint32_t>("a tensor's shape");
-    if (n_dims < 1 || n_dims > 4) in_.fail_at(at, "the tensor has " + std::to_string(n_dims) + " dimensions; it must have 1 to 4");
+    if (n_dims < 1 || n_dims > 4)
+      in_.fail_at(at, "the tensor has " + std::to_string(n_dims) + " dimensions; it must have 1 to 4");
     std::vector<std::int64_t> shape(n_dims);
     std::uint64_t elements = 1;
     for (std::uint32_t d = 0; d < n_dims; ++d) {
       const std::uint64_t dim_at = in_.position();
       const auto size = in_.read<std::uint64_t>("a tensor's shape");
       constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-      if (size == 0 || size > most) in_.fail_at(dim_at, "dimension " + std::to_string(d) + " is " + std::to_string(size) + "; it must be 1 to 2^63 - 1");
+      if (size == 0 || size > most)
+        in_.fail_at(dim_at, "dimension " + std::to_string(d) + " is " + std::to_string(size) + "; it must be 1 to 2^63 - 1");
       if (size > most / elements) in_.fail_at(dim_at, "the number of elements does not fit 63 bits");
       elements *= size;
       shape[n_dims - 1 - d] = static_cast<std::int64_t>(size);
@@ -257,9 +274,9 @@ class TableReader {
     for (TensorView* view : views) {
       in_.set_item("tensor " + in_quotes(view->name));
       if (view->offset > data_bytes || view->bytes > data_bytes - view->offset) {
-        in_.fail_at(data_begin, "the tensor takes " + std::to_string(view->bytes) + " bytes at offset " + std::to_string(view->offset) +
-                                    " of the data section, which has " + std::to_string(data_bytes) +
-                                    " bytes; the file is cut off or corrupt");
+        in_.fail_at(data_begin, "the tensor takes " + std::to_string(view->bytes) + " bytes at offset " +
+                                    std::to_string(view->offset) + " of the data section, which has " +
+                                    std::to_string(data_bytes) + " bytes; the file is cut off or corrupt");
       }
       view->offset += data_begin;
       view->data = file_.data() + view->offset;

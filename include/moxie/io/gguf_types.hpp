@@ -24,7 +24,8 @@ inline constexpr int max_array_depth = 8;  // ggml reads no nested arrays at all
 constexpr bool is_type(std::uint32_t id) noexcept { return id <= static_cast<std::uint32_t>(GgufType::f64); }
 
 constexpr std::string_view type_name(GgufType type) noexcept {
-  constexpr std::string_view names[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
+  constexpr std::string_view names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                        "bool", "string", "array", "u64", "i64", "f64"};
   return names[static_cast<std::uint32_t>(type)];
 }
 

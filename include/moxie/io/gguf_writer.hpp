@@ -1,9 +1,10 @@
 #pragma once
 // Writes a GGUF file of version 3: metadata and tensors are declared first, finish() writes everything.
 //
-// Each tensor's bytes come from a callback that hands them over in pieces, so a model of any size needs little memory. The file appears
-// under its name only when it is complete; an error or exception before that leaves nothing behind and an older file as it was.
-// Errors: ArgumentError for what the format does not allow, SystemError. Source: the GGUF specification; layout in gguf_tables.hpp.
+// Each tensor's bytes come from a callback that hands them over in pieces, so a model of any size needs little memory. The file
+// appears under its name only when it is complete; an error or exception before that leaves nothing behind and an older file as
+// it was. Errors: ArgumentError for what the format does not allow, SystemError. Source: the GGUF specification; layout in
+// gguf_tables.hpp.
 
 #include <algorithm>
 #include <concepts>
@@ -40,8 +41,9 @@ class GgufWriter {
 
   explicit GgufWriter(std::string path) : path_(std::move(path)) {}
 
-  /// Sets a key, or replaces its value in place. The C++ type decides the type in the file: bool, integers of 8 to 64 bits, float, double,
-  /// strings, and ranges of these. general.alignment (std::uint32_t, a power of two) also sets the alignment of what is written.
+  /// Sets a key, or replaces its value in place. The C++ type decides the type in the file: bool, integers of 8 to 64 bits,
+  /// float, double, strings, and ranges of these. general.alignment (std::uint32_t, a power of two) also sets the alignment of
+  /// what is written.
   template <class T>
   void set(std::string_view key, const T& value) {
     std::string bytes;
@@ -82,20 +84,21 @@ class GgufWriter {
     if (shape.empty() || shape.size() > 4) fail("a tensor must have 1 to 4 dimensions, not " + std::to_string(shape.size()));
     std::int64_t elements = 1;
     for (const std::int64_t dim : shape) {
-      if (dim < 1 || dim > (std::numeric_limits<std::int64_t>::max() >> 4) / elements) fail("dimensions must be positive, their product below 2^59");
+      if (dim < 1 || dim > (std::numeric_limits<std::int64_t>::max() >> 4) / elements)
+        fail("dimensions must be positive, their product below 2^59");
       elements *= dim;
     }
     if (shape.back() % type->block_elements != 0) {
-      fail("the last dimension is " + std::to_string(shape.back()) + ", but type " + std::string(type->name) + " needs a multiple of " +
-           std::to_string(type->block_elements));
+      fail("the last dimension is " + std::to_string(shape.back()) + ", but type " + std::string(type->name) +
+           " needs a multiple of " + std::to_string(type->block_elements));
     }
     if (!names_.insert(name).second) fail("the name is there already");
     const std::uint64_t bytes = row_bytes(dtype, static_cast<std::uint64_t>(elements));
     tensors_.push_back({std::move(name), dtype, std::move(shape), bytes, std::move(producer)});
   }
 
-  /// Writes the file. Throws SystemError, ArgumentError when a producer gives another number of bytes than its tensor has, and whatever a
-  /// producer throws; the file does not exist then. The writer may be used again.
+  /// Writes the file. Throws SystemError, ArgumentError when a producer gives another number of bytes than its tensor has, and
+  /// whatever a producer throws; the file does not exist then. The writer may be used again.
   void finish() const {
     AtomicFile file(path_);
     const std::string tables = encode_tables();
@@ -104,7 +107,8 @@ class GgufWriter {
     for (const Tensor& tensor : tensors_) {
       std::uint64_t left = tensor.bytes;
       const auto fail = [&](const std::string& message) {
-        throw ArgumentError({path_, "tensor " + in_quotes(tensor.name), {}}, "the producer gave " + message + " than the tensor's " + std::to_string(tensor.bytes) + " bytes");
+        throw ArgumentError({path_, "tensor " + in_quotes(tensor.name), {}},
+                            "the producer gave " + message + " than the tensor's " + std::to_string(tensor.bytes) + " bytes");
       };
       tensor.producer([&](std::span<const std::byte> piece) {
         if (piece.size() > left) fail("more");
@@ -150,7 +154,7 @@ class GgufWriter {
   }
 
   template <class T>
-    requires std::is_arithmetic_v<T>
+  requires std::is_arithmetic_v<T>
   static void append(std::string& out, T value) {
     char bytes[sizeof(T)];
     std::memcpy(bytes, &value, sizeof(T));
@@ -213,7 +217,8 @@ class GgufWriter {
   void pad(AtomicFile& file) const {
     constexpr char zeros[256] = {};
     std::uint64_t left = (alignment_ - file.written() % alignment_) % alignment_;
-    for (; left > 0; left -= std::min<std::uint64_t>(left, sizeof zeros)) file.write(zeros, static_cast<std::size_t>(std::min<std::uint64_t>(left, sizeof zeros)));
+    for (; left > 0; left -= std::min<std::uint64_t>(left, sizeof zeros))
+      file.write(zeros, static_cast<std::size_t>(std::min<std::uint64_t>(left, sizeof zeros)));
   }
 
   std::string path_;

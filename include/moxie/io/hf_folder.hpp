@@ -1,6 +1,6 @@
 #pragma once
-// A model folder as Hugging Face's libraries write it: config.json, model.safetensors or model.safetensors.index.json with its files,
-// and for text tokenizer.json, tokenizer_config.json, chat_template.jinja.
+// A model folder as Hugging Face's libraries write it: config.json, model.safetensors or model.safetensors.index.json with its
+// files, and for text tokenizer.json, tokenizer_config.json, chat_template.jinja.
 //
 // Errors: SystemError, FormatError, UnsupportedError, with the file and for JSON the byte.
 
@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <moxie/core/error.hpp>
@@ -30,7 +31,8 @@ class HfFolder {
   static HfFolder open(const std::string& path) {
     HfFolder folder(path);
     if (folder.config.is_null()) {
-      throw FormatError({folder.file("config.json"), {}, {}}, "the file is missing; a model folder must have config.json beside its weights");
+      throw FormatError({folder.file("config.json"), {}, {}},
+                        "the file is missing; a model folder must have config.json beside its weights");
     }
     folder.tensors_ = folder.map_weights();
     return folder;
@@ -80,7 +82,8 @@ class HfFolder {
   nlohmann::json read_object(std::string_view name, JsonLimits limits = {}) const {
     if (!has(name)) return nullptr;
     nlohmann::json value = read_json_file(file(name), limits);
-    if (!value.is_object()) throw FormatError({file(name), {}, {}}, std::string("must hold a JSON object, not ") + value.type_name());
+    if (!value.is_object())
+      throw FormatError({file(name), {}, {}}, std::string("must hold a JSON object, not ") + value.type_name());
     return value;
   }
 

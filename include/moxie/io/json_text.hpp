@@ -1,9 +1,9 @@
 #pragma once
 // JSON from files: strict, bounded, with the byte position in every error.
 //
-// Before the parser runs, one pass over the text bounds what it may need: nesting (a copy of a deep value would overflow the stack), the
-// length of one string or number, the number of values (each takes up to 200 bytes in memory, and 2 or more in the file), and NUL bytes, which
-// the parser would take for the end. Source: RFC 8259.
+// Before the parser runs, one pass over the text bounds what it may need: nesting (a copy of a deep value would overflow the
+// stack), the length of one string or number, the number of values (each takes up to 200 bytes in memory, and 2 or more in the
+// file), and NUL bytes, which the parser would take for the end. Source: RFC 8259.
 
 #include <cstddef>
 #include <cstdint>
@@ -39,7 +39,8 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
   for (std::size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
     if (c == '\0') fail(i, "a NUL byte is not allowed");
-    if (i - token_begin > max_json_token) fail(token_begin, "a string or number is longer than " + std::to_string(max_json_token) + " bytes");
+    if (i - token_begin > max_json_token)
+      fail(token_begin, "a string or number is longer than " + std::to_string(max_json_token) + " bytes");
     if (in_string) {
       if (c == '\\') {
         ++i;  // the escaped character cannot end the string
@@ -73,8 +74,11 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
       case ' ':
       case '\n':
       case '\r':
-      case '\t': token_begin = i; break;
-      default: break;
+      case '\t':
+        token_begin = i;
+        break;
+      default:
+        break;
     }
   }
 }
@@ -89,7 +93,8 @@ inline std::string json_error_text(std::string_view what) {
 inline nlohmann::json read_json_file(const std::string& path, JsonLimits limits = {}) {
   const MappedFile file(path);
   if (file.size() > limits.bytes) {
-    throw FormatError({path, {}, {}}, "the file has " + std::to_string(file.size()) + " bytes; at most " + std::to_string(limits.bytes) + " are read");
+    throw FormatError({path, {}, {}}, "the file has " + std::to_string(file.size()) + " bytes; at most " +
+                                          std::to_string(limits.bytes) + " are read");
   }
   const std::string_view text(reinterpret_cast<const char*>(file.data()), static_cast<std::size_t>(file.size()));
   check_json_bounds(text, path, limits.values);

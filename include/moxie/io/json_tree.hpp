@@ -1,8 +1,8 @@
 #pragma once
 // A JSON value that is freed branch by branch.
 //
-// nlohmann_json's destructor moves all elements of an array to a stack that grows by doubling, so freeing an array of n values needs up
-// to 48 n bytes more. Clearing the arrays first, from the inside out, needs nothing.
+// nlohmann_json's destructor moves all elements of an array to a stack that grows by doubling, so freeing an array of n values
+// needs up to 48 n bytes more. Clearing the arrays first, from the inside out, needs nothing.
 
 #include <nlohmann/json.hpp>
 #include <utility>

@@ -1,9 +1,9 @@
 #pragma once
 // What reading a file's tables may allocate: never more than the size of the files plus 60 MB, however the file was made.
 //
-// A value of a metadata array takes 1 byte or more in the file but 16 bytes or more in memory, so a file could ask for a multiple of
-// its size. Readers charge each allocation before making it, as malloc rounds it up. Real files stay far below: a vocabulary of
-// 260 000 tokens with 510 000 merges charges 60 MB and takes 16 MB in the file.
+// A value of a metadata array takes 1 byte or more in the file but 16 bytes or more in memory, so a file could ask for a
+// multiple of its size. Readers charge each allocation before making it, as malloc rounds it up. Real files stay far below: a
+// vocabulary of 260 000 tokens with 510 000 merges charges 60 MB and takes 16 MB in the file.
 
 #include <cstddef>
 #include <cstdint>

@@ -15,9 +15,9 @@
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/core/tensor.hpp>
+#include <moxie/io/in_quotes.hpp>
 #include <moxie/io/json_text.hpp>
 #include <moxie/io/memory_budget.hpp>
-#include <moxie/io/in_quotes.hpp>
 #include <moxie/io/safetensors_header.hpp>
 
 namespace moxie {
@@ -35,20 +35,23 @@ class SafetensorsFile {
     return model;
   }
 
-  /// The tensors that an index lists, each from the file that it gives: {"weight_map": {"TENSOR": "FILE", ...}}. The files lie beside the
-  /// index; tensors in them that the index does not list are left out.
+  /// The tensors that an index lists, each from the file that it gives: {"weight_map": {"TENSOR": "FILE", ...}}. The files lie
+  /// beside the index; tensors in them that the index does not list are left out.
   static SafetensorsFile open_index(const std::string& path) {
     const nlohmann::json index = read_json_file(path);
     if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
-      throw FormatError({path, "key 'weight_map'", {}}, "is missing; the index must be an object whose weight_map gives each tensor's file");
+      throw FormatError({path, "key 'weight_map'", {}},
+                        "is missing; the index must be an object whose weight_map gives each tensor's file");
     }
     const nlohmann::json& weight_map = index["weight_map"];
     std::set<std::string> names;
     for (const auto& [tensor, file] : weight_map.items()) {
       if (!file.is_string()) throw FormatError({path, "weight_map " + in_quotes(tensor), {}}, "must be the name of a file");
       const auto& name = file.get_ref<const std::string&>();
-      if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos || name.find('\0') != std::string::npos) {
-        throw FormatError({path, "weight_map " + in_quotes(tensor), {}}, "must be the name of a file beside the index, not " + in_quotes(name));
+      if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
+          name.find('\0') != std::string::npos) {
+        throw FormatError({path, "weight_map " + in_quotes(tensor), {}},
+                          "must be the name of a file beside the index, not " + in_quotes(name));
       }
       names.insert(name);
     }
@@ -60,7 +63,8 @@ class SafetensorsFile {
     const std::filesystem::path folder = std::filesystem::path(path).parent_path();
     for (const std::string& name : names) {
       const std::string shard = (folder / name).string();
-      if (!std::filesystem::exists(shard)) throw FormatError({shard, {}, {}}, "the file is missing; " + in_quotes(path) + " names it");
+      if (!std::filesystem::exists(shard))
+        throw FormatError({shard, {}, {}}, "the file is missing; " + in_quotes(path) + " names it");
       safetensors::Tensors found;
       model.read(files->emplace_back(shard), budget, found);
       for (auto it = found.begin(); it != found.end();) {
@@ -71,7 +75,8 @@ class SafetensorsFile {
     }
     for (const auto& [tensor, file] : weight_map.items()) {
       if (tensors.find(tensor) == tensors.end()) {
-        throw FormatError({path, "weight_map " + in_quotes(tensor), {}}, "the file " + in_quotes(file.get_ref<const std::string&>()) + " does not hold this tensor");
+        throw FormatError({path, "weight_map " + in_quotes(tensor), {}},
+                          "the file " + in_quotes(file.get_ref<const std::string&>()) + " does not hold this tensor");
       }
     }
     model.keep(std::move(files), std::move(tensors));

@@ -5,10 +5,10 @@
 //   header: a JSON object, padded with spaces: {"NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...,
 //           "__metadata__": {"key": "value"}}; offsets count from the begin of the data
 //
-// The header is read as a stream of events, without a tree in memory. Names and fields must be unique, the tensors must cover the data
-// from the first byte to the last without holes or overlaps, and dtype, shape and offsets must agree. Also refused: fields that the format
-// does not define, tensors of more than 16 dimensions.
-// Errors: FormatError or UnsupportedError with tensor and byte offset. Source: the format's text in the safetensors README.
+// The header is read as a stream of events, without a tree in memory. Names and fields must be unique, the tensors must cover
+// the data from the first byte to the last without holes or overlaps, and dtype, shape and offsets must agree. Also refused:
+// fields that the format does not define, tensors of more than 16 dimensions. Errors: FormatError or UnsupportedError with
+// tensor and byte offset. Source: the format's text in the safetensors README.
 
 #include <algorithm>
 #include <cstddef>
@@ -27,9 +27,9 @@
 #include <moxie/core/platform.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/io/byte_reader.hpp>
+#include <moxie/io/in_quotes.hpp>
 #include <moxie/io/json_text.hpp>
 #include <moxie/io/memory_budget.hpp>
-#include <moxie/io/in_quotes.hpp>
 
 namespace moxie::safetensors {
 
@@ -41,8 +41,9 @@ using Metadata = std::map<std::string, std::string, std::less<>>;
 
 /// nullptr where the format has no such type, or moxie has none.
 constexpr const DtypeInfo* find_type(std::string_view name) noexcept {
-  constexpr Dtype types[] = {Dtype::BOOL,    Dtype::U8,  Dtype::I8,  Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::F8_E8M0, Dtype::I16, Dtype::U16,
-                             Dtype::F16,     Dtype::BF16, Dtype::I32, Dtype::U32,    Dtype::F32,     Dtype::F64,     Dtype::I64, Dtype::U64};
+  constexpr Dtype types[] = {Dtype::BOOL, Dtype::U8,  Dtype::I8,  Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::F8_E8M0,
+                             Dtype::I16,  Dtype::U16, Dtype::F16, Dtype::BF16,    Dtype::I32,     Dtype::U32,
+                             Dtype::F32,  Dtype::F64, Dtype::I64, Dtype::U64};
   for (const Dtype type : types) {
     if (dtype_info(type).name == name) return &dtype_info(type);
   }
@@ -92,9 +93,11 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
 
   bool number_unsigned(number_unsigned_t value) override {
     if (state_ == State::shape) {
-      if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) fail("dimension " + std::to_string(value) + " does not fit 63 bits");
+      if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
+        fail("dimension " + std::to_string(value) + " does not fit 63 bits");
       if (view_.shape.size() == max_dims) {
-        throw UnsupportedError(place(), "the tensor has more than " + std::to_string(max_dims) + " dimensions, which moxie does not read");
+        throw UnsupportedError(place(),
+                               "the tensor has more than " + std::to_string(max_dims) + " dimensions, which moxie does not read");
       }
       view_.shape.push_back(static_cast<std::int64_t>(value));
     } else if (state_ == State::offsets) {
@@ -108,12 +111,14 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
 
   bool string(string_t& value) override {
     if (state_ == State::metadata) {
-      charge(MemoryBudget::map_node(2 * sizeof(std::string)) + MemoryBudget::string(name_.size()) + MemoryBudget::string(value.size()));
+      charge(MemoryBudget::map_node(2 * sizeof(std::string)) + MemoryBudget::string(name_.size()) +
+             MemoryBudget::string(value.size()));
       if (!metadata_.emplace(name_, value).second) fail("the key appears twice");
     } else if (state_ == State::tensor && field_ == dtype_field) {
       type_ = find_type(value);
       if (!type_) {
-        throw UnsupportedError(place(), "dtype " + in_quotes(value) + " is not supported; moxie reads BOOL, U8, I8, F8_E4M3, F8_E5M2, F8_E8M0, "
+        throw UnsupportedError(place(), "dtype " + in_quotes(value) +
+                                            " is not supported; moxie reads BOOL, U8, I8, F8_E4M3, F8_E5M2, F8_E8M0, "
                                             "I16, U16, F16, BF16, I32, U32, F32, F64, I64, U64");
       }
     } else {
@@ -183,21 +188,30 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
 
   Place place() const {
     std::string item = "header";
-    if (state_ != State::begin && state_ != State::end && (state_ != State::top || !name_.empty())) item = "entry " + in_quotes(name_);
+    if (state_ != State::begin && state_ != State::end && (state_ != State::top || !name_.empty()))
+      item = "entry " + in_quotes(name_);
     return {file_.path(), std::move(item), header_begin + static_cast<std::uint64_t>(read_ - header_.data())};
   }
   [[noreturn]] void fail(const std::string& message) const { throw FormatError(place(), message); }
   [[noreturn]] void unexpected(const std::string& what) const {
     switch (state_) {
-      case State::begin: fail("the header must be a JSON object, not " + what);
-      case State::top: fail("must be a JSON object, not " + what);
-      case State::metadata: fail("a value of __metadata__ must be a string, not " + what);
-      case State::shape: fail("a dimension must be a non-negative integer, not " + what);
-      case State::offsets: fail("data_offsets must be non-negative integers, not " + what);
+      case State::begin:
+        fail("the header must be a JSON object, not " + what);
+      case State::top:
+        fail("must be a JSON object, not " + what);
+      case State::metadata:
+        fail("a value of __metadata__ must be a string, not " + what);
+      case State::shape:
+        fail("a dimension must be a non-negative integer, not " + what);
+      case State::offsets:
+        fail("data_offsets must be non-negative integers, not " + what);
       case State::tensor:
-        fail(std::string(field_ == dtype_field ? "dtype must be a string" : field_ == shape_field ? "shape must be an array" : "data_offsets must be an array") +
+        fail(std::string(field_ == dtype_field   ? "dtype must be a string"
+                         : field_ == shape_field ? "shape must be an array"
+                                                 : "data_offsets must be an array") +
              ", not " + what);
-      case State::end: break;
+      case State::end:
+        break;
     }
     fail("unexpected " + what);
   }
@@ -227,7 +241,8 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
            MemoryBudget::string(file_.path().size()) + MemoryBudget::allocation(view_.shape.size() * sizeof(std::int64_t)) +
            4 * sizeof(TensorView*));
     const auto [entry, added] = tensors_.try_emplace(name_);
-    if (!added) fail("the tensor's name appears twice" + (entry->second.file == file_.path() ? "" : "; first in " + entry->second.file));
+    if (!added)
+      fail("the tensor's name appears twice" + (entry->second.file == file_.path() ? "" : "; first in " + entry->second.file));
     TensorView& view = entry->second;
     view.name = name_;
     view.dtype = type_->dtype;
@@ -262,7 +277,8 @@ inline void read_header(const MappedFile& file, MemoryBudget& budget, Tensors& t
   in.set_item("header");
   const auto length = in.read<std::uint64_t>("the length of the header");
   if (length > max_header_bytes) {
-    in.fail_at(0, "the header's length is " + std::to_string(length) + " bytes; the format allows at most " + std::to_string(max_header_bytes));
+    in.fail_at(0, "the header's length is " + std::to_string(length) + " bytes; the format allows at most " +
+                      std::to_string(max_header_bytes));
   }
   const auto bytes = in.take(length, "the header");
   const std::string_view header(reinterpret_cast<const char*>(bytes.data()), bytes.size());
@@ -281,11 +297,13 @@ inline void read_header(const MappedFile& file, MemoryBudget& budget, Tensors& t
     in.set_item("tensor " + in_quotes(view->name));
     if (view->bytes > data_bytes || view->offset > data_bytes - view->bytes) {
       in.fail_at(data_begin, "data_offsets [" + std::to_string(view->offset) + ", " + std::to_string(view->offset + view->bytes) +
-                                 "] end past the data, which have " + std::to_string(data_bytes) + " bytes; the file is cut off or corrupt");
+                                 "] end past the data, which have " + std::to_string(data_bytes) +
+                                 " bytes; the file is cut off or corrupt");
     }
     if (view->offset != expected) {
       in.fail_at(data_begin + view->offset, "data_offsets begin at " + std::to_string(view->offset) + "; they must begin at " +
-                                                std::to_string(expected) + ", where the tensor before ends (no holes, no overlaps)");
+                                                std::to_string(expected) +
+                                                ", where the tensor before ends (no holes, no overlaps)");
     }
     expected += view->bytes;
     view->offset += data_begin;
