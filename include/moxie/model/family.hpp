@@ -22,6 +22,7 @@
 #include <moxie/model/families/mixtral.hpp>
 #include <moxie/model/families/qwen2_moe.hpp>
 #include <moxie/model/families/qwen3_moe.hpp>
+#include <moxie/model/families/tensor_finder.hpp>
 #include <moxie/model/fields.hpp>
 #include <moxie/model/tensors.hpp>
 
@@ -35,11 +36,7 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2,
-    &deepseek_v3,
-    &qwen2_moe,
-    &qwen3_moe,
-    &mixtral,
+    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe, &mixtral,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."
@@ -56,16 +53,18 @@ inline std::string list_families(bool architectures) {
 
 /// The family of a GGUF file. Where several have one architecture, expert_gating_func decides; absent and 0 mean softmax.
 inline const Family& gguf_family(const Fields& all, const std::string& file) {
-  if (!all.contains("general.architecture")) throw FormatError({file, "general.architecture", {}}, "this key is missing; it names the model's architecture (" + list_families(true) + ")");
+  if (!all.contains("general.architecture"))
+    throw FormatError({file, "general.architecture", {}},
+                      "this key is missing; it names the model's architecture (" + list_families(true) + ")");
   const std::string architecture = all.text("general.architecture", "");
-  if (const auto experts = architecture + ".expert_count"; architecture == "llama" && all.integer(experts, 0, max_experts, 0) == 0)
-    all.unsupported(experts, "is absent or 0: a dense model; moxie runs Mixture-of-Experts models of the architectures " + list_families(true));
   const bool sigmoid = all.integer(architecture + ".expert_gating_func", 0, 1000, 1) == 2;
   const Family* found = nullptr;
   for (const Family* family : all_families)
-    if (family->architecture == architecture && (!found || (family->scoring == RouterScoring::sigmoid) == sigmoid)) found = family;
+    if (family->architecture == architecture && (!found || (family->scoring == RouterScoring::sigmoid) == sigmoid))
+      found = family;
   if (!found)
-    all.unsupported("general.architecture", "is " + Fields::show(architecture) + "; moxie has " + list_families(true) + " (families " + list_families(false) + ")");
+    all.unsupported("general.architecture", "is " + Fields::show(architecture) + "; moxie has " + list_families(true) +
+                                                " (families " + list_families(false) + ")");
   return *found;
 }
 
@@ -83,13 +82,18 @@ inline ModelDescription describe_gguf(const nlohmann::json& metadata, const Tens
   const bool gqa = family.attention == AttentionKind::gqa;
   const TensorRules rules{
       .names = &gguf_tensor_names,
-      .qkv_bias = family.gguf.qkv_bias ? Presence::required : gqa ? Presence::optional : Presence::absent,
+      .qkv_bias = family.gguf.qkv_bias ? Presence::required
+                  : gqa                ? Presence::optional
+                                       : Presence::absent,
       .latent_bias = Presence::optional,
       .o_bias = Presence::optional,
       .selection_bias = family.selection_bias,
       .prediction_layers = f.integer("nextn_predict_layers", 0, max_layers, 0),
   };
   model.tensors = find_tensors(model.config, rules, tensors, file);
+  if (model.config.moe.router.n_experts == 0)  // after everything else, so that a defect is reported as such
+    f.unsupported("expert_count",
+                  "is absent or 0: a dense model; moxie runs Mixture-of-Experts models (" + list_families(false) + ")");
   return model;
 }
 
@@ -98,7 +102,8 @@ inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMa
   using namespace families;
   const std::string file = folder + "/config.json";
   Fields f(config, file);
-  if (!f.contains("model_type")) f.fail("model_type", "this key is missing; it names the model's family (" + list_families(false) + ")");
+  if (!f.contains("model_type"))
+    f.fail("model_type", "this key is missing; it names the model's family (" + list_families(false) + ")");
   const std::string type = f.text("model_type", "");
   const Family* family = nullptr;
   for (const Family* candidate : all_families)

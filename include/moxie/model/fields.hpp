@@ -28,7 +28,8 @@ class Fields {
   /// Throws FormatError when `object` is no JSON object. `object` must outlive this.
   Fields(const nlohmann::json& object, std::string file, std::string prefix = {}, std::string label = {})
       : object_(object), file_(std::move(file)), prefix_(std::move(prefix)), label_(std::move(label)) {
-    if (!object.is_object()) throw FormatError({file_, label_, {}}, "is " + show(object) + "; it must be an object of keys and values");
+    if (!object.is_object())
+      throw FormatError({file_, label_, {}}, "is " + show(object) + "; it must be an object of keys and values");
   }
 
   const std::string& file() const noexcept { return file_; }
@@ -83,17 +84,20 @@ class Fields {
     std::string list;
     for (const std::string& key : missing_) list += (list.empty() ? "'" : ", '") + key + "'";
     throw FormatError({file_, missing_.front(), {}},
-                      (missing_.size() == 1 ? "this key is missing" : "keys are missing: " + list) + std::string("; a model of this kind needs ") +
-                          (missing_.size() == 1 ? "it" : "them"));
+                      (missing_.size() == 1 ? "this key is missing" : "keys are missing: " + list) +
+                          std::string("; a model of this kind needs ") + (missing_.size() == 1 ? "it" : "them"));
   }
   [[noreturn]] void fail(std::string_view key, const std::string& message) const { throw FormatError(place(key), message); }
-  [[noreturn]] void unsupported(std::string_view key, const std::string& message) const { throw UnsupportedError(place(key), message); }
+  [[noreturn]] void unsupported(std::string_view key, const std::string& message) const {
+    throw UnsupportedError(place(key), message);
+  }
 
   /// A value as a message shows it: short, and never all of a long string or array.
   static std::string show(const nlohmann::json& value) {
     if (value.is_array()) return "an array of " + std::to_string(value.size());
     if (value.is_object()) return "an object";
-    if (value.is_number_float() && !std::isfinite(value.get<double>())) return std::isnan(value.get<double>()) ? "NaN" : "infinite";
+    if (value.is_number_float() && !std::isfinite(value.get<double>()))
+      return std::isnan(value.get<double>()) ? "NaN" : "infinite";
     std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     if (text.size() > 60) text = text.substr(0, 56) + " ...";
     return text;
@@ -116,7 +120,8 @@ class Fields {
   void missing(std::string_view key) { missing_.push_back(label_ + prefix_ + std::string(key)); }
 
   std::int64_t to_integer(std::string_view key, const nlohmann::json& value, std::int64_t low, std::int64_t high) const {
-    const bool too_large = value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+    const bool too_large = value.is_number_unsigned() &&
+                           value.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
     if (!value.is_number_integer() || too_large || value.get<std::int64_t>() < low || value.get<std::int64_t>() > high)
       fail(key, "is " + show(value) + "; it must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
     return value.get<std::int64_t>();
@@ -126,7 +131,8 @@ class Fields {
     if (value.empty()) fail(key, "is an empty array; it must be an integer or have one for each layer");
     const std::int64_t first = to_integer(key, value.front(), low, high);
     for (const nlohmann::json& element : value)
-      if (to_integer(key, element, low, high) != first) unsupported(key, "differs between layers; moxie needs it to be the same in all");
+      if (to_integer(key, element, low, high) != first)
+        unsupported(key, "differs between layers; moxie needs it to be the same in all");
     return first;
   }
   double to_number(std::string_view key, const nlohmann::json& value, double low, double high) const {

@@ -69,7 +69,9 @@ inline std::string tensor_name(std::string_view pattern, std::int64_t layer = -1
   return name;
 }
 /// The name of the bias that belongs to a weight: ".weight" replaced by ".bias".
-inline std::string bias_name(const std::string& weight) { return weight.substr(0, weight.size() - std::string_view("weight").size()) + "bias"; }
+inline std::string bias_name(const std::string& weight) {
+  return weight.substr(0, weight.size() - std::string_view("weight").size()) + "bias";
+}
 
 /// A key that moxie supports with one value only; absent and null are fine. Others change what the model computes.
 struct FixedOption {
@@ -126,9 +128,9 @@ struct HfRules {
 struct GgufRules {
   RopeLayout layout = RopeLayout::half;
   const char* expert_width = "expert_feed_forward_length";
-  const char* shared = nullptr;  ///< count or width of the shared experts
+  const char* shared = nullptr;           ///< count or width of the shared experts
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: expert_weights_norm, absent: no
-  bool qkv_bias = false;  ///< required; elsewhere used where the file has them
+  bool qkv_bias = false;                  ///< required; elsewhere used where the file has them
 };
 
 struct Family {
@@ -141,6 +143,7 @@ struct Family {
   GroupScore group_score = GroupScore::best_two;
   float norm_epsilon = 0.0f;
   SharedExperts shared = SharedExperts::none;
+  bool dense_namesake = false;  ///< the GGUF architecture is also that of models without experts
   HfRules hf = {};
   GgufRules gguf = {};
 };

@@ -20,7 +20,7 @@
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/common_config.hpp>
-#include <moxie/model/families/common_tensors.hpp>
+#include <moxie/model/families/tensor_finder.hpp>
 #include <moxie/model/fields.hpp>
 
 namespace moxie::families {
@@ -80,27 +80,33 @@ inline constexpr FixedOption gguf_fixed_options[] = {
     {"attention.chunk_size", "0"},
     {"rope.scaling.yarn_ext_factor", "1"},
     {"rope.scaling.yarn_attn_factor", "1"},
+    {"rope.scaling.alpha", "0"},
+    {"rope.dimension_sections", "null"},
     {"use_parallel_residual", "false"},
 };
 
 /// `rope.dims` is set. Returns DeepSeek's factor m on the softmax scale before it is squared.
-inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& family, std::int64_t context_length, RopeConfig& rope) {
+inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& family, std::int64_t context_length,
+                             RopeConfig& rope) {
   rope.layout = family.gguf.layout;
   rope.theta = f.number("rope.freq_base", 1.001, 1e18, 10000.0);
   const double factor = f.number("rope.scaling.factor|rope.scale_linear", 0.0, 1e6, 0.0);
   rope.factor = factor == 0.0 ? 1.0 : factor;
   const std::string kind = f.text("rope.scaling.type", factor == 0.0 ? "none" : "linear");
   const double attention_factor = f.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0);
+  rope.magnitude = attention_factor;
   const double log_multiplier = f.number("rope.scaling.yarn_log_multiplier", 0.0, 100.0, 0.0);
   const bool mla = family.attention == AttentionKind::mla;
-  if (!mla && log_multiplier != 0.0) f.unsupported("rope.scaling.yarn_log_multiplier", "belongs to multi-head latent attention, which this architecture does not have");
-  if (mla && attention_factor != 1.0) f.unsupported("rope.scaling.attn_factor", "is not 1; this architecture has yarn_log_multiplier");
+  if (!mla && log_multiplier != 0.0)
+    f.unsupported("rope.scaling.yarn_log_multiplier",
+                  "belongs to multi-head latent attention, which this architecture does not have");
+  if (mla && attention_factor != 1.0)
+    f.unsupported("rope.scaling.attn_factor", "is not 1; this architecture has yarn_log_multiplier");
   double m = 1.0;
   if (kind == "none") {
     rope.factor = 1.0;
   } else if (kind == "linear") {
     rope.scaling = RopeScaling::linear;
-    rope.magnitude = attention_factor;
   } else if (kind == "yarn") {
     rope.scaling = RopeScaling::yarn;
     rope.original_context = f.integer("rope.scaling.original_context_length", 1, max_context, context_length);
@@ -126,10 +132,12 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     a.qk_norm = family.qk_norm;
     a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
     if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
-      f.fail("attention.key_length", "is missing, and embedding_length " + std::to_string(c.hidden_size) + " is no multiple of head_count " + std::to_string(a.n_heads));
+      f.fail("attention.key_length", "is missing, and embedding_length " + std::to_string(c.hidden_size) +
+                                         " is no multiple of head_count " + std::to_string(a.n_heads));
     a.head_dim = f.integer("attention.key_length", 1, max_head_dim, c.hidden_size / a.n_heads);
     if (const std::int64_t v = f.integer("attention.value_length", 1, max_head_dim, a.head_dim); v != a.head_dim)
-      f.unsupported("attention.value_length", "is " + std::to_string(v) + " and key_length " + std::to_string(a.head_dim) + "; moxie needs them to be equal");
+      f.unsupported("attention.value_length", "is " + std::to_string(v) + " and key_length " + std::to_string(a.head_dim) +
+                                                  "; moxie needs them to be equal");
     a.rope.dims = f.integer("rope.dimension_count", 1, max_head_dim, a.head_dim);
     width = static_cast<double>(a.head_dim);
   } else {
@@ -141,10 +149,12 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     a.v_head_dim = f.integer("attention.value_length_mla|attention.value_length", 1, max_head_dim);
     f.check_missing();
     if (qk <= a.qk_rope_head_dim)
-      f.fail("attention.key_length_mla", "is " + std::to_string(qk) + "; it must be larger than rope.dimension_count, " + std::to_string(a.qk_rope_head_dim));
+      f.fail("attention.key_length_mla",
+             "is " + std::to_string(qk) + "; it must be larger than rope.dimension_count, " + std::to_string(a.qk_rope_head_dim));
     a.qk_nope_head_dim = qk - a.qk_rope_head_dim;
     a.rope.dims = a.qk_rope_head_dim;
-    a.latent_norm_eps = static_cast<float>(own.number("attention.latent_norm_epsilon", 1e-20, 1.0, static_cast<double>(c.rms_norm_eps)));
+    a.latent_norm_eps =
+        static_cast<float>(own.number("attention.latent_norm_epsilon", 1e-20, 1.0, static_cast<double>(c.rms_norm_eps)));
     width = static_cast<double>(qk);
   }
   const double m = read_gguf_rope(f, own, family, c.context_length, a.rope);
@@ -156,9 +166,11 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
   std::vector<std::int64_t> windows(static_cast<std::size_t>(c.n_layers), window);
   if (const nlohmann::json* pattern = f.find("attention.sliding_window_pattern"); pattern && window != 0) {
     if (!pattern->is_array() || std::ssize(*pattern) != c.n_layers)
-      f.fail("attention.sliding_window_pattern", "is " + Fields::show(*pattern) + "; it must have a boolean for each of the " + std::to_string(c.n_layers) + " layers");
+      f.fail("attention.sliding_window_pattern", "is " + Fields::show(*pattern) + "; it must have a boolean for each of the " +
+                                                     std::to_string(c.n_layers) + " layers");
     for (std::size_t i = 0; i < windows.size(); ++i) {
-      if (!(*pattern)[i].is_boolean()) f.fail("attention.sliding_window_pattern", "holds " + Fields::show((*pattern)[i]) + "; it must hold booleans");
+      if (!(*pattern)[i].is_boolean())
+        f.fail("attention.sliding_window_pattern", "holds " + Fields::show((*pattern)[i]) + "; it must hold booleans");
       if (!(*pattern)[i].get<bool>()) windows[i] = 0;
     }
   }
@@ -169,13 +181,18 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   MoeConfig& moe = c.moe;
   RouterConfig& router = moe.router;
   moe.hidden_size = c.hidden_size;
+  if (f.integer("expert_count", 0, max_experts, 0) == 0 && family.dense_namesake) {
+    c.is_moe_layer.assign(static_cast<std::size_t>(c.n_layers), false);
+    return;
+  }
   moe.moe_intermediate_size = f.uniform(family.gguf.expert_width, 1, max_width);
   router.n_experts = f.integer("expert_count", 1, max_experts);
   router.top_k = f.integer("expert_used_count", 1, max_experts);
   router.scoring = family.scoring;
   const std::int64_t gating = family.scoring == RouterScoring::softmax ? 1 : 2;
   if (const std::int64_t found = f.integer("expert_gating_func", 0, 1000, gating); found != gating && found != 0)
-    f.unsupported("expert_gating_func", "is " + std::to_string(found) + "; moxie has " + std::to_string(gating) + " (" + (gating == 1 ? "softmax" : "sigmoid") + ") for this architecture");
+    f.unsupported("expert_gating_func", "is " + std::to_string(found) + "; moxie has " + std::to_string(gating) + " (" +
+                                            (gating == 1 ? "softmax" : "sigmoid") + ") for this architecture");
   router.norm_topk_prob = f.boolean("expert_weights_norm", family.gguf.topk_norm == TopkNorm::always);
   router.norm_epsilon = family.norm_epsilon;
   const double scale = f.number("expert_weights_scale", 0.0, 1e6, 0.0);
@@ -183,9 +200,11 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   router.n_group = std::max<std::int64_t>(1, f.integer("expert_group_count", 0, max_experts, 1));
   router.topk_group = std::max<std::int64_t>(1, f.integer("expert_group_used_count", 0, max_experts, 1));
   const std::string group_score = own.text("expert_group_score", "best_two");
-  if (group_score != "best_two" && group_score != "best") own.fail("expert_group_score", "is " + Fields::show(group_score) + "; it must be 'best_two' or 'best'");
+  if (group_score != "best_two" && group_score != "best")
+    own.fail("expert_group_score", "is " + Fields::show(group_score) + "; it must be 'best_two' or 'best'");
   router.group_score = group_score == "best" ? GroupScore::best : GroupScore::best_two;
-  if (family.shared == SharedExperts::counted) moe.shared_intermediate_size = f.integer(family.gguf.shared, 0, 1024, 0) * moe.moe_intermediate_size;
+  if (family.shared == SharedExperts::counted)
+    moe.shared_intermediate_size = f.integer(family.gguf.shared, 0, 1024, 0) * moe.moe_intermediate_size;
   if (family.shared == SharedExperts::gated) {
     moe.shared_intermediate_size = f.integer(family.gguf.shared, 1, max_width);
     moe.shared_expert_gate = true;
@@ -198,7 +217,8 @@ inline std::vector<float> read_rope_freqs(const TensorMap& tensors, const ModelC
   if (!view) return {};
   const std::int64_t n = c.attention.rope.dims / 2;
   if (view->shape != Shape{n} || view->dtype != Dtype::F32 || view->bytes != static_cast<std::uint64_t>(n) * sizeof(float))
-    throw FormatError(view->place(), "has type " + std::string(dtype_info(view->dtype).name) + " and shape " + view->shape_text() + "; it must be F32 " + shape_text({n}));
+    throw FormatError(view->place(), "has type " + std::string(dtype_info(view->dtype).name) + " and shape " +
+                                         view->shape_text() + "; it must be F32 " + shape_text({n}));
   std::vector<float> factors(static_cast<std::size_t>(n));
   std::memcpy(factors.data(), view->data, view->bytes);
   for (const float factor : factors)
@@ -210,7 +230,9 @@ inline std::vector<float> read_rope_freqs(const TensorMap& tensors, const ModelC
 inline std::int64_t count_prediction_layers(const Fields& f, const TensorMap& tensors, std::int64_t blocks) {
   const std::int64_t most = std::min(blocks - 1, f.integer("nextn_predict_layers", 0, max_layers, 0));
   std::int64_t n = 0;
-  while (n < most && (tensors.find("blk." + std::to_string(blocks - 1 - n) + ".nextn.eh_proj.weight") || !tensors.find(tensor_name(gguf_tensor_names.attn_norm, blocks - 1 - n)))) ++n;
+  while (n < most && (tensors.find("blk." + std::to_string(blocks - 1 - n) + ".nextn.eh_proj.weight") ||
+                      !tensors.find(tensor_name(gguf_tensor_names.attn_norm, blocks - 1 - n))))
+    ++n;
   return n;
 }
 
@@ -219,14 +241,16 @@ inline std::vector<bool> find_moe_layers(const Fields& f, const TensorMap& tenso
   const std::int64_t leading = f.integer("leading_dense_block_count", 0, max_layers, 0);
   std::vector<bool> layers(static_cast<std::size_t>(n_layers));
   for (std::int64_t i = 0; i < n_layers; ++i) {
-    const bool dense = tensors.find(tensor_name(gguf_tensor_names.dense_gate, i)) && !tensors.find(tensor_name(gguf_tensor_names.router, i));
+    const bool dense =
+        tensors.find(tensor_name(gguf_tensor_names.dense_gate, i)) && !tensors.find(tensor_name(gguf_tensor_names.router, i));
     layers[static_cast<std::size_t>(i)] = i >= leading && !dense;
   }
   return layers;
 }
 
 /// `f` reads the keys of the architecture, `own` those of moxie, `all` the whole metadata.
-inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& all, const Family& family, const TensorMap& tensors) {
+inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& all, const Family& family,
+                                    const TensorMap& tensors) {
   check_fixed(f, gguf_fixed_options);
   ModelConfig c;
   c.family = family.name;
@@ -235,6 +259,11 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   c.n_layers = blocks - count_prediction_layers(f, tensors, blocks);
   c.context_length = f.integer("context_length", 1, max_context);
   c.hidden_size = f.integer("embedding_length", 1, max_width);
+  // the hidden size says the most about a file: where a norm contradicts it, that is the defect, whatever else may be missing
+  if (const TensorView* norm = tensors.find(tensor_name(gguf_tensor_names.attn_norm, 0));
+      norm && norm->shape != Shape{c.hidden_size})
+    throw FormatError(norm->place(),
+                      "has the shape " + norm->shape_text() + "; by embedding_length it must be " + shape_text({c.hidden_size}));
   const TensorView* embedding = tensors.find(gguf_tensor_names.embedding);
   const std::int64_t rows = embedding && embedding->shape.size() == 2 && embedding->shape[0] > 0 ? embedding->shape[0] : 1;
   c.vocab_size = f.integer("vocab_size", 1, max_vocab, std::min(rows, max_vocab));
@@ -243,7 +272,8 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   bool dense = family.gguf.expert_width == std::string_view("feed_forward_length");
   for (const bool moe : c.is_moe_layer) dense = dense || !moe;
   // Files of models without dense layers may leave it out.
-  c.intermediate_size = dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
+  c.intermediate_size =
+      dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
   read_gguf_attention(f, own, family, c);
   read_gguf_moe(f, own, family, c);
   f.check_missing();

@@ -23,10 +23,18 @@ namespace moxie::families {
 
 /// Options of other families that would change the result if one of ours had them.
 inline constexpr FixedOption hf_fixed_options[] = {
-    {"hidden_act", "\"silu\""},      {"partial_rotary_factor", "1"}, {"clip_qkv", "null"},
-    {"attention_multiplier", "null"}, {"residual_multiplier", "1"},   {"embedding_multiplier", "1"},
-    {"logits_scaling", "1"},          {"attn_logit_softcapping", "null"}, {"final_logit_softcapping", "null"},
-    {"attention_chunk_size", "null"}, {"mlp_bias", "false"},          {"lm_head_bias", "false"},
+    {"hidden_act", "\"silu\""},
+    {"partial_rotary_factor", "1"},
+    {"clip_qkv", "null"},
+    {"attention_multiplier", "null"},
+    {"residual_multiplier", "1"},
+    {"embedding_multiplier", "1"},
+    {"logits_scaling", "1"},
+    {"attn_logit_softcapping", "null"},
+    {"final_logit_softcapping", "null"},
+    {"attention_chunk_size", "null"},
+    {"mlp_bias", "false"},
+    {"lm_head_bias", "false"},
 };
 
 /// FP8 with a scale for each 128 x 128 block is the one quantization of a Hugging Face checkpoint that is read.
@@ -35,8 +43,10 @@ inline void check_hf_quantization(const Fields& f) {
   if (!object) return;
   const Fields q(*object, f.file(), {}, "quantization_config.");
   if (const std::string method = q.text("quant_method", ""); method != "fp8")
-    q.unsupported("quant_method", "is " + Fields::show(method) + "; moxie reads unquantized checkpoints and 'fp8' (for others: convert the model to GGUF)");
-  static constexpr FixedOption options[] = {{"fmt", "\"e4m3\""}, {"weight_block_size", "[128, 128]"}, {"activation_scheme", "\"dynamic\""}};
+    q.unsupported("quant_method", "is " + Fields::show(method) +
+                                      "; moxie reads unquantized checkpoints and 'fp8' (for others: convert the model to GGUF)");
+  static constexpr FixedOption options[] = {
+      {"fmt", "\"e4m3\""}, {"weight_block_size", "[128, 128]"}, {"activation_scheme", "\"dynamic\""}};
   check_fixed(q, options);
 }
 
@@ -48,14 +58,17 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
   const bool old_form = scaling != nullptr || parameters == nullptr;
   Fields r(scaling ? *scaling : parameters ? *parameters : none, f.file(), {}, old_form ? "rope_scaling." : "rope_parameters.");
   for (const char* kind : {"full_attention", "sliding_attention"})
-    if (r.contains(kind)) r.unsupported(kind, "gives one kind of layer its own rotation; moxie needs it to be the same in all layers");
+    if (r.contains(kind))
+      r.unsupported(kind, "gives one kind of layer its own rotation; moxie needs it to be the same in all layers");
 
   constexpr double lowest_theta = 1.001, highest_theta = 1e18, highest_factor = 1e6;
-  rope.theta = r.number("rope_theta", lowest_theta, highest_theta, f.number("rope_theta", lowest_theta, highest_theta, family.hf.rope_theta));
-  rope.layout = family.hf.layout == HfRules::Layout::half ? RopeLayout::half
+  rope.theta = r.number("rope_theta", lowest_theta, highest_theta,
+                        f.number("rope_theta", lowest_theta, highest_theta, family.hf.rope_theta));
+  rope.layout = family.hf.layout == HfRules::Layout::half                                                ? RopeLayout::half
                 : family.hf.layout == HfRules::Layout::interleaved || f.boolean("rope_interleave", true) ? RopeLayout::interleaved
-                                                                                                          : RopeLayout::half;
-  if (r.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0) r.unsupported("partial_rotary_factor", "is not 1; this family rotates whole heads");
+                                                                                                         : RopeLayout::half;
+  if (r.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0)
+    r.unsupported("partial_rotary_factor", "is not 1; this family rotates whole heads");
 
   const std::string kind = r.text("rope_type|type", "default");
   double softmax_mscale = 1.0;
@@ -72,8 +85,9 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
     rope.truncate = r.boolean("truncate", true);
     const double mscale = r.number("mscale", 0.0, 100.0, 0.0), mscale_all_dim = r.number("mscale_all_dim", 0.0, 100.0, 0.0);
     const bool both = mscale != 0.0 && mscale_all_dim != 0.0;
-    rope.magnitude = r.number("attention_factor", 1e-6, 1e6,
-                              both ? yarn_mscale(rope.factor, mscale) / yarn_mscale(rope.factor, mscale_all_dim) : yarn_mscale(rope.factor, 1.0));
+    rope.magnitude = r.number(
+        "attention_factor", 1e-6, 1e6,
+        both ? yarn_mscale(rope.factor, mscale) / yarn_mscale(rope.factor, mscale_all_dim) : yarn_mscale(rope.factor, 1.0));
     softmax_mscale = yarn_mscale(rope.factor, mscale_all_dim);
   } else if (kind == "llama3") {
     rope.scaling = RopeScaling::llama3;
@@ -84,7 +98,8 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
     r.check_missing();
     if (rope.high_freq_factor <= rope.low_freq_factor) r.fail("high_freq_factor", "must be larger than low_freq_factor");
   } else if (kind != "default") {
-    r.unsupported(r.contains("rope_type") ? "rope_type" : "type", "is " + Fields::show(kind) + "; moxie has default, linear, yarn and llama3 for this family");
+    r.unsupported(r.contains("rope_type") ? "rope_type" : "type",
+                  "is " + Fields::show(kind) + "; moxie has default, linear, yarn and llama3 for this family");
   }
   r.check_missing();
   return softmax_mscale;
@@ -99,13 +114,15 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
     a.qk_norm = family.qk_norm;
     a.n_kv_heads = f.integer("num_key_value_heads", 1, max_heads, a.n_heads);
     if (!f.contains("head_dim") && c.hidden_size % a.n_heads != 0)
-      f.fail("head_dim", "is missing, and hidden_size " + std::to_string(c.hidden_size) + " is no multiple of num_attention_heads " + std::to_string(a.n_heads));
+      f.fail("head_dim", "is missing, and hidden_size " + std::to_string(c.hidden_size) +
+                             " is no multiple of num_attention_heads " + std::to_string(a.n_heads));
     a.head_dim = f.integer("head_dim", 1, max_head_dim, c.hidden_size / a.n_heads);
     a.rope.dims = a.head_dim;
     width = static_cast<double>(a.head_dim);
   } else {
     a.kv_lora_rank = f.integer("kv_lora_rank", 1, max_width);
-    a.q_lora_rank = f.mentions("q_lora_rank") ? f.integer("q_lora_rank", 1, max_width, 0) : f.integer("q_lora_rank", 1, max_width);
+    a.q_lora_rank =
+        f.mentions("q_lora_rank") ? f.integer("q_lora_rank", 1, max_width, 0) : f.integer("q_lora_rank", 1, max_width);
     a.qk_nope_head_dim = f.integer("qk_nope_head_dim", 1, max_head_dim);
     a.qk_rope_head_dim = f.integer("qk_rope_head_dim", 1, max_head_dim);
     a.v_head_dim = f.integer("v_head_dim", 1, max_head_dim);
@@ -123,7 +140,8 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
   const nlohmann::json* types = f.find("layer_types");
   const auto type_of = [&](std::int64_t layer) -> std::string {
     if (!types->is_array() || std::ssize(*types) != c.n_layers || !(*types)[static_cast<std::size_t>(layer)].is_string())
-      f.fail("layer_types", "is " + Fields::show(*types) + "; it must be an array of " + std::to_string(c.n_layers) + " strings, one for each layer");
+      f.fail("layer_types", "is " + Fields::show(*types) + "; it must be an array of " + std::to_string(c.n_layers) +
+                                " strings, one for each layer");
     return (*types)[static_cast<std::size_t>(layer)].get<std::string>();
   };
   if (rule == Window::none) {
@@ -131,7 +149,8 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
     return;
   }
   const bool in_use = rule == Window::everywhere || f.boolean("use_sliding_window", false);
-  const std::int64_t window = in_use ? f.integer("sliding_window", 0, max_context, rule == Window::everywhere ? 0 : 4096) : 0;
+  const bool absent = !f.mentions("sliding_window") && rule != Window::everywhere;
+  const std::int64_t window = in_use ? f.integer("sliding_window", 0, max_context, absent ? 4096 : 0) : 0;
   const std::int64_t max_window_layers = f.integer("max_window_layers", 0, max_context, 28);
   std::vector<std::int64_t> windows;
   for (std::int64_t i = 0; i < c.n_layers; ++i) {
@@ -139,9 +158,12 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
     if (rule == Window::by_layer_type && !types) sliding = in_use && i % 2 == 0 && i < max_window_layers;
     if (types) {
       const std::string type = type_of(i);
-      if (type != "sliding_attention" && type != "full_attention") f.unsupported("layer_types", "names " + Fields::show(type) + "; moxie has full_attention and sliding_attention for this family");
+      if (type != "sliding_attention" && type != "full_attention")
+        f.unsupported("layer_types",
+                      "names " + Fields::show(type) + "; moxie has full_attention and sliding_attention for this family");
       if (rule == Window::by_layer_type) sliding = type == "sliding_attention";
-      if (sliding != (type == "sliding_attention") && window != 0) f.unsupported("layer_types", "disagrees with sliding_window, which this family uses in all layers or none");
+      if (sliding != (type == "sliding_attention") && window != 0)
+        f.unsupported("layer_types", "disagrees with sliding_window, which this family uses in all layers or none");
     }
     windows.push_back(sliding ? window : 0);
   }
@@ -157,7 +179,8 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   router.n_experts = f.integer(hf.n_experts, 1, max_experts);
   router.top_k = f.integer("num_experts_per_tok", 1, max_experts);
   router.scoring = family.scoring;
-  router.norm_topk_prob = hf.topk_norm == TopkNorm::always || (hf.topk_norm == TopkNorm::by_key && f.boolean("norm_topk_prob", hf.topk_norm_default));
+  router.norm_topk_prob =
+      hf.topk_norm == TopkNorm::always || (hf.topk_norm == TopkNorm::by_key && f.boolean("norm_topk_prob", hf.topk_norm_default));
   router.norm_epsilon = family.norm_epsilon;
   router.group_score = family.group_score;
   if (family.attention == AttentionKind::mla) {
@@ -166,7 +189,8 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
     if (hf.group_method) {
       const std::string method = f.text("topk_method", "greedy");
       groups = method == hf.group_method;
-      if (!groups && method != "greedy") f.unsupported("topk_method", "is " + Fields::show(method) + "; this family has greedy and " + hf.group_method);
+      if (!groups && method != "greedy")
+        f.unsupported("topk_method", "is " + Fields::show(method) + "; this family has greedy and " + hf.group_method);
     }
     if (groups) {
       router.n_group = f.integer("n_group", 1, max_experts, f.mentions("n_group") ? 1 : hf.n_group_default);
@@ -192,7 +216,8 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
     if (const nlohmann::json* only = f.find("mlp_only_layers")) {
       if (!only->is_array()) f.fail("mlp_only_layers", "is " + Fields::show(*only) + "; it must be an array of layer numbers");
       for (const nlohmann::json& layer : *only) {
-        if (!layer.is_number_integer()) f.fail("mlp_only_layers", "holds " + Fields::show(layer) + "; it must hold layer numbers");
+        if (!layer.is_number_integer())
+          f.fail("mlp_only_layers", "holds " + Fields::show(layer) + "; it must hold layer numbers");
         const std::int64_t i = layer.get<std::int64_t>();
         if (i >= 0 && i < c.n_layers) c.is_moe_layer[static_cast<std::size_t>(i)] = false;
       }

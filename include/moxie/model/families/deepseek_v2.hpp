@@ -1,6 +1,7 @@
 #pragma once
 // DeepSeek-V2 and V2-Lite (arXiv 2405.04434): multi-head latent attention, softmax scores that are never renormalized,
-// leading dense layers, shared experts. GGUF has one architecture, "deepseek2", for V2 and V3; expert_gating_func tells them apart.
+// leading dense layers, shared experts. GGUF has one architecture, "deepseek2", for V2 and V3; expert_gating_func tells them
+// apart.
 
 #include <moxie/model/families/common.hpp>
 

@@ -1,13 +1,14 @@
 #pragma once
-// DeepSeek-V3 and R1 (arXiv 2412.19437), Moonlight: V2 with sigmoid scores, a bias for the choice of experts, and groups scored by
-// their two best experts.
+// DeepSeek-V3 and R1 (arXiv 2412.19437), Moonlight: V2 with sigmoid scores, a bias for the choice of experts, and groups scored
+// by their two best experts.
 
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/deepseek_v2.hpp>
 
 namespace moxie::families {
 
-inline constexpr FixedOption deepseek_v3_fixed[] = {{"moe_layer_freq", "1"}, {"scoring_func", "\"sigmoid\""}, {"topk_method", "\"noaux_tc\""}};
+inline constexpr FixedOption deepseek_v3_fixed[] = {
+    {"moe_layer_freq", "1"}, {"scoring_func", "\"sigmoid\""}, {"topk_method", "\"noaux_tc\""}};
 
 inline constexpr Family deepseek_v3{
     .name = "deepseek_v3",

@@ -3,7 +3,6 @@
 // GGUF calls it "llama" (with experts) and has the rows of q and k permuted from halves to interleaved pairs.
 
 #include <moxie/model/families/common.hpp>
-#include <moxie/model/families/common_gguf.hpp>
 
 namespace moxie::families {
 
@@ -29,6 +28,7 @@ inline constexpr FixedOption mixtral_fixed[] = {{"attention_bias", "false"}};
 inline constexpr Family mixtral{
     .name = "mixtral",
     .architecture = "llama",
+    .dense_namesake = true,
     .hf = {.names = &mixtral_hf_names,
            .rope_theta = 1e6,
            .rms_norm_eps = 1e-5,

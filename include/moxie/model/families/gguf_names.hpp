@@ -1,0 +1,275 @@
+#pragma once
+// The way back: what a GGUF file must say for a ModelConfig, and which of its tensors holds which weight. For writing files.
+//
+// Metadata values have the JSON type of the GGUF type they are written as: integers are uint32, floating-point numbers
+// float32, booleans bool, strings string, arrays of booleans bool arrays. What GGUF has no key for is written as "moxie.*"
+// keys, which describe_gguf() reads and other programs ignore; they appear only where they are needed.
+// Source: llama.cpp, convert_hf_to_gguf.py.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <numbers>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <moxie/core/error.hpp>
+#include <moxie/model/config.hpp>
+#include <moxie/model/families/common_config.hpp>
+#include <moxie/model/families/common_gguf.hpp>
+#include <moxie/model/family.hpp>
+#include <moxie/model/tensors.hpp>
+
+namespace moxie {
+
+/// The family's data. Throws ArgumentError when config.family is no name of a family.
+inline const families::Family& family_of(const ModelConfig& config) {
+  for (const families::Family* family : families::all_families)
+    if (family->name == config.family) return *family;
+  throw ArgumentError({{}, "ModelConfig.family", {}},
+                      "is '" + config.family + "'; it must be one of " + families::list_families(false));
+}
+
+/// general.architecture. Throws ArgumentError.
+inline std::string gguf_architecture(const ModelConfig& config) { return family_of(config).architecture; }
+
+/// Whether rows of q and k must be permuted, because GGUF has this architecture with interleaved pairs only.
+inline bool gguf_permutes_rows(const ModelConfig& config) {
+  return family_of(config).gguf.layout == RopeLayout::interleaved && config.attention.rope.layout == RopeLayout::half;
+}
+
+/// Row r of the file's tensor is row order[r] of the weight: in each of `heads` blocks of `skip + dims + rest` rows, the `dims`
+/// rows after the first `skip` go from halves to interleaved pairs.
+inline std::vector<std::int64_t> pairs_from_halves(std::int64_t heads, std::int64_t skip, std::int64_t dims, std::int64_t rest) {
+  const std::int64_t size = skip + dims + rest;
+  std::vector<std::int64_t> order(static_cast<std::size_t>(heads * size));
+  std::iota(order.begin(), order.end(), std::int64_t{0});
+  for (std::int64_t h = 0; h < heads; ++h)
+    for (std::int64_t i = 0; i < dims; ++i)
+      order[static_cast<std::size_t>(h * size + skip + i)] = h * size + skip + (i % 2) * (dims / 2) + i / 2;
+  return order;
+}
+
+/// rope_freqs.weight: what frequencies are divided by, [dims / 2]; empty: no such tensor. Llama 3.1's scaling is written this
+/// way.
+inline std::vector<float> gguf_rope_freqs(const ModelConfig& config) {
+  const RopeConfig& r = config.attention.rope;
+  if (r.scaling != RopeScaling::llama3) return r.freq_factors;
+  std::vector<float> factors;
+  const auto context = static_cast<double>(r.original_context);
+  for (std::int64_t i = 0; i < r.dims / 2; ++i) {
+    const double wavelength =
+        2.0 * std::numbers::pi * std::pow(r.theta, 2.0 * static_cast<double>(i) / static_cast<double>(r.dims));
+    const double smooth = (context / wavelength - r.low_freq_factor) / (r.high_freq_factor - r.low_freq_factor);
+    const double factor = smooth >= 1.0 ? 1.0 : smooth <= 0.0 ? r.factor : 1.0 / ((1.0 - smooth) / r.factor + smooth);
+    factors.push_back(static_cast<float>(factor) * (r.freq_factors.empty() ? 1.0f : r.freq_factors[static_cast<std::size_t>(i)]));
+  }
+  return factors;
+}
+
+namespace families {
+
+inline void write_gguf_rope(const ModelConfig& c, const std::string& a, nlohmann::json& out) {
+  const AttentionConfig& attention = c.attention;
+  const RopeConfig& r = attention.rope;
+  const bool mla = attention.kind == AttentionKind::mla;
+  out[a + "rope.dimension_count"] = r.dims;
+  out[a + "rope.freq_base"] = r.scaling == RopeScaling::ntk
+                                  ? r.theta * std::pow(r.factor, static_cast<double>(r.dims) / static_cast<double>(r.dims - 2))
+                                  : r.theta;
+  double m = 1.0, magnitude = 1.0;  // as describe_gguf() will derive them
+  if (r.scaling == RopeScaling::linear) {
+    out[a + "rope.scaling.type"] = "linear";
+    out[a + "rope.scaling.factor"] = r.factor;
+  } else if (r.scaling == RopeScaling::yarn) {
+    out[a + "rope.scaling.type"] = "yarn";
+    out[a + "rope.scaling.factor"] = r.factor;
+    out[a + "rope.scaling.original_context_length"] = r.original_context;
+    out[a + "rope.scaling.yarn_beta_fast"] = r.beta_fast;
+    out[a + "rope.scaling.yarn_beta_slow"] = r.beta_slow;
+    magnitude = yarn_mscale(r.factor, 1.0);
+    const double plain = 1.0 / std::sqrt(static_cast<double>(attention.qk_nope_head_dim + attention.qk_rope_head_dim));
+    if (mla && r.factor > 1.0 && static_cast<double>(attention.scale) > plain * (1.0 + 1e-6)) {
+      m = std::sqrt(static_cast<double>(attention.scale) / plain);
+      magnitude = 1.0;
+      out[a + "rope.scaling.yarn_log_multiplier"] = (m - 1.0) / std::log(r.factor);
+    }
+    if (!r.truncate) out["moxie.rope.truncate"] = false;
+  }
+  if (std::abs(r.magnitude - magnitude) > 1e-7 * magnitude) {
+    if (mla) {
+      out["moxie.rope.magnitude"] = r.magnitude;
+    } else {
+      out[a + "rope.scaling.attn_factor"] = r.magnitude / magnitude;
+    }
+  }
+  const double width = static_cast<double>(mla ? attention.qk_nope_head_dim + attention.qk_rope_head_dim : attention.head_dim);
+  const double scale = m * m / std::sqrt(width);
+  if (std::abs(static_cast<double>(attention.scale) - scale) > 1e-6 * scale)
+    out[a + "attention.scale"] = static_cast<double>(attention.scale);
+}
+
+}  // namespace families
+
+/// Metadata that describe_gguf() turns back into `config` (general.architecture, general.name, the keys of the architecture).
+/// `split_kv_b`: the file has attn_k_b and attn_v_b rather than attn_kv_b. Throws ArgumentError for an unknown family.
+inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) {
+  const families::Family& family = family_of(config);
+  const AttentionConfig& attention = config.attention;
+  const MoeConfig& moe = config.moe;
+  const RouterConfig& router = moe.router;
+  const std::string a = std::string(family.architecture) + ".";
+  nlohmann::json out = nlohmann::json::object();
+  out["general.architecture"] = family.architecture;
+  if (!config.name.empty()) out["general.name"] = config.name;
+  out[a + "block_count"] = config.n_layers;
+  out[a + "context_length"] = config.context_length;
+  out[a + "embedding_length"] = config.hidden_size;
+  out[a + "vocab_size"] = config.vocab_size;
+  out[a + "feed_forward_length"] = config.intermediate_size;
+  out[a + "attention.layer_norm_rms_epsilon"] = static_cast<double>(config.rms_norm_eps);
+  out[a + "attention.head_count"] = attention.n_heads;
+  if (attention.kind == AttentionKind::gqa) {
+    out[a + "attention.head_count_kv"] = attention.n_kv_heads;
+    out[a + "attention.key_length"] = attention.head_dim;
+    out[a + "attention.value_length"] = attention.head_dim;
+  } else {
+    const std::int64_t qk = attention.qk_nope_head_dim + attention.qk_rope_head_dim;
+    out[a + "attention.head_count_kv"] = split_kv_b ? 1 : attention.n_heads;
+    out[a + "attention.key_length"] = split_kv_b ? attention.kv_lora_rank + attention.qk_rope_head_dim : qk;
+    out[a + "attention.value_length"] = split_kv_b ? attention.kv_lora_rank : attention.v_head_dim;
+    if (split_kv_b) {
+      out[a + "attention.key_length_mla"] = qk;
+      out[a + "attention.value_length_mla"] = attention.v_head_dim;
+    }
+    if (attention.q_lora_rank != 0) out[a + "attention.q_lora_rank"] = attention.q_lora_rank;
+    out[a + "attention.kv_lora_rank"] = attention.kv_lora_rank;
+    if (attention.latent_norm_eps != config.rms_norm_eps)
+      out["moxie.attention.latent_norm_epsilon"] = static_cast<double>(attention.latent_norm_eps);
+  }
+  families::write_gguf_rope(config, a, out);
+  std::int64_t window = 0, leading = 0;
+  nlohmann::json pattern = nlohmann::json::array();
+  for (std::int64_t i = 0; i < config.n_layers; ++i) {
+    window = std::max(window, config.sliding_window(i));
+    pattern.push_back(config.sliding_window(i) != 0);
+  }
+  if (window != 0) out[a + "attention.sliding_window"] = window;
+  if (!config.layer_windows.empty()) out[a + "attention.sliding_window_pattern"] = pattern;
+
+  out[a + "expert_count"] = router.n_experts;
+  out[a + "expert_used_count"] = router.top_k;
+  out[a + family.gguf.expert_width] = moe.moe_intermediate_size;
+  if (family.shared == families::SharedExperts::counted)
+    out[a + family.gguf.shared] = moe.shared_intermediate_size / moe.moe_intermediate_size;
+  if (family.shared == families::SharedExperts::gated) out[a + family.gguf.shared] = moe.shared_intermediate_size;
+  if (router.norm_topk_prob != (family.gguf.topk_norm == families::TopkNorm::always))
+    out[a + "expert_weights_norm"] = router.norm_topk_prob;
+  if (attention.kind == AttentionKind::mla || router.routed_scaling_factor != 1.0f)
+    out[a + "expert_weights_scale"] = static_cast<double>(router.routed_scaling_factor);
+  if (attention.kind == AttentionKind::mla) {
+    out[a + "expert_gating_func"] = router.scoring == RouterScoring::softmax ? 1 : 2;
+    while (leading < config.n_layers && !config.is_moe_layer[static_cast<std::size_t>(leading)]) ++leading;
+    out[a + "leading_dense_block_count"] = leading;
+  }
+  if (router.n_group > 1) {
+    out[a + "expert_group_count"] = router.n_group;
+    out[a + "expert_group_used_count"] = router.topk_group;
+    if (router.group_score == GroupScore::best) out["moxie.expert_group_score"] = "best";
+  }
+  return out;
+}
+
+/// One tensor of a GGUF file.
+struct GgufTensor {
+  std::string name;
+  std::vector<const Weight*> parts;  ///< one weight; or one for each expert, stacked along a new first dimension
+  bool stacked = false;
+  bool full_precision = false;          ///< norms, biases, routers: kept in F32 in quantized files
+  std::vector<std::int64_t> row_order;  ///< row r of the tensor is row row_order[r] of the weight; empty: the same
+};
+
+/// All weights of `tensors`, which must outlive the result, with the names and the order of rows that GGUF wants. kv_b stays
+/// unsplit where it is; rope_freqs.weight is apart (gguf_rope_freqs). Throws ArgumentError for an unknown family.
+inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const DecoderTensors& tensors) {
+  const families::TensorNames& n = families::gguf_tensor_names;
+  std::vector<GgufTensor> out;
+  std::int64_t layer = -1;
+  const auto put = [&](const char* pattern, const Weight* weight, bool full_precision = false,
+                       std::vector<std::int64_t> order = {}) {
+    if (weight) out.push_back({families::tensor_name(pattern, layer), {weight}, false, full_precision, std::move(order)});
+  };
+  const auto maybe = [](const std::optional<Weight>& weight) { return weight ? &*weight : nullptr; };
+  const auto bias = [&](const char* pattern, const std::optional<Weight>& weight, std::vector<std::int64_t> order = {}) {
+    if (weight)
+      out.push_back({families::bias_name(families::tensor_name(pattern, layer)), {&*weight}, false, true, std::move(order)});
+  };
+  const auto feed_forward = [&](const char* gate, const char* up, const char* down, const std::optional<FeedForwardTensors>& t) {
+    if (!t) return;
+    put(gate, &t->gate);
+    put(up, &t->up);
+    put(down, &t->down);
+  };
+  const auto stack = [&](const char* pattern, const std::vector<FeedForwardTensors>& experts, Weight FeedForwardTensors::*part) {
+    if (experts.empty()) return;
+    GgufTensor all{families::tensor_name(pattern, layer), {}, true, false, {}};
+    for (const FeedForwardTensors& expert : experts) all.parts.push_back(&(expert.*part));
+    out.push_back(std::move(all));
+  };
+
+  const AttentionConfig& a = config.attention;
+  const bool gqa = a.kind == AttentionKind::gqa;
+  std::vector<std::int64_t> q_order, k_order;  // k: of kv_a where attention is latent
+  if (gguf_permutes_rows(config)) {
+    q_order = gqa ? pairs_from_halves(a.n_heads, 0, a.rope.dims, a.head_dim - a.rope.dims)
+                  : pairs_from_halves(a.n_heads, a.qk_nope_head_dim, a.rope.dims, 0);
+    k_order = gqa ? pairs_from_halves(a.n_kv_heads, 0, a.rope.dims, a.head_dim - a.rope.dims)
+                  : pairs_from_halves(1, a.kv_lora_rank, a.rope.dims, 0);
+  }
+
+  put(n.embedding, &tensors.embedding);
+  put(n.output_norm, &tensors.output_norm, true);
+  put(n.output, maybe(tensors.output));
+  for (const LayerTensors& t : tensors.layers) {
+    ++layer;
+    put(n.attn_norm, &t.attn_norm, true);
+    put(n.q, maybe(t.q), false, q_order);
+    bias(n.q, t.q_bias, q_order);
+    put(n.k, maybe(t.k), false, k_order);
+    bias(n.k, t.k_bias, k_order);
+    put(n.v, maybe(t.v));
+    bias(n.v, t.v_bias);
+    put(n.q_norm, maybe(t.q_norm), true);
+    put(n.k_norm, maybe(t.k_norm), true);
+    put(n.q_a, maybe(t.q_a));
+    bias(n.q_a, t.q_a_bias);
+    put(n.q_a_norm, maybe(t.q_a_norm), true);
+    put(n.q_b, maybe(t.q_b), false, q_order);
+    put(n.kv_a, maybe(t.kv_a), false, gqa ? std::vector<std::int64_t>() : k_order);
+    bias(n.kv_a, t.kv_a_bias, k_order);
+    put(n.kv_a_norm, maybe(t.kv_a_norm), true);
+    put(n.kv_b, maybe(t.kv_b));
+    put(n.k_b, maybe(t.k_b));
+    put(n.v_b, maybe(t.v_b));
+    put(n.o, &t.o);
+    bias(n.o, t.o_bias);
+    put(n.ffn_norm, &t.ffn_norm, true);
+    feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
+    put(n.router, maybe(t.router), true);
+    put(n.router_bias, maybe(t.router_bias), true);
+    stack(n.experts_gate, t.experts, &FeedForwardTensors::gate);
+    stack(n.experts_up, t.experts, &FeedForwardTensors::up);
+    stack(n.experts_down, t.experts, &FeedForwardTensors::down);
+    feed_forward(n.shared_gate, n.shared_up, n.shared_down, t.shared);
+    put(n.shared_expert_gate, maybe(t.shared_gate), true);
+  }
+  return out;
+}
+
+}  // namespace moxie

@@ -1,0 +1,721 @@
+// Families: what GGUF metadata and config.json say becomes the right configuration, every tensor is found and checked, and
+// what is wrong is said.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
+
+#include <moxie/core/platform.hpp>
+#include <moxie/io/gguf.hpp>
+#include <moxie/io/hf_folder.hpp>
+#include <moxie/model/families/gguf_names.hpp>
+#include <moxie/model/family.hpp>
+
+#include "shared.hpp"
+
+namespace {
+
+using moxie::ModelConfig;
+using moxie::ModelDescription;
+using moxie::TensorMap;
+using moxie::TensorView;
+using nlohmann::json;
+using Views = std::map<std::string, TensorView, std::less<>>;
+
+std::vector<std::int64_t> moe_layers(const ModelConfig& config) {
+  std::vector<std::int64_t> layers;
+  for (std::size_t i = 0; i < config.is_moe_layer.size(); ++i)
+    if (config.is_moe_layer[i]) layers.push_back(static_cast<std::int64_t>(i));
+  return layers;
+}
+
+/// The message of the moxie::Error that `f` throws; "" where it throws none.
+template <class F>
+std::string error_of(F&& f) {
+  try {
+    f();
+  } catch (const moxie::Error& error) {
+    return error.what();
+  }
+  return "";
+}
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+ModelConfig of_family(const char* name) {
+  ModelConfig config;
+  config.family = name;
+  return config;
+}
+
+/// A configuration as values that can be compared; floats in few digits.
+json summary(const ModelConfig& c) {
+  const auto digits = [](double x) { return x == 0.0 ? 0.0 : std::stod((std::ostringstream() << std::scientific << x).str()); };
+  const auto& a = c.attention;
+  const auto& r = a.rope;
+  const auto& m = c.moe;
+  std::vector<std::int64_t> windows;
+  for (std::int64_t i = 0; i < c.n_layers; ++i) windows.push_back(c.sliding_window(i));
+  return {{"family", c.family},
+          {"vocab", c.vocab_size},
+          {"hidden", c.hidden_size},
+          {"layers", c.n_layers},
+          {"context", c.context_length},
+          {"dense", c.intermediate_size},
+          {"eps", digits(static_cast<double>(c.rms_norm_eps))},
+          {"mla", a.kind == moxie::AttentionKind::mla},
+          {"heads", a.n_heads},
+          {"kv_heads", a.n_kv_heads},
+          {"head_dim", a.head_dim},
+          {"scale", digits(static_cast<double>(a.scale))},
+          {"qk_norm", a.qk_norm == moxie::QkNorm::per_head},
+          {"windows", windows},
+          {"q_lora", a.q_lora_rank},
+          {"kv_lora", a.kv_lora_rank},
+          {"nope", a.qk_nope_head_dim},
+          {"rope", a.qk_rope_head_dim},
+          {"v", a.v_head_dim},
+          {"latent_eps", digits(static_cast<double>(a.latent_norm_eps))},
+          {"dims", r.dims},
+          {"theta", r.theta},
+          {"scaling", static_cast<int>(r.scaling)},
+          {"factor", r.factor},
+          {"original", r.original_context},
+          {"beta_fast", r.beta_fast},
+          {"beta_slow", r.beta_slow},
+          {"truncate", r.truncate},
+          {"magnitude", digits(r.magnitude)},
+          {"moe_width", m.moe_intermediate_size},
+          {"shared", m.shared_intermediate_size},
+          {"shared_gate", m.shared_expert_gate},
+          {"experts", m.router.n_experts},
+          {"top_k", m.router.top_k},
+          {"sigmoid", m.router.scoring == moxie::RouterScoring::sigmoid},
+          {"groups", m.router.n_group},
+          {"groups_used", m.router.topk_group},
+          {"norm", m.router.norm_topk_prob},
+          {"routed_scale", digits(static_cast<double>(m.router.routed_scaling_factor))},
+          {"moe_layers", moe_layers(c)}};
+}
+
+/// What every description must hold, whatever the family.
+void check_tensors(const ModelDescription& d) {
+  const ModelConfig& c = d.config;
+  REQUIRE(std::ssize(d.tensors.layers) == c.n_layers);
+  CHECK(d.tensors.embedding.tensor.shape == std::vector<std::int64_t>{c.vocab_size, c.hidden_size});
+  for (std::int64_t i = 0; i < c.n_layers; ++i) {
+    const moxie::LayerTensors& t = d.tensors.layers[static_cast<std::size_t>(i)];
+    const bool moe = c.is_moe_layer[static_cast<std::size_t>(i)];
+    CHECK(t.dense.has_value() == !moe);
+    CHECK(t.router.has_value() == moe);
+    CHECK(t.experts.size() == (moe ? static_cast<std::size_t>(c.moe.router.n_experts) : 0));
+    CHECK(t.shared.has_value() == (moe && c.moe.shared_intermediate_size > 0));
+    CHECK(t.shared_gate.has_value() == (moe && c.moe.shared_expert_gate));
+    CHECK(t.router_bias.has_value() == (moe && c.moe.router.scoring == moxie::RouterScoring::sigmoid));
+    for (const moxie::FeedForwardTensors& expert : t.experts) {
+      CHECK(expert.gate.tensor.shape == std::vector<std::int64_t>{c.moe.moe_intermediate_size, c.hidden_size});
+      CHECK(expert.up.tensor.shape == expert.gate.tensor.shape);
+      CHECK(expert.down.tensor.shape == std::vector<std::int64_t>{c.hidden_size, c.moe.moe_intermediate_size});
+      CHECK(expert.gate.tensor.bytes ==
+            static_cast<std::uint64_t>(c.moe.moe_intermediate_size) * expert.gate.tensor.row_stride());
+      CHECK(expert.gate.scale_inv.has_value() == (expert.gate.tensor.dtype == moxie::Dtype::F8_E4M3));
+    }
+    if (c.attention.kind == moxie::AttentionKind::gqa) {
+      CHECK((t.q && t.k && t.v));
+      CHECK(t.q_norm.has_value() == (c.attention.qk_norm == moxie::QkNorm::per_head));
+    } else {
+      CHECK((t.kv_a && t.kv_a_norm));
+      CHECK(t.q.has_value() == (c.attention.q_lora_rank == 0));
+      CHECK(t.q_b.has_value() == (c.attention.q_lora_rank != 0));
+      CHECK(t.kv_b.has_value() != (t.k_b.has_value() && t.v_b.has_value()));
+    }
+  }
+}
+
+ModelDescription open_hf(const std::string& path) {
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  return moxie::describe_hf(folder.config, folder.tensors(), path);
+}
+ModelDescription open_gguf(const std::string& path) {
+  const moxie::GgufFile file = moxie::GgufFile::open(path);
+  return moxie::describe_gguf(file.metadata(), file.tensors(), path);
+}
+
+/// The files of one folder of shared/gguf and the golden.json beside them.
+template <class F>
+void for_each_gguf(const std::string& folder, F&& f) {
+  const auto path = test::shared_path("gguf/" + folder);
+  if (!path) return;
+  const json golden = json::parse(test::read_text(*path + "/golden.json"));
+  for (const auto& [name, about] : golden["files"].items()) {
+    CAPTURE(folder);
+    CAPTURE(name);
+    f(*path + "/" + name, about);
+  }
+}
+const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3"};
+const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
+                                  "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
+                                  "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8"};
+
+TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
+  Views views = tensors.all();
+  change(views);
+  return TensorMap(std::move(views), nullptr, {});
+}
+
+/// A GGUF file in memory: what gguf_metadata() and gguf_tensors() say of a model, without the bytes.
+struct Written {
+  json metadata;
+  TensorMap tensors;
+};
+Written write(const ModelDescription& d) {
+  static const std::byte nothing{};
+  Views views;
+  for (const moxie::GgufTensor& tensor : moxie::gguf_tensors(d.config, d.tensors)) {
+    TensorView view = tensor.parts.front()->tensor;
+    if (tensor.stacked) view.shape.insert(view.shape.begin(), std::ssize(tensor.parts));
+    view.name = tensor.name;
+    view.dtype = moxie::Dtype::F32;
+    view.data = &nothing;
+    view.bytes = static_cast<std::uint64_t>(view.elements()) * 4;
+    if (!tensor.row_order.empty()) CHECK(std::ssize(tensor.row_order) == (view.shape.size() == 1 ? view.shape[0] : view.rows()));
+    CHECK(views.emplace(tensor.name, view).second);
+  }
+  const bool split = !d.tensors.layers.front().kv_b.has_value();
+  return {moxie::gguf_metadata(d.config, split), TensorMap(std::move(views), nullptr, {})};
+}
+
+}  // namespace
+
+TEST_CASE("every Hugging Face folder of the families is described, with the MoE layers its golden results have") {
+  for (const std::string& name : hf_folders) {
+    const auto path = test::shared_path("models/" + name);
+    if (!path) return;
+    CAPTURE(name);
+    const json golden = json::parse(test::read_text(*path + "/golden.json"));
+    const ModelDescription d = open_hf(*path);
+    check_tensors(d);
+    CHECK(d.config.family == golden["model_type"].get<std::string>());
+    CHECK(d.config.n_layers == golden["n_layers"].get<std::int64_t>());
+    CHECK(moe_layers(d.config) == golden["moe_layers"].get<std::vector<std::int64_t>>());
+    CHECK(d.config.moe.router.top_k == golden["top_k"].get<std::int64_t>());
+    const json config = json::parse(test::read_text(*path + "/config.json"));
+    CHECK(d.tensors.output.has_value() == !config["tie_word_embeddings"].get<bool>());
+    CHECK(d.config.attention.rope.layout ==
+          (d.config.attention.kind == moxie::AttentionKind::mla ? moxie::RopeLayout::interleaved : moxie::RopeLayout::half));
+  }
+}
+
+TEST_CASE("values of config.json in both of its forms arrive, defaults included") {
+  const auto config_of = [](const std::string& name) {
+    const auto path = test::shared_path("models/" + name);
+    return path ? std::optional(open_hf(*path)) : std::nullopt;
+  };
+  if (const auto d = config_of("mixtral_sliding")) {
+    CHECK(d->config.attention.sliding_window == 16);
+    CHECK(d->config.attention.head_dim == 24);
+    CHECK(d->config.attention.rope.theta == 1e6);
+    CHECK(d->config.rms_norm_eps == 1e-3f);
+    CHECK(d->config.moe.router.norm_topk_prob);
+  }
+  if (const auto d = config_of("mixtral")) {
+    CHECK(d->config.attention.head_dim == 16);  // null in the file
+    CHECK(d->config.attention.sliding_window == 0);
+    CHECK(d->config.attention.scale == 0.25f);
+  }
+  if (const auto d = config_of("qwen2_moe")) {
+    CHECK_FALSE(d->config.moe.router.norm_topk_prob);
+    CHECK(d->config.moe.shared_expert_gate);
+    CHECK(d->tensors.layers[0].q_bias.has_value());
+    CHECK_FALSE(d->tensors.layers[0].o_bias.has_value());
+  }
+  if (const auto d = config_of("qwen2_moe_norm")) CHECK(d->config.moe.router.norm_topk_prob);
+  if (const auto d = config_of("qwen3_moe_yarn")) {
+    const moxie::RopeConfig& r = d->config.attention.rope;
+    CHECK(r.scaling == moxie::RopeScaling::yarn);
+    CHECK(r.factor == 4.0);
+    CHECK(r.original_context == 32);
+    CHECK(r.magnitude == doctest::Approx(0.1 * std::log(4.0) + 1.0).epsilon(1e-12));
+    CHECK_FALSE(d->config.moe.router.norm_topk_prob);
+  }
+  if (const auto d = config_of("deepseek_v2_lite")) {
+    CHECK(d->config.attention.q_lora_rank == 0);
+    CHECK(d->config.moe.router.n_group == 1);
+    CHECK(d->config.moe.shared_intermediate_size == 96);
+  }
+  if (const auto d = config_of("deepseek_v2")) {
+    const double m = 0.1 * 0.707 * std::log(40.0) + 1.0;
+    CHECK(static_cast<double>(d->config.attention.scale) == doctest::Approx(m * m / std::sqrt(32.0)).epsilon(1e-6));
+    CHECK(d->config.attention.rope.magnitude == doctest::Approx((0.1 * std::log(40.0) + 1.0) / m).epsilon(1e-12));
+    CHECK(d->config.moe.router.group_score == moxie::GroupScore::best);
+    CHECK(d->config.moe.router.n_group == 4);
+    CHECK(d->config.moe.router.routed_scaling_factor == 4.0f);
+  }
+  if (const auto d = config_of("deepseek_v3")) {
+    CHECK(d->config.moe.router.group_score == moxie::GroupScore::best_two);
+    CHECK(d->config.moe.router.scoring == moxie::RouterScoring::sigmoid);
+    CHECK(d->config.moe.router.norm_epsilon == 1e-20f);
+    CHECK(d->config.attention.rope.magnitude == 1.0);
+  }
+  if (const auto d = config_of("deepseek_v3_moonlight")) {
+    CHECK(d->config.rms_norm_eps == 1e-3f);
+    CHECK(d->config.attention.latent_norm_eps == 1e-6f);
+    CHECK(d->config.attention.q_lora_rank == 0);
+  }
+  if (const auto d = config_of("deepseek_v3_fp8")) {
+    const moxie::Weight& kv_a = *d->tensors.layers[0].kv_a;
+    CHECK(kv_a.tensor.dtype == moxie::Dtype::F8_E4M3);
+    REQUIRE(kv_a.scale_inv.has_value());
+    CHECK(kv_a.scale_inv->shape == std::vector<std::int64_t>{1, 2});
+  }
+}
+
+TEST_CASE("every GGUF file of the families is described, and says what the model was made from") {
+  for (const std::string& folder : gguf_folders)
+    for_each_gguf(folder, [&](const std::string& path, const json& about) {
+      const ModelDescription d = open_gguf(path);
+      check_tensors(d);
+      const ModelConfig& c = d.config;
+      CHECK(moe_layers(c) == about["moe_layers"].get<std::vector<std::int64_t>>());
+      CHECK(d.tensors.output.has_value());
+      CHECK(c.attention.latent_norm_eps ==
+            doctest::Approx(static_cast<double>(c.attention.kind == moxie::AttentionKind::mla ? c.rms_norm_eps : 1e-6f)));
+      if (!about.contains("config")) return;
+      const json& hf = about["config"];
+      CHECK(c.hidden_size == hf["hidden_size"].get<std::int64_t>());
+      CHECK(c.vocab_size == hf["vocab_size"].get<std::int64_t>());
+      CHECK(c.context_length == hf["max_position_embeddings"].get<std::int64_t>());
+      CHECK(c.attention.n_heads == hf["num_attention_heads"].get<std::int64_t>());
+      CHECK(c.moe.router.top_k == hf["num_experts_per_tok"].get<std::int64_t>());
+      CHECK(c.moe.router.norm_topk_prob == hf.value("norm_topk_prob", true));
+      CHECK(c.moe.router.routed_scaling_factor == doctest::Approx(hf.value("routed_scaling_factor", 1.0)));
+      CHECK(c.moe.router.n_group == hf.value("n_group", 1));
+      CHECK(c.moe.router.topk_group == hf.value("topk_group", 1));
+      CHECK(c.attention.rope.theta == hf["rope_parameters"]["rope_theta"].get<double>());
+      CHECK(c.attention.rope.factor == hf["rope_parameters"].value("factor", 1.0));
+      CHECK(c.attention.rope.magnitude == 1.0);
+      if (c.attention.kind == moxie::AttentionKind::mla) {
+        const double m = 0.1 * hf["rope_parameters"].value("mscale_all_dim", 0.0) * std::log(c.attention.rope.factor) + 1.0;
+        const double width = hf["qk_nope_head_dim"].get<double>() + hf["qk_rope_head_dim"].get<double>();
+        CHECK(static_cast<double>(c.attention.scale) == doctest::Approx(m * m / std::sqrt(width)).epsilon(1e-6));
+        CHECK(c.attention.qk_nope_head_dim == hf["qk_nope_head_dim"].get<std::int64_t>());
+        CHECK(c.attention.v_head_dim == hf["v_head_dim"].get<std::int64_t>());
+        CHECK(c.moe.shared_intermediate_size ==
+              hf["n_shared_experts"].get<std::int64_t>() * hf["moe_intermediate_size"].get<std::int64_t>());
+      }
+    });
+}
+
+TEST_CASE("the trained models say the same in GGUF and in their Hugging Face folders") {
+  for (const auto& [name, type] : {std::pair<std::string, std::string>{"tiny-r1", "Q4_0"}, {"tiny-shakespeare", "Q2_K"}}) {
+    const auto folder = test::shared_path("trained/" + name);
+    if (!folder) return;
+    CAPTURE(name);
+    const ModelDescription hf = open_hf(*folder), gguf = open_gguf(*folder + "/" + name + "-" + type + ".gguf");
+    check_tensors(hf);
+    check_tensors(gguf);
+    CHECK(summary(hf.config) == summary(gguf.config));
+    CHECK(gguf.config.name == name);
+  }
+}
+
+TEST_CASE("the GGUF names and metadata written for a model describe the same model") {
+  for (const std::string& name : hf_folders) {
+    const auto path = test::shared_path("models/" + name);
+    if (!path) return;
+    CAPTURE(name);
+    const ModelDescription d = open_hf(*path);
+    const Written file = write(d);
+    const ModelDescription back = moxie::describe_gguf(file.metadata, file.tensors, "memory.gguf");
+    check_tensors(back);
+    CHECK(summary(back.config) == summary(d.config));
+    if (d.config.moe.router.n_group > 1) CHECK(back.config.moe.router.group_score == d.config.moe.router.group_score);
+    CHECK(back.tensors.output.has_value() == d.tensors.output.has_value());
+    CHECK(moxie::gguf_permutes_rows(d.config) == (d.config.family == "mixtral"));
+  }
+  CHECK(moxie::gguf_architecture(of_family("qwen3_moe")) == "qwen3moe");
+  CHECK(contains(error_of([] { moxie::gguf_architecture(of_family("llama5")); }), "mixtral"));
+}
+
+TEST_CASE("the metadata written for llama.cpp's own files has their keys and values") {
+  for (const std::string& folder : gguf_folders)
+    for_each_gguf(folder, [&](const std::string& path, const json& about) {
+      if (!about.contains("metadata")) return;
+      const json written = moxie::gguf_metadata(open_gguf(path).config, true);
+      for (const auto& [key, value] : about["metadata"].items()) {
+        CAPTURE(key);
+        if (key.starts_with("tokenizer.") || key.ends_with("expert_group_count") || key.ends_with("expert_group_used_count"))
+          continue;
+        if (key.ends_with("q_lora_rank") && value == 0) continue;
+        REQUIRE(written.contains(key));
+        if (value.is_number_float())
+          CHECK(written[key].get<double>() == doctest::Approx(value.get<double>()).epsilon(1e-5));
+        else
+          CHECK(written[key] == value);
+      }
+      for (const auto& [key, value] : written.items()) CHECK_FALSE(key.starts_with("moxie."));
+    });
+}
+
+TEST_CASE("rows go from halves to the interleaved pairs of GGUF") {
+  CHECK(moxie::pairs_from_halves(2, 0, 4, 0) == std::vector<std::int64_t>{0, 2, 1, 3, 4, 6, 5, 7});
+  CHECK(moxie::pairs_from_halves(1, 2, 4, 1) == std::vector<std::int64_t>{0, 1, 2, 4, 3, 5, 6});
+}
+
+TEST_CASE("a model whose rotation llama.cpp has only in pairs is written with permuted rows") {
+  const auto path = test::shared_path("models/deepseek_v3");
+  if (!path) return;
+  const moxie::HfFolder folder = moxie::HfFolder::open(*path);
+  json config = folder.config;
+  config["rope_interleave"] = false;
+  const ModelDescription d = moxie::describe_hf(config, folder.tensors(), *path);
+  CHECK(d.config.attention.rope.layout == moxie::RopeLayout::half);
+  for (const moxie::GgufTensor& tensor : moxie::gguf_tensors(d.config, d.tensors))
+    CHECK(tensor.row_order.empty() !=
+          (tensor.name.ends_with("attn_q_b.weight") || tensor.name.ends_with("attn_kv_a_mqa.weight")));
+}
+
+TEST_CASE("missing, misshaped and mistyped tensors are listed together, with what they should be") {
+  const auto path = test::shared_path("gguf/qwen3moe/BF16.gguf");
+  if (!path) return;
+  const moxie::GgufFile file = moxie::GgufFile::open(*path);
+  const auto describe = [&](const std::function<void(Views&)>& change) {
+    return error_of([&] { moxie::describe_gguf(file.metadata(), with(file.tensors(), change), *path); });
+  };
+  CHECK(describe([](Views&) {}) == "");
+  for (const auto& [name, view] : file.tensors().all()) {
+    if (name == "output.weight") continue;  // without it the embedding is the output
+    CAPTURE(name);
+    const std::string missing = describe([&](Views& views) { views.erase(name); });
+    CHECK(contains(missing, name));
+    CHECK(contains(missing, "is missing"));
+    CHECK(contains(missing, view.shape_text()));
+    CHECK(contains(missing, *path));
+    const std::string misshaped = describe([&](Views& views) { views[name].shape.back() -= 1; });
+    CHECK(contains(misshaped, "has the shape"));
+    CHECK(contains(misshaped, view.shape_text()));
+    const std::string mistyped = describe([&](Views& views) { views[name].dtype = moxie::Dtype::I32; });
+    CHECK(contains(mistyped, "has type I32"));
+    const std::string renamed = describe([&](Views& views) {
+      views[name + "2"] = views[name];
+      views.erase(name);
+    });
+    CHECK(contains(renamed, "is missing"));
+  }
+  const std::string two = describe([](Views& views) {
+    views.erase("blk.0.attn_q.weight");
+    views["blk.1.attn_k_norm.weight"].shape = {7};
+  });
+  CHECK(contains(two, "2 tensors are missing or wrong"));
+  CHECK(contains(two, "'blk.0.attn_q.weight' is missing; it must have the shape [128, 64]"));
+  CHECK(contains(two, "'blk.1.attn_k_norm.weight' has the shape [7]; it must be [32]"));
+  const std::string all = describe([](Views& views) { views.clear(); });
+  CHECK(contains(all, "and 28 more"));  // of 2 + 3 * 12, 10 are named
+  CHECK(all.size() < 2000);
+}
+
+TEST_CASE("a tensor that the family has no place for is an error, not left out") {
+  const auto refuses = [](const std::string& error) { return contains(error, "no place for"); };
+  if (const auto path = test::shared_path("gguf/qwen3moe/BF16.gguf")) {
+    const moxie::GgufFile file = moxie::GgufFile::open(*path);
+    const auto added = [&](const std::string& name) {
+      return error_of([&] {
+        moxie::describe_gguf(file.metadata(), with(file.tensors(), [&](Views& v) { v[name] = v["blk.0.attn_norm.weight"]; }),
+                             *path);
+      });
+    };
+    CHECK(refuses(added("blk.0.ffn_gate_inp.bias")));
+    CHECK(refuses(added("blk.1.attn_sinks.weight")));
+    CHECK(refuses(added("output.bias")));
+    CHECK(refuses(added("blk.3.attn_norm.weight")));
+    CHECK(added("blk.0.attn_output.bias") == "");  // that one is used
+  }
+  if (const auto path = test::shared_path("models/mixtral")) {
+    const moxie::HfFolder folder = moxie::HfFolder::open(*path);
+    const auto added = [&](const std::string& name) {
+      return error_of([&] {
+        moxie::describe_hf(folder.config, with(folder.tensors(), [&](Views& v) { v[name] = v["model.norm.weight"]; }), *path);
+      });
+    };
+    CHECK(refuses(added("model.layers.0.self_attn.q_proj.bias")));
+    CHECK(refuses(added("lm_head.bias")));
+    CHECK(added("model.layers.0.self_attn.rotary_emb.inv_freq") == "");
+    CHECK(added("v_head.summary.weight") == "");
+  }
+}
+
+TEST_CASE("the other forms of GGUF tensors mean the same: one per expert, fused gate and up, fused q, k and v, unsplit kv_b") {
+  static const std::byte nothing{};
+  const auto path = test::shared_path("gguf/mixtral/Q8_0.gguf");
+  if (!path) return;
+  const moxie::GgufFile file = moxie::GgufFile::open(*path);
+  const ModelDescription plain = moxie::describe_gguf(file.metadata(), file.tensors(), *path);
+  const auto same = [&](const ModelDescription& d) {
+    check_tensors(d);
+    for (std::size_t i = 0; i < d.tensors.layers.size(); ++i)
+      for (std::size_t e = 0; e < d.tensors.layers[i].experts.size(); ++e) {
+        CHECK(d.tensors.layers[i].experts[e].gate.tensor.data == plain.tensors.layers[i].experts[e].gate.tensor.data);
+        CHECK(d.tensors.layers[i].experts[e].down.tensor.data == plain.tensors.layers[i].experts[e].down.tensor.data);
+      }
+  };
+  same(moxie::describe_gguf(file.metadata(),
+                            with(file.tensors(),
+                                 [](Views& views) {
+                                   for (const char* part : {"gate", "up", "down"})
+                                     for (const char* layer : {"blk.0.ffn_", "blk.1.ffn_"}) {
+                                       const TensorView all = views.at(std::string(layer) + part + "_exps.weight");
+                                       views.erase(all.name);
+                                       for (std::int64_t e = 0; e < all.shape[0]; ++e)
+                                         views[std::string(layer) + part + "." + std::to_string(e) + ".weight"] = all.slice(e);
+                                     }
+                                 }),
+                            *path));
+  const ModelDescription fused = moxie::describe_gguf(file.metadata(),
+                                                      with(file.tensors(),
+                                                           [](Views& views) {
+                                                             TensorView gate = views.at("blk.0.ffn_gate_exps.weight");
+                                                             views.erase(gate.name);
+                                                             views.erase("blk.0.ffn_up_exps.weight");
+                                                             gate.shape[1] *= 2;
+                                                             gate.bytes *= 2;
+                                                             views["blk.0.ffn_gate_up_exps.weight"] = gate;
+                                                             TensorView q = views.at("blk.0.attn_q.weight");
+                                                             for (const char* part : {"q", "k", "v"})
+                                                               views.erase(std::string("blk.0.attn_") + part + ".weight");
+                                                             q.shape[0] *= 2;
+                                                             q.bytes *= 2;
+                                                             views["blk.0.attn_qkv.weight"] = q;
+                                                           }),
+                                                      *path);
+  check_tensors(fused);
+  const moxie::LayerTensors& t = fused.tensors.layers[0];
+  CHECK(t.experts[1].up.tensor.data - t.experts[1].gate.tensor.data ==
+        static_cast<std::ptrdiff_t>(t.experts[1].gate.tensor.bytes));
+  CHECK(t.experts[1].gate.tensor.data - t.experts[0].gate.tensor.data ==
+        static_cast<std::ptrdiff_t>(2 * t.experts[1].gate.tensor.bytes));
+  CHECK(t.k->tensor.data - t.q->tensor.data == static_cast<std::ptrdiff_t>(t.q->tensor.bytes));
+  CHECK(t.v->tensor.data - t.k->tensor.data == static_cast<std::ptrdiff_t>(t.k->tensor.bytes));
+
+  const auto old = test::shared_path("gguf/deepseek2-v3/BF16.gguf");
+  if (!old) return;
+  const moxie::GgufFile v3 = moxie::GgufFile::open(*old);
+  json metadata = v3.metadata();
+  metadata["deepseek2.attention.key_length"] = metadata["deepseek2.attention.key_length_mla"];
+  metadata["deepseek2.attention.value_length"] = metadata["deepseek2.attention.value_length_mla"];
+  metadata.erase("deepseek2.attention.key_length_mla");
+  metadata.erase("deepseek2.attention.value_length_mla");
+  const ModelDescription unsplit = moxie::describe_gguf(metadata,
+                                                        with(v3.tensors(),
+                                                             [](Views& views) {
+                                                               for (const char* layer : {"blk.0.", "blk.1.", "blk.2."}) {
+                                                                 TensorView b = views.at(std::string(layer) + "attn_k_b.weight");
+                                                                 views.erase(std::string(layer) + "attn_k_b.weight");
+                                                                 views.erase(std::string(layer) + "attn_v_b.weight");
+                                                                 b.shape = {4 * 32, 32};
+                                                                 b.bytes = 4 * 32 * 32 * 2;
+                                                                 b.data = &nothing;
+                                                                 views[std::string(layer) + "attn_kv_b.weight"] = b;
+                                                               }
+                                                             }),
+                                                        *old);
+  check_tensors(unsplit);
+  CHECK(summary(unsplit.config) == summary(moxie::describe_gguf(v3.metadata(), v3.tensors(), *old).config));
+}
+
+TEST_CASE("frequency factors of rope_freqs.weight are read and checked") {
+  const auto path = test::shared_path("gguf/mixtral/BF16.gguf");
+  if (!path) return;
+  const moxie::GgufFile file = moxie::GgufFile::open(*path);
+  std::vector<float> factors{1, 1, 2, 2.5f, 4, 8, 8, 8};
+  const auto describe = [&](std::int64_t n) {
+    return moxie::describe_gguf(file.metadata(),
+                                with(file.tensors(),
+                                     [&](Views& views) {
+                                       TensorView& view = views["rope_freqs.weight"];
+                                       view.name = "rope_freqs.weight";
+                                       view.shape = {n};
+                                       view.data = reinterpret_cast<const std::byte*>(factors.data());
+                                       view.bytes = static_cast<std::uint64_t>(n) * 4;
+                                     }),
+                                *path);
+  };
+  CHECK(describe(8).config.attention.rope.freq_factors == factors);
+  CHECK(contains(error_of([&] { describe(7); }), "it must be F32 [8]"));
+  factors[3] = std::numeric_limits<float>::quiet_NaN();
+  CHECK(contains(error_of([&] { describe(8); }), "positive and finite"));
+}
+
+TEST_CASE("Llama 3.1's rotation becomes frequency factors that keep short wavelengths and stretch long ones") {
+  ModelConfig c = of_family("mixtral");
+  c.attention.rope = {
+      .dims = 128, .theta = 500000.0, .scaling = moxie::RopeScaling::llama3, .factor = 8.0, .original_context = 8192};
+  const std::vector<float> factors = moxie::gguf_rope_freqs(c);
+  REQUIRE(factors.size() == 64);
+  CHECK(factors.front() == 1.0f);
+  CHECK(factors.back() == 8.0f);
+  CHECK(std::is_sorted(factors.begin(), factors.end()));
+}
+
+TEST_CASE("options that would change the result are refused, not ignored") {
+  const auto refused = [](const char* folder, const json& change) {
+    const auto path = test::shared_path(std::string("models/") + folder);
+    if (!path) return std::string("skipped");
+    const moxie::HfFolder opened = moxie::HfFolder::open(*path);
+    json config = opened.config;
+    config.merge_patch(change);
+    try {
+      moxie::describe_hf(config, opened.tensors(), *path);
+    } catch (const moxie::UnsupportedError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  if (!test::shared_path("models/mixtral")) return;
+  CHECK(contains(refused("mixtral", {{"hidden_act", "gelu"}}),
+                 "hidden_act: is \"gelu\"; moxie has this family only with \"silu\""));
+  CHECK(contains(refused("mixtral", {{"model_type", "olmoe"}}), "deepseek_v2, deepseek_v3, qwen2_moe, qwen3_moe, mixtral"));
+  CHECK(contains(refused("mixtral", {{"rope_parameters", {{"rope_type", "dynamic"}}}}), "linear, yarn and llama3"));
+  CHECK(contains(refused("mixtral", {{"rope_scaling", {{"type", "longrope"}}}}), "longrope"));
+  CHECK(contains(refused("mixtral", {{"quantization_config", {{"quant_method", "awq"}}}}), "convert the model to GGUF"));
+  CHECK(contains(refused("mixtral", {{"attention_bias", true}}), "attention_bias"));
+  CHECK(contains(refused("deepseek_v2", {{"moe_layer_freq", 2}}), "moe_layer_freq"));
+  CHECK(contains(refused("deepseek_v2", {{"scoring_func", "sigmoid"}}), "scoring_func"));
+  CHECK(contains(refused("deepseek_v2", {{"topk_method", "noaux_tc"}}), "group_limited_greedy"));
+  CHECK(contains(refused("deepseek_v3_moonlight", {{"topk_method", "greedy"}}), "noaux_tc"));
+  CHECK(contains(refused("deepseek_v3_fp8", {{"quantization_config", {{"weight_block_size", {64, 64}}}}}), "weight_block_size"));
+  CHECK(contains(refused("qwen3_moe", {{"rope_parameters", {{"partial_rotary_factor", 0.5}}}}), "partial_rotary_factor"));
+}
+
+TEST_CASE("sliding windows follow use_sliding_window, layer_types and max_window_layers") {
+  const auto windows = [](const char* folder, const json& change) {
+    const auto path = test::shared_path(std::string("models/") + folder);
+    std::vector<std::int64_t> list;
+    if (!path) return list;
+    const moxie::HfFolder opened = moxie::HfFolder::open(*path);
+    json config = opened.config;
+    config.merge_patch(change);
+    const ModelDescription d = moxie::describe_hf(config, opened.tensors(), *path);
+    for (std::int64_t i = 0; i < d.config.n_layers; ++i) list.push_back(d.config.sliding_window(i));
+    const Written file = write(d);
+    CHECK(summary(moxie::describe_gguf(file.metadata, file.tensors, "memory.gguf").config) == summary(d.config));
+    return list;
+  };
+  if (!test::shared_path("models/qwen2_moe")) return;
+  using List = std::vector<std::int64_t>;
+  CHECK(windows("mixtral", {{"sliding_window", 8}}) == List{8, 8, 8});
+  CHECK(windows("qwen3_moe", {{"sliding_window", 8}}) == List{0, 0, 0});
+  CHECK(windows("qwen3_moe", {{"sliding_window", 8}, {"use_sliding_window", true}}) == List{8, 8, 8});
+  const json types{"sliding_attention", "full_attention", "full_attention", "sliding_attention"};
+  CHECK(windows("qwen2_moe", {{"sliding_window", 8}, {"use_sliding_window", true}, {"layer_types", types}}) == List{8, 0, 0, 8});
+  CHECK(windows("qwen2_moe_norm", {{"sliding_window", 8}, {"use_sliding_window", true}}) == List{8, 0, 8});
+  CHECK(windows("qwen2_moe_norm", {{"sliding_window", 8}, {"use_sliding_window", true}, {"max_window_layers", 2}}) ==
+        List{8, 0, 0});
+}
+
+TEST_CASE("attention_bias asks for the biases of every projection that has one") {
+  const auto missing = [](const char* folder) {
+    const auto path = test::shared_path(std::string("models/") + folder);
+    if (!path) return std::string();
+    const moxie::HfFolder opened = moxie::HfFolder::open(*path);
+    json config = opened.config;
+    config["attention_bias"] = true;
+    return error_of([&] { moxie::describe_hf(config, opened.tensors(), *path); });
+  };
+  if (!test::shared_path("models/qwen3_moe")) return;
+  const std::string qwen = missing("qwen3_moe");
+  for (const char* name : {"q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"}) CHECK(contains(qwen, name));
+  const std::string deepseek = missing("deepseek_v3");
+  for (const char* name : {"q_a_proj.bias", "kv_a_proj_with_mqa.bias", "o_proj.bias"}) CHECK(contains(deepseek, name));
+  CHECK_FALSE(contains(deepseek, "q_b_proj.bias"));
+}
+
+TEST_CASE("files that only a model loader can reject are rejected, naming the defect") {
+  const std::pair<std::string, std::string> cases[] = {{"architecture_missing", "general.architecture"},
+                                                       {"architecture_wrong_type", "general.architecture"},
+                                                       {"block_count_wrong_type", "block_count"},
+                                                       {"block_count_negative", "block_count"},
+                                                       {"block_count_huge", "block_count"},
+                                                       {"rope_freq_base_nan", "rope.freq_base"},
+                                                       {"tensor_shape_disagrees", "attn_norm"},
+                                                       {"no_metadata", "general.architecture"}};
+  for (const auto& [name, part] : cases) {
+    const auto path = test::shared_path("malformed/" + name + ".gguf");
+    if (!path) return;
+    CAPTURE(name);
+    const std::string error = error_of([&] { open_gguf(*path); });
+    CHECK(contains(error, *path));
+    CHECK(contains(error, part));
+  }
+}
+
+TEST_CASE("any value under any key gives a model or an error, and never much memory") {
+  const json values[] = {-1,
+                         0,
+                         1,
+                         3,
+                         std::int64_t{1} << 40,
+                         std::uint64_t{0xffffffffffffffffu},
+                         "x",
+                         nullptr,
+                         true,
+                         1.5,
+                         std::numeric_limits<double>::quiet_NaN(),
+                         std::numeric_limits<double>::infinity(),
+                         -1e300,
+                         json::array(),
+                         json::array({1, 2}),
+                         json::object()};
+  const std::uint64_t before = moxie::peak_resident_bytes();
+  int models = 0, errors = 0;
+  const auto count = [&](auto&& describe) {
+    try {
+      describe();
+      ++models;
+    } catch (const moxie::Error& error) {
+      CHECK(std::string(error.what()).size() < 3000);
+      ++errors;
+    }
+  };
+  for (const std::string& folder : gguf_folders) {
+    const auto path = test::shared_path("gguf/" + folder + "/BF16.gguf");
+    if (!path) return;
+    const moxie::GgufFile file = moxie::GgufFile::open(*path);
+    for (const auto& [key, old] : file.metadata().items())
+      for (const json& value : values) {
+        json metadata = file.metadata();
+        metadata[key] = value;
+        CAPTURE(key);
+        count([&] { moxie::describe_gguf(metadata, file.tensors(), *path); });
+        metadata.erase(key);
+        count([&] { moxie::describe_gguf(metadata, file.tensors(), *path); });
+      }
+  }
+  for (const std::string& folder : hf_folders) {
+    const auto path = test::shared_path("models/" + folder);
+    if (!path) return;
+    const moxie::HfFolder opened = moxie::HfFolder::open(*path);
+    const json flat = opened.config.flatten();
+    for (const auto& [place, old] : flat.items())
+      for (const json& value : values) {
+        json config = opened.config;
+        config[json::json_pointer(place)] = value;
+        count([&] { moxie::describe_hf(config, opened.tensors(), *path); });
+      }
+  }
+  CHECK(models > 100);
+  CHECK(errors > 1000);
+  CHECK(moxie::peak_resident_bytes() - before < 64u << 20);
+}
