@@ -154,19 +154,10 @@ class AddedTokenFinder {
     static const Regex word_at_start(R"(\A\w)");
     return text.empty() || Matcher().find(word_at_start, text, 0).first == std::string_view::npos;
   }
-  static std::string_view last_character(std::string_view text) {
-    std::size_t begin = text.size() - 1;
-    while (begin > 0 && (static_cast<std::uint8_t>(text[begin]) & 0xC0) == 0x80) --begin;
-    return text.substr(begin);
-  }
-  static bool is_space(char32_t c) noexcept {
-    return (c >= 0x9 && c <= 0xD) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
-           c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-  }
   static std::size_t spaces_begin(std::string_view text, std::size_t end) {
     while (end > 0) {
       const std::string_view last = last_character(text.substr(0, end));
-      if (!is_space(utf8_step(last).code_point)) break;
+      if (!is_white_space(utf8_step(last).code_point)) break;
       end -= last.size();
     }
     return end;
@@ -174,7 +165,7 @@ class AddedTokenFinder {
   static std::size_t spaces_end(std::string_view text, std::size_t begin) {
     while (begin < text.size()) {
       const Utf8Step step = utf8_step(text.substr(begin));
-      if (!is_space(step.code_point)) break;
+      if (!is_white_space(step.code_point)) break;
       begin += step.length;
     }
     return begin;

@@ -1,0 +1,133 @@
+#pragma once
+// Chat formats: a conversation as the text that a model was trained on.
+//
+//   const Message question[] = {{"user", "What is 12*7-5?"}};
+//   std::string text = render_chat(ChatFormat::deepseek_v3, question);
+//   std::vector<std::int32_t> ids = tokenizer.encode(text);          // the text has the special tokens, BOS included
+//
+// The formats give what the models' own templates give. Messages with roles that a template does not know are left out where the template
+// leaves them out, and an ArgumentError where it fails.
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <moxie/core/error.hpp>
+#include <moxie/text/chat_deepseek.hpp>
+#include <moxie/text/chat_message.hpp>
+#include <moxie/text/chat_qwen.hpp>
+#include <moxie/text/utf8.hpp>
+
+namespace moxie {
+
+enum class ChatFormat { chatml, deepseek_v2, deepseek_v3, mixtral, qwen2, qwen3 };
+
+namespace chat {
+
+struct FormatEntry {
+  ChatFormat format;
+  std::string_view name;
+  std::string (*render)(std::span<const Message>, const ChatOptions&);
+};
+
+/// Mixtral-8x7B-Instruct-v0.1: BOS [INST] TEXT [/INST]TEXT EOS ...; user and assistant take turns, nothing else is allowed.
+inline std::string render_mixtral(std::span<const Message> messages, const ChatOptions& options) {
+  std::string out = options.bos.value_or("<s>");
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    const bool user_turn = i % 2 == 0;
+    if (messages[i].role != (user_turn ? "user" : "assistant")) {
+      throw ArgumentError("message " + std::to_string(i) + " is by \"" + messages[i].role +
+                          "\"; in this chat format user and assistant take turns, the user first, and there are no other roles");
+    }
+    out += user_turn ? "[INST] " + content(messages[i]) + " [/INST]" : content(messages[i]) + options.eos.value_or("</s>");
+  }
+  return out;
+}
+
+inline constexpr FormatEntry formats[] = {
+    {ChatFormat::chatml, "chatml", render_chatml},
+    {ChatFormat::deepseek_v2, "deepseek_v2", render_deepseek_v2},
+    {ChatFormat::deepseek_v3, "deepseek_v3", render_deepseek_v3},
+    {ChatFormat::mixtral, "mixtral", render_mixtral},
+    {ChatFormat::qwen2, "qwen2", render_qwen2},
+    {ChatFormat::qwen3, "qwen3", render_qwen3},
+};
+
+inline std::string format_names() {
+  std::string names;
+  for (const FormatEntry& entry : formats) (names += names.empty() ? "" : ", ") += entry.name;
+  return names;
+}
+
+/// White space at both ends off.
+inline std::string_view strip(std::string_view text) {
+  while (!text.empty() && is_white_space(utf8_step(text).code_point)) text.remove_prefix(utf8_step(text).length);
+  while (!text.empty() && is_white_space(utf8_step(last_character(text)).code_point)) text.remove_suffix(last_character(text).size());
+  return text;
+}
+
+/// `rendered` up to the end of the last message's content.
+inline std::string cut_after_content(std::string rendered, const Message& last) {
+  const std::string_view text = content(last);
+  const std::string_view stripped = strip(text);
+  const std::size_t found = rendered.rfind(stripped);
+  if (found == std::string::npos) throw ArgumentError("cannot continue the final message: the chat format changes its text");
+  // trailing white space counts where the format kept it
+  const bool kept = std::string_view(rendered).substr(found).starts_with(text);
+  rendered.resize(found + (kept ? text.size() : stripped.size()));
+  return rendered;
+}
+
+}  // namespace chat
+
+inline std::string_view chat_format_name(ChatFormat format) {
+  for (const chat::FormatEntry& entry : chat::formats) {
+    if (entry.format == format) return entry.name;
+  }
+  throw ArgumentError("no such chat format");
+}
+
+/// The format called `name`. Throws ArgumentError that lists the names.
+inline ChatFormat chat_format(std::string_view name) {
+  for (const chat::FormatEntry& entry : chat::formats) {
+    if (entry.name == name) return entry.format;
+  }
+  throw ArgumentError("there is no chat format \"" + std::string(name) + "\"; there are " + chat::format_names());
+}
+
+/// The text of a conversation of at least one message. Throws ArgumentError for conversations that the format does not allow.
+inline std::string render_chat(ChatFormat format, std::span<const Message> messages, const ChatOptions& options = {}) {
+  if (messages.empty()) throw ArgumentError("a conversation needs at least one message");
+  for (const chat::FormatEntry& entry : chat::formats) {
+    if (entry.format != format) continue;
+    if (!options.continue_final_message) return entry.render(messages, options);
+    ChatOptions without_prompt = options;
+    without_prompt.add_generation_prompt = false;
+    return chat::cut_after_content(entry.render(messages, without_prompt), messages.back());
+  }
+  throw ArgumentError("no such chat format");
+}
+
+/// The format of a model from its chat template (Jinja text; empty if it has none), else from its family ("qwen3_moe").
+/// Throws UnsupportedError where neither tells.
+inline ChatFormat detect_chat_format(std::string_view chat_template, std::string_view family) {
+  const auto has = [&](std::string_view part) { return chat_template.find(part) != std::string_view::npos; };
+  if (has("<｜User｜>")) return ChatFormat::deepseek_v3;
+  if (has("<|im_start|>")) {
+    if (has("enable_thinking") || has("reasoning_content")) return ChatFormat::qwen3;
+    return has("You are a helpful assistant") ? ChatFormat::qwen2 : ChatFormat::chatml;
+  }
+  if (has("[INST]") && !has("<<SYS>>") && !has("[AVAILABLE_TOOLS]")) return ChatFormat::mixtral;
+  if (has("User: ") && has("Assistant:")) return ChatFormat::deepseek_v2;
+  if (chat_template.empty()) {
+    if (family == "deepseek_v2") return ChatFormat::deepseek_v2;
+    if (family == "deepseek_v3") return ChatFormat::deepseek_v3;
+    if (family == "mixtral") return ChatFormat::mixtral;
+    if (family == "qwen2_moe") return ChatFormat::qwen2;
+    if (family == "qwen3_moe") return ChatFormat::qwen3;
+    throw UnsupportedError("the model has no chat template, and \"" + std::string(family) + "\" has no usual one; choose from " + chat::format_names());
+  }
+  throw UnsupportedError("the model's chat template is none that moxie knows; choose from " + chat::format_names());
+}
+
+}  // namespace moxie

@@ -1,0 +1,119 @@
+#include <moxie/text/chat.hpp>
+#include <moxie/text/tokenizer.hpp>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
+
+#include "shared.hpp"
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+namespace {
+
+/// The text of a row's conversation, or "error: ..." where the format does not allow it.
+std::string render_row(moxie::ChatFormat format, const ordered_json& row) {
+  moxie::ChatOptions options;
+  options.add_generation_prompt = row["options"].value("add_generation_prompt", false);
+  options.enable_thinking = row["options"].value("enable_thinking", true);
+  options.continue_final_message = row["options"].value("continue_final_message", false);
+  options.tools = row["tools"];
+  if (row["bos_token"].is_string()) options.bos = row["bos_token"].get<std::string>();
+  if (row["eos_token"].is_string()) options.eos = row["eos_token"].get<std::string>();
+  try {
+    std::vector<moxie::Message> messages;
+    for (const ordered_json& message : row["messages"]) messages.push_back(moxie::message_from_json(message));
+    return moxie::render_chat(format, messages, options);
+  } catch (const moxie::ArgumentError& error) {
+    return std::string("error: ") + error.what();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("conversations give the text of the models' own templates, and its ids") {
+  for (const std::string name : {"qwen3", "deepseek_v3", "mixtral"}) {
+    CAPTURE(name);
+    const auto file = test::shared_path("text/chat/" + name + ".jsonl");
+    const auto tokenizer_file = test::shared_path("tokenizers/" + name + "/tokenizer.json");
+    if (!file || !tokenizer_file) return;
+    const moxie::ChatFormat format = moxie::chat_format(name);
+    std::optional<moxie::Tokenizer> tokenizer;
+    if (name != "mixtral") tokenizer = moxie::Tokenizer::from_hf(json::parse(test::read_text(*tokenizer_file)), nullptr, *tokenizer_file);
+    std::istringstream lines(test::read_text(*file));
+    for (std::string line; std::getline(lines, line);) {
+      const ordered_json row = ordered_json::parse(line);
+      INFO(row["messages"].dump(-1, ' ', true));
+      const std::string text = render_row(format, row);
+      if (row.contains("error")) {
+        CHECK(text.starts_with("error: "));
+      } else {
+        CHECK(text == row["text"].get<std::string>());
+        if (tokenizer) CHECK(tokenizer->encode(text) == row["ids"].get<std::vector<std::int32_t>>());
+      }
+    }
+  }
+}
+
+TEST_CASE("tiny-r1's prompt is BOS, <｜User｜>, the question, <｜Assistant｜>") {
+  const std::string file = test::data_path("text/tiny-r1.tokenizer.json");
+  const moxie::Tokenizer tokenizer = moxie::Tokenizer::from_hf(json::parse(test::read_text(file)), nullptr, file);
+  const json config = json::parse(test::read_text(test::data_path("text/tiny-r1.tokenizer_config.json")));
+  const moxie::ChatFormat format = moxie::detect_chat_format(config["chat_template"].get<std::string>(), "deepseek_v3");
+  const moxie::Message question[] = {{"user", "What is 12*7-5?"}};
+  std::vector<std::int32_t> expected = {0, 380};
+  for (const std::int32_t id : tokenizer.encode("What is 12*7-5?")) expected.push_back(id);
+  expected.push_back(381);
+  CHECK(tokenizer.encode(moxie::render_chat(format, question)) == expected);
+}
+
+TEST_CASE("the formats of DeepSeek-V2 and Qwen2 are those of their templates") {
+  const moxie::Message messages[] = {{"user", "Hi"}, {"assistant", "Hello!"}, {"user", "Bye"}};
+  CHECK(moxie::render_chat(moxie::ChatFormat::deepseek_v2, messages) ==
+        "<｜begin▁of▁sentence｜>User: Hi\n\nAssistant: Hello!<｜end▁of▁sentence｜>User: Bye\n\nAssistant:");
+  CHECK(moxie::render_chat(moxie::ChatFormat::qwen2, messages) ==
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
+        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n");
+  CHECK(moxie::render_chat(moxie::ChatFormat::chatml, std::span(messages).first(1)) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+}
+
+TEST_CASE("a model's format is found from its template, else from its family") {
+  using moxie::ChatFormat;
+  using moxie::detect_chat_format;
+  for (const std::string name : {"qwen3", "deepseek_v3", "mixtral"}) {
+    if (const auto file = test::shared_path("text/chat/" + name + ".jinja")) {
+      CHECK(moxie::chat_format_name(detect_chat_format(test::read_text(*file), "")) == name);
+    }
+  }
+  CHECK(detect_chat_format("", "qwen3_moe") == ChatFormat::qwen3);
+  CHECK(detect_chat_format("", "deepseek_v2") == ChatFormat::deepseek_v2);
+  CHECK(detect_chat_format("{{ bos_token }}{% if x %}{{ 'User: ' + m + '\n\n' }}{{ 'Assistant:' }}", "deepseek_v2") == ChatFormat::deepseek_v2);
+  CHECK(detect_chat_format("{{'<|im_start|>' + message['role']}}", "qwen3_moe") == ChatFormat::chatml);
+  CHECK_THROWS_AS(detect_chat_format("{{ 'Human: ' }}", "mixtral"), moxie::UnsupportedError);
+  CHECK_THROWS_AS(detect_chat_format("", "gpt_oss"), moxie::UnsupportedError);
+  CHECK_THROWS_AS(moxie::chat_format("alpaca"), moxie::ArgumentError);
+}
+
+TEST_CASE("conversations that cannot be rendered are errors") {
+  using moxie::ArgumentError;
+  CHECK_THROWS_AS(moxie::render_chat(moxie::ChatFormat::qwen3, {}), ArgumentError);
+  CHECK_THROWS_AS(moxie::message_from_json(ordered_json::parse(R"({"content":"x"})")), ArgumentError);
+  CHECK_THROWS_AS(moxie::message_from_json(ordered_json::parse(R"({"role":"user","content":[1]})")), ArgumentError);
+  moxie::Message call{"assistant", ""};
+  call.tool_calls = ordered_json::parse(R"([{"function":{"arguments":{}}}])");
+  CHECK_THROWS_AS(moxie::render_chat(moxie::ChatFormat::qwen3, std::span(&call, 1)), ArgumentError);
+}
+
+TEST_CASE("numbers in JSON are written as Python writes them") {
+  const auto text = [](const char* json_text) { return moxie::python_json(ordered_json::parse(json_text)); };
+  CHECK(text(R"({"b":[1,2.5,-0.1,1e-7,1e22,1e16,123456789012345680.0,100.0,0.0001,0.00001],"a":{"x":null,"y":true}})") ==
+        R"({"b": [1, 2.5, -0.1, 1e-07, 1e+22, 1e+16, 1.2345678901234568e+17, 100.0, 0.0001, 1e-05], "a": {"x": null, "y": true}})");
+  CHECK(text(R"(["ü\u0001\"\\\n\u007f",{},[],-0.0,0.0,1234567.0,12345678.125])") ==
+        "[\"ü\\u0001\\\"\\\\\\n\x7f\", {}, [], -0.0, 0.0, 1234567.0, 12345678.125]");
+}
