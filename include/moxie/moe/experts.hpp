@@ -1,0 +1,229 @@
+#pragma once
+// Experts: feed-forward networks down(silu(gate x) * up x), each run for the rows that were dispatched to it. Dense
+// feed-forward layers and shared experts are such networks too, with all rows.
+//
+// Two passes of work items, taken dynamically by the threads:
+//   1. (network, columns of gate and up): gate and up of the same columns, swiglu, and the int8 form of the result while it is in cache
+//   2. (columns of down): these columns of every network's result into a small buffer, which the caller combines while it is in cache
+// Only the hidden rows lie in memory between the passes. Every element has one order of summation, whatever the other
+// rows, the items and the threads are.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <moxie/core/error.hpp>
+#include <moxie/core/matrix.hpp>
+#include <moxie/core/memory.hpp>
+#include <moxie/linalg/linear.hpp>
+
+namespace moxie {
+
+/// gate, up [width, hidden]; down [hidden, width].
+struct FeedForwardWeights {
+  Linear gate, up, down;
+
+  Index hidden_size() const noexcept { return gate.inputs(); }
+  Index width() const noexcept { return gate.outputs(); }
+  std::size_t bytes() const noexcept { return gate.bytes() + up.bytes() + down.bytes(); }
+  /// Throws ArgumentError that names the matrix, unless the shapes are those of a network `hidden` -> `hidden`.
+  void check(Index hidden, const std::string& name) const {
+    const auto need = [&](const Linear& linear, const char* part, Index outputs, Index inputs) {
+      if (linear.outputs() != outputs || linear.inputs() != inputs)
+        throw ArgumentError({{}, name + " " + part, {}}, "must be [" + std::to_string(outputs) + ", " + std::to_string(inputs) + "], got [" +
+                                                             std::to_string(linear.outputs()) + ", " + std::to_string(linear.inputs()) + "]");
+    };
+    if (gate.empty()) throw ArgumentError({{}, name + " gate", {}}, "the matrix is empty");
+    need(gate, "gate", width(), hidden);
+    need(up, "up", width(), hidden);
+    need(down, "down", hidden, width());
+  }
+};
+
+/// Rows that a layer takes at a time: its hidden rows take at most 16 M elements, and 512 rows are enough for the products not
+/// to be bound by reading the weights. `hidden_per_row`: widths of all networks that a row goes through, together.
+inline Index rows_at_a_time(Index hidden_per_row) { return std::clamp<Index>((Index{1} << 24) / hidden_per_row, 32, 512); }
+
+/// Which forms of the input rows some networks read.
+struct InputForms {
+  bool int8 = false, f32 = false;
+  void add(const FeedForwardWeights& network, Activations activations) {
+    for (const Linear* linear : {&network.gate, &network.up}) (linear->takes_int8(activations) ? int8 : f32) = true;
+  }
+};
+
+/// Working memory of FeedForwardPass, reusable by networks of any size, for one pass at a time.
+class FeedForwardScratch {
+ public:
+  std::size_t bytes() const noexcept {
+    return hidden_.capacity_bytes() + q_.capacity_bytes() + d_.capacity_bytes() + sum_.capacity_bytes() + tiles_.capacity_bytes();
+  }
+
+ private:
+  friend class FeedForwardPass;
+  struct Network {
+    const FeedForwardWeights* weights;
+    const std::int32_t* rows;  ///< rows of x, nullptr for all
+    Index n_rows;
+    Index position;      ///< of its first row among the rows of all networks
+    std::size_t hidden;  ///< of its first element in the hidden buffers, a multiple of 32
+  };
+  struct Item {
+    Index network, begin, end;
+  };
+  std::vector<Network> networks_;
+  std::vector<Item> items_;
+  AlignedBuffer<float> hidden_, d_, tiles_;
+  AlignedBuffer<std::int8_t> q_;
+  AlignedBuffer<std::int16_t> sum_;
+};
+
+/// One run of networks over a batch of rows: add() them, then run().
+class FeedForwardPass {
+ public:
+  FeedForwardPass(const Context& context, FeedForwardScratch& scratch) : context_(context), s_(scratch) {
+    s_.networks_.clear();
+    s_.items_.clear();
+  }
+
+  /// Rows `rows` [n_rows] of x (nullptr: rows 0..n_rows-1) go through `network`. Not with 0 rows.
+  void add(const FeedForwardWeights& network, const std::int32_t* rows, Index n_rows) {
+    s_.networks_.push_back({&network, rows, n_rows, n_positions_, n_hidden_});
+    n_positions_ += n_rows;
+    n_hidden_ += static_cast<std::size_t>(n_rows) * round_up(static_cast<std::size_t>(network.width()), kernels::block_k);
+    (network.down.takes_int8(context_.activations) ? int8_ : f32_) = true;
+  }
+
+  /// Pass 1, then pass 2 with combine(results, stride, begin, end) for each range of columns: row `position` of the
+  /// results has columns [begin, end) at results + position * stride.
+  template <class Combine>
+  void run(const kernels::ActivationRows& x, Combine&& combine) {
+    if (s_.networks_.empty()) return;
+    s_.hidden_.resize(f32_ ? n_hidden_ : 0);
+    s_.q_.resize(int8_ ? n_hidden_ : 0);
+    s_.d_.resize(int8_ ? n_hidden_ / kernels::block_k : 0);
+    s_.sum_.resize(int8_ ? n_hidden_ / 16 : 0);
+    gate_and_up(x);
+    down(combine);
+  }
+
+ private:
+  // Rows of x stay in the second-level cache while gate and up go over them: 64 x 4096 int8 are 256 KB.
+  static constexpr Index tile_rows = 64;
+  // Columns of an item stay in the second-level cache while tiles of rows go over them: at most 384 KB of packed weights.
+  static constexpr std::size_t item_bytes = 384 * 1024;
+  // Eight items a thread even out unequal speeds and sizes.
+  static constexpr Index items_per_thread = 8;
+
+  static std::size_t column_bytes(const Linear& linear) { return std::max<std::size_t>(1, linear.bytes() / static_cast<std::size_t>(linear.outputs())); }
+  static Index clamp_columns(Index columns, Index most, Index unit) { return std::max(unit, std::min(columns, most) / unit * unit); }
+
+  void gate_and_up(const kernels::ActivationRows& x) {
+    // Big networks first, so that the last items are small.
+    std::vector<FeedForwardScratch::Network>& networks = s_.networks_;
+    std::vector<FeedForwardScratch::Item>& items = s_.items_;
+    Index volume = 0;
+    for (const auto& n : networks) volume += n.n_rows * n.weights->width();
+    const Index item_volume = std::max<Index>(1, volume / (items_per_thread * context_.threads.count()));
+    Index widest = 0;
+    for (std::size_t i = 0; i < networks.size(); ++i) {
+      const FeedForwardWeights& w = *networks[i].weights;
+      const Index unit = std::lcm(std::lcm(w.gate.granularity(), w.up.granularity()), Index{kernels::block_k});
+      const auto most = static_cast<Index>(item_bytes / (column_bytes(w.gate) + column_bytes(w.up)));
+      const Index step = clamp_columns((item_volume + networks[i].n_rows - 1) / networks[i].n_rows, most, unit);
+      widest = std::max(widest, step);
+      for (Index c = 0; c < w.width(); c += step) items.push_back({static_cast<Index>(i), c, std::min(w.width(), c + step)});
+    }
+    std::sort(items.begin(), items.end(), [&](const auto& a, const auto& b) {
+      const Index rows_a = networks[static_cast<std::size_t>(a.network)].n_rows, rows_b = networks[static_cast<std::size_t>(b.network)].n_rows;
+      return std::tie(rows_b, a.network, a.begin) < std::tie(rows_a, b.network, b.begin);
+    });
+    const std::size_t tile = static_cast<std::size_t>(tile_rows) * static_cast<std::size_t>(widest);
+    s_.tiles_.resize(2 * tile * static_cast<std::size_t>(context_.threads.count()));
+    context_.threads.for_each(static_cast<std::int64_t>(items.size()), [&](std::int64_t i, int thread) {
+      float* gate = s_.tiles_.data() + 2 * tile * static_cast<std::size_t>(thread);
+      gate_and_up_item(x, items[static_cast<std::size_t>(i)], gate, gate + tile);
+    });
+  }
+
+  void gate_and_up_item(const kernels::ActivationRows& x, const FeedForwardScratch::Item& item, float* gate, float* up) const {
+    const FeedForwardScratch::Network& network = s_.networks_[static_cast<std::size_t>(item.network)];
+    const FeedForwardWeights& w = *network.weights;
+    const Index n = item.end - item.begin;
+    const auto width = static_cast<Index>(round_up(static_cast<std::size_t>(w.width()), kernels::block_k));
+    const bool int8 = w.down.takes_int8(context_.activations);
+    for (Index first = 0; first < network.n_rows; first += tile_rows) {
+      const Index rows = std::min(tile_rows, network.n_rows - first);
+      // Without a list, rows are counted from the start of x.
+      const kernels::ActivationRows from = network.rows ? x : rows_from(x, first, w.hidden_size());
+      const std::int32_t* list = network.rows ? network.rows + first : nullptr;
+      w.gate.multiply(from, context_.activations, list, rows, item.begin, item.end, gate - item.begin, n);
+      w.up.multiply(from, context_.activations, list, rows, item.begin, item.end, up - item.begin, n);
+      for (Index r = 0; r < rows; ++r) {
+        const std::size_t at = network.hidden + static_cast<std::size_t>((first + r) * width + item.begin);
+        if (int8) {
+          context_.kernels->swiglu(gate + r * n, up + r * n, n, gate + r * n);
+          context_.kernels->quantize(gate + r * n, n, s_.q_.data() + at, s_.d_.data() + at / kernels::block_k, s_.sum_.data() + at / 16);
+        } else {
+          float* hidden = s_.hidden_.data() + at;
+          context_.kernels->swiglu(gate + r * n, up + r * n, n, hidden);
+          if (item.end == w.width()) std::fill(hidden + n, hidden + (width - item.begin), 0.0f);
+        }
+      }
+    }
+  }
+
+  template <class Combine>
+  void down(Combine& combine) {
+    const Index columns = s_.networks_.front().weights->down.outputs();
+    Index unit = kernels::panel_rows;
+    for (const auto& n : s_.networks_) unit = std::lcm(unit, n.weights->down.granularity());
+    // The results of an item stay in cache until they are combined: at most 2 MB of them, a thread's part of the last level. Narrower
+    // items would read the hidden rows more often.
+    const Index most = (Index{1} << 19) / n_positions_;
+    const Index step = clamp_columns(columns / (items_per_thread * context_.threads.count()), most, unit);
+    const std::size_t tile = static_cast<std::size_t>(n_positions_) * static_cast<std::size_t>(step);
+    s_.tiles_.resize(tile * static_cast<std::size_t>(context_.threads.count()));
+    context_.threads.for_each((columns + step - 1) / step, [&](std::int64_t i, int thread) {
+      const Index begin = i * step, end = std::min(columns, begin + step);
+      float* results = s_.tiles_.data() + tile * static_cast<std::size_t>(thread);
+      for (const FeedForwardScratch::Network& network : s_.networks_)
+        network.weights->down.multiply(hidden_rows(network), context_.activations, nullptr, network.n_rows, begin, end,
+                                       results + network.position * step - begin, step);
+      combine(results, step, begin, end);
+    });
+  }
+
+  static kernels::ActivationRows rows_from(const kernels::ActivationRows& rows, Index first, Index k) {
+    const auto padded = static_cast<Index>(round_up(static_cast<std::size_t>(k), kernels::block_k));
+    return shifted(rows, static_cast<std::size_t>(first * padded));
+  }
+  static kernels::ActivationRows shifted(kernels::ActivationRows rows, std::size_t elements) {
+    if (rows.x) rows.x += elements;
+    if (rows.q) {
+      rows.q += elements;
+      rows.d += elements / kernels::block_k;
+      rows.sum += elements / 16;
+    }
+    return rows;
+  }
+  kernels::ActivationRows hidden_rows(const FeedForwardScratch::Network& network) const {
+    const bool int8 = network.weights->down.takes_int8(context_.activations);
+    return shifted(int8 ? kernels::ActivationRows{nullptr, s_.q_.data(), s_.d_.data(), s_.sum_.data()}
+                        : kernels::ActivationRows{s_.hidden_.data(), nullptr, nullptr, nullptr},
+                   network.hidden);
+  }
+
+  const Context& context_;
+  FeedForwardScratch& s_;
+  Index n_positions_ = 0;
+  std::size_t n_hidden_ = 0;
+  bool int8_ = false, f32_ = false;
+};
+
+}  // namespace moxie

@@ -1,0 +1,120 @@
+#pragma once
+// MoeBlock: a Mixture-of-Experts layer with weights of any formats: router, experts, shared experts.
+//
+//   y[r] = sum over slots s, in slot order, of weight[r][s] * expert[r][s](x[r])  +  [sigmoid(shared_gate . x[r]) *] shared(x[r])
+//
+// The bits of a row depend on this row alone: not on the other rows, on how a batch is cut, or on the number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <moxie/core/error.hpp>
+#include <moxie/core/matrix.hpp>
+#include <moxie/moe/experts.hpp>
+#include <moxie/moe/router.hpp>
+#include <moxie/moe/routing_trace.hpp>
+#include <moxie/moe/scratch.hpp>
+
+namespace moxie {
+
+class MoeBlock {
+ public:
+  /// experts [n_experts]; `shared` is all shared experts as one network; `shared_gate` [1, hidden] of type F32 or empty.
+  /// Throws ArgumentError that names what does not fit.
+  MoeBlock(Router router, std::vector<FeedForwardWeights> experts, std::optional<FeedForwardWeights> shared = {}, Linear shared_gate = {})
+      : router_(std::move(router)), experts_(std::move(experts)), shared_(std::move(shared)), shared_gate_(std::move(shared_gate)) {
+    if (static_cast<Index>(experts_.size()) != router_.config().n_experts)
+      throw ArgumentError({{}, "experts", {}}, "the router chooses from " + std::to_string(router_.config().n_experts) + " experts, got " +
+                                                   std::to_string(experts_.size()));
+    for (std::size_t e = 0; e < experts_.size(); ++e) experts_[e].check(hidden_size(), "expert " + std::to_string(e));
+    if (shared_) shared_->check(hidden_size(), "shared expert");
+    if (shared_gate_.empty()) return;
+    if (!shared_) throw ArgumentError({{}, "shared_expert_gate", {}}, "there is no shared expert that it could gate");
+    if (shared_gate_.outputs() != 1 || shared_gate_.inputs() != hidden_size() || shared_gate_.dtype() != Dtype::F32)
+      throw ArgumentError({{}, "shared_expert_gate", {}}, "must be F32 [1, " + std::to_string(hidden_size()) + "], got " +
+                                                              std::string(dtype_info(shared_gate_.dtype()).name) + " [" +
+                                                              std::to_string(shared_gate_.outputs()) + ", " + std::to_string(shared_gate_.inputs()) + "]");
+  }
+
+  const Router& router() const noexcept { return router_; }
+  Index hidden_size() const noexcept { return router_.hidden_size(); }
+  Index n_experts() const noexcept { return router_.config().n_experts; }
+  Index top_k() const noexcept { return router_.config().top_k; }
+  /// Of the packed weights.
+  std::size_t bytes() const noexcept {
+    std::size_t sum = router_.bytes() + shared_gate_.bytes() + (shared_ ? shared_->bytes() : 0);
+    for (const FeedForwardWeights& expert : experts_) sum += expert.bytes();
+    return sum;
+  }
+
+  /// x, y [rows, hidden], rows `x_stride` and `y_stride` floats apart; y may be x. `routing` records this layer's routing, or
+  /// replaces its experts. A row that is not finite gives an Error that names it, as its router logits are not finite; a replayed id
+  /// that is out of range or repeated gives an ArgumentError. y is then unspecified.
+  void forward(const Context& context, const float* x, Index rows, Index x_stride, float* y, Index y_stride, MoeScratch& scratch,
+               const RoutingRows& routing = {}) const {
+    Index widest = 0;
+    for (const FeedForwardWeights& expert : experts_) widest = std::max(widest, expert.width());
+    const Index step = rows_at_a_time(top_k() * widest + (shared_ ? shared_->width() : 0));
+    InputForms forms;
+    forms.f32 = true;  // for the router
+    for (const FeedForwardWeights& expert : experts_) forms.add(expert, context.activations);
+    if (shared_) forms.add(*shared_, context.activations);
+    for (Index first = 0; first < rows; first += step) {
+      const Index n = std::min(step, rows - first), slots = first * top_k();
+      scratch.x.assign(context, x + first * x_stride, n, hidden_size(), x_stride, forms.int8, forms.f32);
+      route(context, n, routing.replay ? routing.replay + slots : nullptr, first, scratch);
+      if (routing.ids) std::copy_n(scratch.ids.data(), n * top_k(), routing.ids + slots);
+      if (routing.weights) std::copy_n(scratch.weights.data(), n * top_k(), routing.weights + slots);
+      run_experts(context, n, y + first * y_stride, y_stride, scratch);
+    }
+  }
+
+ private:
+  void route(const Context& context, Index rows, const std::int32_t* replay, Index first_row, MoeScratch& scratch) const {
+    scratch.scores.resize(static_cast<std::size_t>(rows * n_experts()));
+    scratch.ids.resize(static_cast<std::size_t>(rows * top_k()));
+    scratch.weights.resize(static_cast<std::size_t>(rows * top_k()));
+    router_.route(context, scratch.x, replay, scratch.scores.data(), scratch.ids.data(), scratch.weights.data(), first_row);
+    scratch.dispatch.assign(scratch.ids.data(), rows, top_k(), n_experts());
+    if (shared_gate_.empty()) return;
+    scratch.shared_scale.resize(static_cast<std::size_t>(rows));
+    float* scale = scratch.shared_scale.data();
+    shared_gate_.forward(context, scratch.x, scale, 1);
+    for (Index r = 0; r < rows; ++r) scale[r] = 1.0f / (1.0f + std::exp(-scale[r]));
+  }
+
+  void run_experts(const Context& context, Index rows, float* y, Index y_stride, MoeScratch& scratch) const {
+    const Dispatch& dispatch = scratch.dispatch;
+    FeedForwardPass pass(context, scratch.networks);
+    for (Index e = 0; e < n_experts(); ++e)
+      if (dispatch.count(e) > 0) pass.add(experts_[static_cast<std::size_t>(e)], dispatch.rows(e), dispatch.count(e));
+    if (shared_) pass.add(*shared_, nullptr, rows);
+    const float* shared_scale = shared_gate_.empty() ? nullptr : scratch.shared_scale.data();
+    const Index k = top_k();
+    pass.run(scratch.x.view(), [&](const float* results, Index stride, Index begin, Index end) {
+      const Index n = end - begin;
+      for (Index r = 0; r < rows; ++r) {
+        float* to = y + r * y_stride + begin;
+        std::fill_n(to, n, 0.0f);
+        for (Index s = 0; s < k; ++s)
+          context.kernels->axpy(scratch.weights.data()[r * k + s], results + dispatch.positions()[r * k + s] * stride, n, to);
+        if (!shared_) continue;
+        const float* shared = results + (dispatch.size() + r) * stride;
+        shared_scale ? context.kernels->axpy(shared_scale[r], shared, n, to) : context.kernels->add(shared, n, to);
+      }
+    });
+  }
+
+  Router router_;
+  std::vector<FeedForwardWeights> experts_;
+  std::optional<FeedForwardWeights> shared_;
+  Linear shared_gate_;
+};
+
+}  // namespace moxie
