@@ -61,28 +61,32 @@ void check_row_length(std::int64_t n) {
     throw ArgumentError("a row of " + std::to_string(n) + " elements cannot be " + Format::name + ": its length must be a multiple of " +
                         std::to_string(Format::block));
 }
+template <class Format>
+void check_encodable() {
+  if constexpr (!EncodableFormat<Format>)
+    throw UnsupportedError(std::string(Format::name) + " can be read but not written; what can be written is " + format_names(Formats{}, true));
+}
 }  // namespace detail
+
+// Not inlined: the decoders of all formats in one place of the program, instead of in every caller.
 
 /// One row: src is n elements as they lie in a file, at any alignment; dst is n floats.
 /// Throws UnsupportedError, or ArgumentError when n is not a multiple of the type's block.
-inline void decode_row(Dtype dtype, const std::byte* src, float* dst, std::int64_t n) {
+[[gnu::noinline]] inline void decode_row(Dtype dtype, const std::byte* src, float* dst, std::int64_t n) {
   with_format(dtype, [&]<class Format>(Format) {
     detail::check_row_length<Format>(n);
     Format::decode(src, dst, n);
   });
 }
 
-/// One row of n finite floats to the type's blocks (row_bytes(dtype, n) bytes). What NaN or infinity become is not
-/// specified, except in the float formats; encode_rows of quant/quantize.hpp rejects them.
+/// One row of n finite floats to the type's blocks (row_bytes(dtype, n) bytes). What NaN, infinity and magnitudes beyond f16
+/// become in block formats is unspecified; encode_rows of quant/quantize.hpp rejects them.
 /// Throws UnsupportedError, or ArgumentError when n is not a multiple of the type's block.
-inline void encode_row(Dtype dtype, const float* src, std::byte* dst, std::int64_t n) {
+[[gnu::noinline]] inline void encode_row(Dtype dtype, const float* src, std::byte* dst, std::int64_t n) {
   with_format(dtype, [&]<class Format>(Format) {
     detail::check_row_length<Format>(n);
-    if constexpr (EncodableFormat<Format>)
-      Format::encode(src, dst, n);
-    else
-      throw UnsupportedError(std::string(Format::name) + " can be read but not written; what can be written is " +
-                             format_names(Formats{}, true));
+    detail::check_encodable<Format>();
+    if constexpr (EncodableFormat<Format>) Format::encode(src, dst, n);
   });
 }
 
