@@ -1,0 +1,6 @@
+// moxie::dispatch, compiled with the compiler's default flags.
+#include <moxie/kernels/kernels.hpp>
+
+namespace moxie::kernels {
+const Table& generic_table() noexcept { return table<Generic>(); }
+}  // namespace moxie::kernels
