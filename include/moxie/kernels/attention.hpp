@@ -25,7 +25,7 @@ MOXIE_KERNELS_BEGIN
 namespace moxie::kernels {
 
 /// c = a * b, or with Merge c = alpha[row] * c + beta[row] * (a * b).
-/// a [rows, depth], b [depth, columns], c [rows, columns]; columns in vectors.
+/// a [rows, depth], b [depth, columns], c [rows, columns]; columns are a multiple of 16.
 struct AttentionProduct {
   const float* a;
   std::int64_t a_stride;
@@ -65,24 +65,23 @@ MOXIE_INLINE void attention_block(const AttentionProduct& t, std::int64_t r, std
 }
 
 template <class A, bool Merge, int R, int V>
-void attention_rows(const AttentionProduct& t, std::int64_t r, std::int64_t vectors) {
+void attention_rows(const AttentionProduct& t, std::int64_t r, std::int64_t columns) {
   constexpr auto lanes = static_cast<std::int64_t>(Floats<A>::size);
-  std::int64_t v = 0;
-  for (; v + V <= vectors; v += V) attention_block<A, Merge, R, V>(t, r, v * lanes);
-  for (; v < vectors; ++v) attention_block<A, Merge, R, 1>(t, r, v * lanes);
+  std::int64_t column = 0;
+  for (; column + V * lanes <= columns; column += V * lanes) attention_block<A, Merge, R, V>(t, r, column);
+  for (; column < columns; column += lanes) attention_block<A, Merge, R, 1>(t, r, column);
 }
 
 template <class A, bool Merge>
 void attention_product(const AttentionProduct& t, std::int64_t rows, std::int64_t columns) {
-  const auto vectors = columns / static_cast<std::int64_t>(Floats<A>::size);
   std::int64_t r = 0;
   // 8 x 2 (4 x 2) sums fill half of 32 (16) vector registers: enough to hide a latency of 4 at 2 a cycle. A block reads few
   // columns, since b may come from the second-level cache, and many rows, which stay in the first; few rows need more columns.
   if constexpr (Floats<A>::size == 16)
-    for (; r + 8 <= rows; r += 8) attention_rows<A, Merge, 8, 2>(t, r, vectors);
-  for (; r + 4 <= rows; r += 4) attention_rows<A, Merge, 4, 2>(t, r, vectors);
-  for (; r + 2 <= rows; r += 2) attention_rows<A, Merge, 2, 4>(t, r, vectors);
-  for (; r < rows; ++r) attention_rows<A, Merge, 1, 4>(t, r, vectors);
+    for (; r + 8 <= rows; r += 8) attention_rows<A, Merge, 8, 2>(t, r, columns);
+  for (; r + 4 <= rows; r += 4) attention_rows<A, Merge, 4, 2>(t, r, columns);
+  for (; r + 2 <= rows; r += 2) attention_rows<A, Merge, 2, 4>(t, r, columns);
+  for (; r < rows; ++r) attention_rows<A, Merge, 1, 4>(t, r, columns);
 }
 
 /// n elements (a multiple of 16) as f32: where they are, or converted into `scratch`.
@@ -167,8 +166,10 @@ void attend(const AttentionTile& t) {
     const std::int64_t begin = t.position + row - t.window + 1;
     return t.window == 0 || begin < 0 ? 0 : begin;
   };
-  const std::int64_t last = t.position + t.rows - 1;
-  for (std::int64_t page = first_key(0) / kv_page; page <= last / kv_page; ++page) {
+  const bool split = t.partials != nullptr;
+  const std::int64_t first_page = split ? t.page_begin : first_key(0) / kv_page;
+  const std::int64_t end_page = split ? t.page_end : (t.position + t.rows - 1) / kv_page + 1;
+  for (std::int64_t page = first_page; page < end_page; ++page) {
     const std::int64_t base = page * kv_page;
     const auto begin_of = [&](std::int64_t row) { return first_key(row) > base ? first_key(row) - base : 0; };
     const auto end_of = [&](std::int64_t row) { return t.position + row + 1 < base + kv_page ? t.position + row + 1 - base : kv_page; };
@@ -185,23 +186,52 @@ void attend(const AttentionTile& t) {
       attention_product<A, false>({q + begin * t.k_dim, t.k_dim, keys, kv_page, scores + begin * kv_page, kv_page, t.k_dim, nullptr, nullptr},
                                   end - begin, kv_page);
     }
+    float* partial = split ? t.partials + (page - first_page) * attention_partial(queries, t.v_dim) : nullptr;
+    float* largest = split ? partial + queries * values : page_max;
+    float* total = split ? largest + lanes : page_sum;
     for (std::int64_t i = begin; i < end; ++i)
-      attention_softmax<A>(scores + i * kv_page, begin_of(i / t.heads), end_of(i / t.heads), page_max[i], page_sum[i]);
-    attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
+      attention_softmax<A>(scores + i * kv_page, begin_of(i / t.heads), end_of(i / t.heads), largest[i], total[i]);
+    if (!split) attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
 
     const float* v = Latent ? keys : attention_floats<A>(t.pages[page] + t.value_offset, t.type, kv_page * value_stride, floats);
     for (std::int64_t row = first_row; row < end_row;) {  // neighbours that see the same keys together
       const std::int64_t from = begin_of(row), to = end_of(row), i = row * t.heads;
       while (row < end_row && begin_of(row) == from && end_of(row) == to) ++row;
-      attention_product<A, true>({scores + i * kv_page + from, kv_page, v + from * value_stride, value_stride, out + i * values, values,
-                                  to - from, alpha + i, beta + i},
-                                 row * t.heads - i, values);
+      const AttentionProduct product{scores + i * kv_page + from, kv_page, v + from * value_stride, value_stride,
+                                     (split ? partial : out) + i * values, values, to - from, alpha + i, beta + i};
+      if (split)
+        attention_product<A, false>(product, row * t.heads - i, values);
+      else
+        attention_product<A, true>(product, row * t.heads - i, values);
     }
   }
+  if (split) return;
   for (std::int64_t i = 0; i < queries; ++i) {
     float* to = t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim;
     for (std::int64_t d = 0; d < t.v_dim; ++d) to[d] = out[i * values + d] / sum[i];
   }
+}
+
+template <class A>
+void merge_attention(const AttentionMerge& t) {
+  using F = Floats<A>;
+  const std::int64_t lanes = (t.queries + 15) / 16 * 16, values = kv_row_stride(t.v_dim), size = attention_partial(t.queries, t.v_dim);
+  float *max = t.state + t.queries * values, *sum = max + lanes, *alpha = sum + lanes, *beta = alpha + lanes;
+  if (t.first) {
+    for (std::int64_t i = 0; i < t.queries * values; ++i) t.state[i] = 0.0f;
+    for (std::int64_t i = 0; i < lanes; ++i) max[i] = -__builtin_inff(), sum[i] = 0.0f;
+  }
+  for (std::int64_t page = 0; page < t.pages; ++page) {
+    const float* partial = t.partials + page * size;
+    const float* page_max = partial + t.queries * values;
+    attention_merge<A>(t.queries, page_max, page_max + lanes, max, sum, alpha, beta);
+    for (std::int64_t i = 0; i < t.queries; ++i)
+      for (std::int64_t d = i * values; d < (i + 1) * values; d += static_cast<std::int64_t>(F::size))
+        madd(F::load_unaligned(t.state + d), F(alpha[i]), F::load_unaligned(partial + d) * F(beta[i])).store_unaligned(t.state + d);
+  }
+  if (t.out)
+    for (std::int64_t i = 0; i < t.queries; ++i)
+      for (std::int64_t d = 0; d < t.v_dim; ++d) t.out[i * t.v_dim + d] = t.state[i * values + d] / sum[i];
 }
 
 }  // namespace moxie::kernels

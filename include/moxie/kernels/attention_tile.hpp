@@ -32,12 +32,31 @@ struct AttentionTile {
   float* out;
   std::int64_t out_stride;
   float* scratch;                     ///< attention_scratch(..) floats, aligned to 64 bytes
+  /// Not nullptr: only pages [page_begin, page_end) of a tile of one row, which sees them; each page's partial result goes
+  /// to its attention_partial(..) floats here, for AttentionMerge. `out` is not used.
+  float* partials = nullptr;
+  std::int64_t page_begin = 0, page_end = 0;
+};
+
+/// Folds the partial results of consecutive pages into a running one, in page order: the bits of a tile done at once.
+struct AttentionMerge {
+  const float* partials;
+  std::int64_t pages, queries, v_dim;
+  float* state;  ///< attention_partial(..) floats
+  bool first;    ///< the state is new
+  float* out;    ///< [queries, v_dim] after the last page, else nullptr
 };
 
 /// Floats of scratch memory for a tile of rows * heads queries.
 constexpr std::int64_t attention_scratch(std::int64_t queries, std::int64_t k_dim, std::int64_t v_dim) noexcept {
   const std::int64_t lanes = (queries + 15) / 16 * 16, keys = kv_row_stride(k_dim), values = kv_row_stride(v_dim);
   return lanes * (keys + values + 2 * kv_page + 8) + kv_page * (keys > values ? keys : values);
+}
+
+/// Floats of a partial result: values [queries][kv_row_stride(v_dim)], then largest score and sum of each query, and room
+/// for two factors; 64 byte multiples.
+constexpr std::int64_t attention_partial(std::int64_t queries, std::int64_t v_dim) noexcept {
+  return queries * kv_row_stride(v_dim) + 4 * ((queries + 15) / 16 * 16);
 }
 
 }  // namespace moxie::kernels

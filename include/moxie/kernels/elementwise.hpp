@@ -67,40 +67,6 @@ MOXIE_INLINE double sum(const Floats<A> (&parts)[4]) noexcept {
 
 }  // namespace rows
 
-/// See Table::quantize. Blocks with infinities or NaN get a d that is one too, so they do not pass as numbers.
-template <class A>
-void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int16_t* sum) noexcept {
-  using F = Floats<A>;
-  using I = xsimd::batch<std::int32_t, typename A::simd>;
-  constexpr int lanes = rows::lanes<A>, parts = block_k / lanes;
-  for (std::int64_t block = 0; block < k / block_k; ++block, x += block_k, q += block_k) {
-    F v[parts];
-    I most(0);  // largest |x| as an integer: its order is that of the values, with infinity and NaN above all
-    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA {
-      v[i] = F::load_unaligned(x + i * lanes);
-      const I magnitude = xsimd::bitwise_cast<I>(v[i]) & I(0x7fffffff);
-      most = xsimd::select(magnitude > most, magnitude, most);
-    });
-    alignas(64) std::int32_t values[block_k];
-    most.store_aligned(values);
-    std::int32_t largest = values[0];
-    for (int i = 1; i < lanes; ++i) largest = values[i] > largest ? values[i] : largest;
-    const float scale = __builtin_bit_cast(float, largest) / 127.0f;
-    d[block] = scale;
-    const F divisor(scale == 0 ? 1.0f : scale);  // |x| up to 63 * 2^-149 round to 0 all the same
-    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA {
-      // a subnormal scale may be rounded down so far that |x / d| exceeds 127
-      const F y = xsimd::max(xsimd::min(v[i] / divisor, F(127.0f)), F(-127.0f));
-      xsimd::batch_cast<std::int32_t>(xsimd::nearbyint(y)).store_aligned(values + i * lanes);
-    });
-    std::int32_t sums[2] = {0, 0};
-    for (int i = 0; i < block_k; ++i) q[i] = static_cast<std::int8_t>(values[i]);
-    for (int i = 0; i < block_k; ++i) sums[i / 16] += static_cast<std::int8_t>(values[i]);
-    sum[2 * block] = static_cast<std::int16_t>(sums[0]);
-    sum[2 * block + 1] = static_cast<std::int16_t>(sums[1]);
-  }
-}
-
 template <class A>
 void rms_norm(const float* x, const float* w, float eps, std::int64_t n, float* y) noexcept {
   using F = Floats<A>;

@@ -12,6 +12,7 @@
 #include <moxie/kernels/elementwise.hpp>
 #include <moxie/kernels/panel_f32.hpp>
 #include <moxie/kernels/panel_int8.hpp>
+#include <moxie/kernels/quantize.hpp>
 #include <moxie/kernels/table.hpp>
 #include <moxie/quant/format_list.hpp>
 
@@ -92,6 +93,7 @@ constexpr Table make_table() noexcept {
   t.softmax_partial = &softmax_partial<A>;
   t.attend_gqa = &attend<A, false>;
   t.attend_mla = &attend<A, true>;
+  t.merge_attention = &merge_attention<A>;
   return t;
 }
 

@@ -14,6 +14,7 @@
 //   start_words<Panel>(..)     two words for each token and block that carry the zero point: 16 (or 32) activations' sum times -zero
 //   dot<kind, T>(w, q, x, h, sums)   sums[t] = sum over the block of (code - zero) * q[t], exact; with halves, the two
 //                                    sums of 16 are multiplied by h[0] and h[1] first. w(Constant<j>) gives register j.
+//   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   tile<kind>                 tokens of a full tile: as many as the registers hold
 //
 // All integer sums are exact, so every architecture gives the same ones.

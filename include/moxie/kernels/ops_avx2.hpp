@@ -95,6 +95,7 @@ struct Ops<Avx2> {
       return to_float({_mm256_srli_epi32(x.lo, 24), _mm256_srli_epi32(x.hi, 24)});
   }
 
+  static constexpr bool sums_in_registers = false;
   enum Kind { eight_sums, four_sums, halves, signed_codes };
   template <class P>
   static constexpr bool needs_start = P::zero != 0;

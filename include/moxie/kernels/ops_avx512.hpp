@@ -68,6 +68,7 @@ struct Avx512Ops {
       return _mm512_cvtepi32_ps(_mm512_srli_epi32(x, 24));
   }
 
+  static constexpr bool sums_in_registers = true;
   enum Kind { plain, with_start, halves };
   template <class P>
   static constexpr bool needs_start = P::zero != 0 || P::codes == Codes::s8;

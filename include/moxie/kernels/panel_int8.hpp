@@ -11,8 +11,8 @@
 // so the bits are the same on every architecture with a fused multiply-add, for every tile, chunk and list of rows.
 //
 // Form: up to max_tokens rows are copied, a chunk of K at a time, into tiles whose bytes one pointer walks through. Then for
-// each panel: stage_blocks blocks are unpacked to bytes in the first-level cache, and all tiles run over them. A single row
-// skips the staging and unpacks in registers: it reads the panels once, at the speed of memory.
+// each panel: stage_blocks blocks are unpacked to bytes in the first-level cache, and all tiles run over them. Up to 4 rows
+// are one tile that skips the staging and unpacks in registers: it reads the panels once, at the speed of memory.
 
 #include <cstddef>
 #include <cstdint>
@@ -91,28 +91,54 @@ MOXIE_INLINE void copy_tile(const ActivationRows& a, const std::int32_t* rows, s
   }
 }
 
-/// One block for a tile of tokens: acc[t] is what 16 rows of weights give for token t.
+/// Float sums of a tile, [tokens][16]: in registers where there are enough of them, else in the first-level cache, where a
+/// compiler would otherwise put the integer sums of the inner loop.
+template <class A, int tokens, bool in_registers = Ops<A>::sums_in_registers>
+struct TileSums {
+  using O = Ops<A>;
+  typename O::F acc[tokens];
+  float* memory;
+  MOXIE_INLINE explicit TileSums(float* sums) noexcept : memory(sums) {
+    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { acc[t] = O::load(memory + panel_rows * t); });
+  }
+  MOXIE_INLINE typename O::F get(int t) const noexcept { return acc[t]; }
+  MOXIE_INLINE void set(int t, typename O::F x) noexcept { acc[t] = x; }
+  MOXIE_INLINE void finish() noexcept {
+    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { O::store(memory + panel_rows * t, acc[t]); });
+  }
+};
+template <class A, int tokens>
+struct TileSums<A, tokens, false> {
+  using O = Ops<A>;
+  float* memory;
+  MOXIE_INLINE explicit TileSums(float* sums) noexcept : memory(sums) {}
+  MOXIE_INLINE typename O::F get(int t) const noexcept { return O::load(memory + panel_rows * t); }
+  MOXIE_INLINE void set(int t, typename O::F x) noexcept { O::store(memory + panel_rows * t, x); }
+  MOXIE_INLINE void finish() noexcept {}
+};
+
+/// One block of 16 rows of weights for a tile of tokens.
 template <class A, class W, int tokens, class Code>
 MOXIE_INLINE void add_block(Code&& code, typename Ops<A>::F scale, typename Ops<A>::F offset, const typename Ops<A>::Ints (&halves)[2],
-                            const std::byte* tile, typename Ops<A>::F (&acc)[tokens]) noexcept {
+                            const std::byte* tile, TileSums<A, tokens>& acc) noexcept {
   using O = Ops<A>;
   typename O::Ints sums[tokens];
   const std::byte* d = tile + 32 * tokens;
   O::template dot<W::kind, W::start, tokens>(code, tile, d + 4 * tokens, halves, sums);
   unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA {
-    acc[t] = O::fma(O::to_float(sums[t]), O::mul(scale, O::set1(load_float(d + 4 * t))), acc[t]);
-    if constexpr (W::offset) acc[t] = O::fma(offset, O::set1(load_float(d + 4 * (tokens + t))), acc[t]);
+    typename O::F x = O::fma(O::to_float(sums[t]), O::mul(scale, O::set1(load_float(d + 4 * t))), acc.get(t));
+    if constexpr (W::offset) x = O::fma(offset, O::set1(load_float(d + 4 * (tokens + t))), x);
+    acc.set(t, x);
   });
 }
 
 template <class A, class W, int tokens>
 [[gnu::noinline]] void run_tile(const std::byte* staged, int blocks, const std::byte* tile, float* sums) noexcept {
   using O = Ops<A>;
-  typename O::F acc[tokens];
-  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { acc[t] = O::load(sums + panel_rows * t); });
+  TileSums<A, tokens> acc(sums);
   for (int b = 0; b < blocks; ++b, staged += staged_bytes, tile += tokens * token_block_bytes) {
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return O::load_bytes(staged + 64 * j.value); };
-    typename O::F offset{};
+    typename O::F offset = O::set1(0);
     typename O::Ints halves[2]{};
     if constexpr (W::offset) offset = O::load(reinterpret_cast<const float*>(staged + staged_extra));
     if constexpr (W::halves) {
@@ -121,7 +147,7 @@ template <class A, class W, int tokens>
     }
     add_block<A, W, tokens>(code, O::load(reinterpret_cast<const float*>(staged + staged_scale)), offset, halves, tile, acc);
   }
-  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { O::store(sums + panel_rows * t, acc[t]); });
+  acc.finish();
 }
 
 /// All tiles of `tokens` rows over the staged blocks; a tile's blocks begin `skipped` blocks after its start.
@@ -186,19 +212,19 @@ template <class A, class Format>
   });
 }
 
-/// One token over a panel, unpacked in registers.
-template <class A, class Format>
-[[gnu::noinline]] void run_single(const std::byte* panel, std::int64_t first, int blocks, const std::byte* tile, float* sums) noexcept {
+/// A tile of few tokens over a panel, unpacked in registers.
+template <class A, class Format, int tokens>
+[[gnu::noinline]] void run_direct(const std::byte* panel, std::int64_t first, int blocks, const std::byte* tile, float* sums) noexcept {
   using O = Ops<A>;
-  typename O::F acc[1] = {O::load(sums)};
-  for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int i) MOXIE_INLINE_LAMBDA {
+  TileSums<A, tokens> acc(sums);
+  for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk, b); };
     typename O::Ints halves[2]{};
     halves_of<A, Format>(chunk, b, halves);
-    add_block<A, WayOf<A, Panel<Format>>, 1>(code, Panel<Format>::template scale<O>(chunk, b), offset_of<A, Format>(chunk, b), halves,
-                                             tile + i * token_block_bytes, acc);
+    add_block<A, WayOf<A, Panel<Format>>, tokens>(code, Panel<Format>::template scale<O>(chunk, b), offset_of<A, Format>(chunk, b), halves, tile, acc);
+    tile += tokens * token_block_bytes;
   });
-  O::store(sums, acc[0]);
+  acc.finish();
 }
 
 }  // namespace int8
@@ -232,7 +258,13 @@ void matmul_int8(const MatmulArgs& m) noexcept {
           if (first > 0) __builtin_memcpy(sums + panel_rows * t, out + t * m.out_stride, columns * sizeof(float));
         }
         if (tokens == 1) {
-          run_single<A, Format>(panel, first, blocks, tiles, sums);
+          run_direct<A, Format, 1>(panel, first, blocks, tiles, sums);
+        } else if (tokens == 2) {
+          run_direct<A, Format, 2>(panel, first, blocks, tiles, sums);
+        } else if (tokens == 3) {
+          run_direct<A, Format, 3>(panel, first, blocks, tiles, sums);
+        } else if (tokens == 4) {
+          run_direct<A, Format, 4>(panel, first, blocks, tiles, sums);
         } else {
           for (int skipped = 0; skipped < blocks; skipped += stage_blocks) {
             const int n = blocks - skipped < stage_blocks ? blocks - skipped : stage_blocks;

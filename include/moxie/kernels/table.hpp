@@ -64,7 +64,7 @@ struct Table {
   const FormatKernels* formats;
   int n_formats;
 
-  /// One row of k floats to int8 blocks of 32: d = max|x| / 127, q = round(x / d) to nearest even, 0 where d is 0.
+  /// One row of k floats to int8 blocks of 32 (quantize.hpp). Zero blocks have d = 0, blocks that are not finite a d that is not.
   void (*quantize)(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int16_t* sum);
   /// y = x / sqrt(mean(x^2) + eps) * w; w may be nullptr (all ones). y may be x.
   void (*rms_norm)(const float* x, const float* w, float eps, std::int64_t n, float* y);
@@ -79,6 +79,7 @@ struct Table {
   /// Grouped-query attention, and multi-head latent attention over latent rows (attention.hpp).
   void (*attend_gqa)(const AttentionTile&);
   void (*attend_mla)(const AttentionTile&);
+  void (*merge_attention)(const AttentionMerge&);
 
   const FormatKernels* find(Dtype dtype) const noexcept {
     for (int i = 0; i < n_formats; ++i)

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,14 +27,17 @@ class Linear {
   Linear() = default;
 
   /// Packs the matrix of a file or of memory, [outputs, inputs]; `source` (may be nullptr) is told which mapped bytes are done with.
+  /// FP8 (e4m3) may have `scale_inv`, F32 [ceil(outputs / 128), ceil(inputs / 128)], the factors of its 128 x 128 blocks.
   /// Throws UnsupportedError when no kernel knows the tensor's type, ArgumentError when it is no matrix.
-  static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr) {
+  static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr, const TensorView* scale_inv = nullptr) {
     if (weight.shape.size() != 2) throw ArgumentError(weight.place(), "a matrix [outputs, inputs] is needed, got shape " + weight.shape_text());
     Linear linear(context, weight.dtype, weight.shape[0], weight.shape[1], weight.place());
+    if (scale_inv && !linear.kernels_->pack_scaled) throw ArgumentError(weight.place(), "only F8_E4M3 weights have block scales");
     linear.pack_panels(context, [&](Index row, std::byte*) { return weight.data + static_cast<std::uint64_t>(row) * weight.row_stride(); },
                        [&](Index first, Index count) {
                          if (source) source->release(weight.slice_rows(first, count));
-                       });
+                       },
+                       0, scale_inv);
     return linear;
   }
 
@@ -92,19 +96,26 @@ class Linear {
 
   /// `row(r, scratch)` gives row r as blocks of the format, in place or in `scratch`; `done(first, count)` is told when rows were packed.
   template <class Row, class Done>
-  void pack_panels(const Context& context, Row&& row, Done&& done, std::size_t scratch_bytes = 0) {
+  void pack_panels(const Context& context, Row&& row, Done&& done, std::size_t scratch_bytes = 0, const TensorView* scale_inv = nullptr) {
     const auto panel_bytes = static_cast<std::size_t>(kernels_->panel_bytes(padded_inputs()));
     const Index panels = (outputs_ + kernels::panel_rows - 1) / kernels::panel_rows;
     panels_.resize(panel_bytes * static_cast<std::size_t>(panels));
     constexpr Index together = 64;  // panels between two releases: a few hundred KB of the file
     context.threads.for_each((panels + together - 1) / together, [&](std::int64_t item, int) {
       std::vector<std::byte> scratch(scratch_bytes * kernels::panel_rows);
+      std::vector<float> scales(scale_inv ? static_cast<std::size_t>(scale_inv->columns()) : 0);
       const Index end = std::min<Index>(panels, (item + 1) * together);
       for (Index p = item * together; p < end; ++p) {
         std::array<const std::byte*, kernels::panel_rows> rows{};
         for (Index i = 0; i < kernels::panel_rows && p * kernels::panel_rows + i < outputs_; ++i)
           rows[static_cast<std::size_t>(i)] = row(p * kernels::panel_rows + i, scratch.data() + static_cast<std::size_t>(i) * scratch_bytes);
-        kernels_->pack(rows.data(), inputs_, panels_.data() + static_cast<std::size_t>(p) * panel_bytes);
+        std::byte* panel = panels_.data() + static_cast<std::size_t>(p) * panel_bytes;
+        if (scale_inv) {  // a panel's 16 rows lie in one row of blocks
+          std::memcpy(scales.data(), scale_inv->data + static_cast<std::size_t>(p * kernels::panel_rows / 128) * scales.size() * 4, scales.size() * 4);
+          kernels_->pack_scaled(rows.data(), inputs_, scales.data(), panel);
+        } else {
+          kernels_->pack(rows.data(), inputs_, panel);
+        }
       }
       const Index first = item * together * kernels::panel_rows;
       done(first, std::min(outputs_, end * kernels::panel_rows) - first);

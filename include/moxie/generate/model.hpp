@@ -1,0 +1,202 @@
+#pragma once
+// Model: a decoder with its tokenizer and chat format, loaded from a GGUF file or a Hugging Face folder.
+//
+// Immutable and cheap to copy (copies share the weights); a const Model may be used from several threads at once.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <moxie/core/error.hpp>
+#include <moxie/io/detect.hpp>
+#include <moxie/io/gguf.hpp>
+#include <moxie/io/hf_folder.hpp>
+#include <moxie/kernels/kernels.hpp>
+#include <moxie/linalg/context.hpp>
+#include <moxie/model/decoder.hpp>
+#include <moxie/model/family.hpp>
+#include <moxie/text/chat.hpp>
+#include <moxie/text/tokenizer.hpp>
+
+namespace moxie {
+
+struct LoadOptions {
+  int threads = 0;  ///< 0: one for each processor
+  Activations activations = Activations::int8;
+  KvType kv = KvType::f16;
+  std::int64_t chunk = 512;  ///< rows of a forward pass at most; more take more memory, and change no bit
+  LoadProgress progress = {};
+};
+
+/// What was loaded.
+struct ModelInfo {
+  std::string path;
+  std::uint64_t file_bytes = 0;
+  std::uint64_t parameters = 0;
+  std::uint64_t active_parameters = 0;  ///< multiplied for one token: the chosen experts only, embedding rows not counted
+  double bits_per_weight = 0.0;
+  double load_seconds = 0.0;
+};
+
+class Model {
+ public:
+  /// Loads a GGUF file (the first part of a split one) or a Hugging Face folder. Throws FormatError, UnsupportedError or SystemError.
+  static Model load(const std::string& path, const LoadOptions& options = {}) {
+    const auto start = std::chrono::steady_clock::now();
+    if (options.chunk < 1) throw ArgumentError("chunk must be at least 1 row, got " + std::to_string(options.chunk));
+    auto state = std::make_shared<State>();
+    state->options = options;
+    state->context = {&kernels::native_table(), Threads(options.threads), options.activations};
+    state->info.path = path;
+    if (detect_model(path) == ModelFileKind::gguf) {
+      load_gguf(*state, path);
+    } else {
+      load_folder(*state, path);
+    }
+    state->info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return Model(std::move(state));
+  }
+
+  const ModelConfig& config() const noexcept { return state_->decoder->config(); }
+  const ModelInfo& info() const noexcept { return state_->info; }
+  const Decoder& decoder() const noexcept { return *state_->decoder; }
+  const Context& context() const noexcept { return state_->context; }
+  const LoadOptions& options() const noexcept { return state_->options; }
+
+  bool has_tokenizer() const noexcept { return state_->tokenizer.has_value(); }
+  /// Throws UnsupportedError when the file has no tokenizer that moxie knows.
+  const Tokenizer& tokenizer() const {
+    if (!state_->tokenizer) throw UnsupportedError({state_->info.path, {}, {}}, state_->no_tokenizer);
+    return *state_->tokenizer;
+  }
+  /// True for tokens that end an answer.
+  bool is_end(std::int32_t id) const noexcept { return std::find(state_->end_ids.begin(), state_->end_ids.end(), id) != state_->end_ids.end(); }
+
+  /// Ids of a text, with the beginning-of-sequence token where the tokenizer adds one.
+  std::vector<std::int32_t> encode(std::string_view text) const { return tokenizer().encode(text, true, true); }
+  /// Ids of a conversation in the model's chat format, ready for the assistant's answer.
+  std::vector<std::int32_t> chat(std::span<const Message> messages, const ChatOptions& options = {}) const {
+    return tokenizer().encode(chat_text(messages, options), true, false);
+  }
+  std::vector<std::int32_t> chat(std::initializer_list<Message> messages, const ChatOptions& options = {}) const {
+    return chat(std::span<const Message>(messages.begin(), messages.size()), options);
+  }
+  std::string chat_text(std::span<const Message> messages, ChatOptions options = {}) const {
+    const Tokenizer& t = tokenizer();
+    if (!options.bos && t.bos_id()) options.bos = std::string(t.piece(*t.bos_id()));
+    if (!options.eos && t.eos_id()) options.eos = std::string(t.piece(*t.eos_id()));
+    return render_chat(chat_format(), messages, options);
+  }
+  /// Throws UnsupportedError when the model's chat template is none that moxie knows.
+  ChatFormat chat_format() const {
+    if (!state_->chat_format) throw UnsupportedError({state_->info.path, {}, {}}, state_->no_chat_format);
+    return *state_->chat_format;
+  }
+
+ private:
+  struct State {
+    LoadOptions options;
+    Context context;
+    ModelInfo info;
+    std::unique_ptr<const Decoder> decoder;
+    std::optional<Tokenizer> tokenizer;
+    std::string no_tokenizer = "the model has no tokenizer; give token ids instead of text";
+    std::optional<ChatFormat> chat_format;
+    std::string no_chat_format;
+    std::vector<std::int32_t> end_ids;
+  };
+  explicit Model(std::shared_ptr<const State> state) : state_(std::move(state)) {}
+
+  static void load_gguf(State& state, const std::string& path) {
+    const GgufFile file = GgufFile::open(path);
+    const nlohmann::json& metadata = file.metadata();
+    const auto text = [&](const char* key) {
+      const auto it = metadata.find(key);
+      return it != metadata.end() && it->is_string() ? it->get<std::string>() : std::string();
+    };
+    const std::string kind = text("tokenizer.ggml.model");
+    if (!kind.empty() && kind != "none" && kind != "no_vocab") take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
+    build(state, describe_gguf(metadata, file.tensors(), path), file.tensors());
+    take_chat_format(state, text("tokenizer.chat_template"));
+    if (!state.tokenizer) return;
+    for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"})
+      if (const auto it = metadata.find(key); it != metadata.end() && it->is_number_integer()) state.end_ids.push_back(it->get<std::int32_t>());
+    add_known_end_tokens(state);
+  }
+
+  static void load_folder(State& state, const std::string& path) {
+    const HfFolder folder = HfFolder::open(path);
+    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json")) take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
+    build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors());
+    std::string chat_template = folder.load_chat_template().value_or("");
+    if (chat_template.empty() && folder.tokenizer_config.is_object() && folder.tokenizer_config.contains("chat_template") && folder.tokenizer_config["chat_template"].is_string())
+      chat_template = folder.tokenizer_config["chat_template"].get<std::string>();
+    take_chat_format(state, chat_template);
+    if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
+      const nlohmann::json& eos = folder.generation_config["eos_token_id"];
+      for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array({eos}))
+        if (id.is_number_integer()) state.end_ids.push_back(id.get<std::int32_t>());
+    }
+    if (!state.tokenizer) return;
+    if (state.tokenizer->eos_id()) state.end_ids.push_back(*state.tokenizer->eos_id());
+    add_known_end_tokens(state);
+  }
+
+  /// A tokenizer of a kind that moxie lacks leaves the model usable with ids; a broken one is an error.
+  template <class F>
+  static void take_tokenizer(State& state, F&& make) {
+    try {
+      state.tokenizer = make();
+    } catch (const UnsupportedError& error) {
+      state.no_tokenizer = error.what();
+    }
+  }
+
+  static void take_chat_format(State& state, const std::string& chat_template) {
+    try {
+      state.chat_format = detect_chat_format(chat_template, state.decoder->config().family);
+    } catch (const UnsupportedError& error) {
+      state.no_chat_format = error.what();
+    }
+  }
+
+  /// End tokens that chat models use beside the one their file names.
+  static void add_known_end_tokens(State& state) {
+    for (const char* text : {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<\xEF\xBD\x9C" "end\xE2\x96\x81" "of\xE2\x96\x81sentence\xEF\xBD\x9C>"})
+      if (const auto id = state.tokenizer->find(text); id && state.tokenizer->is_special(*id)) state.end_ids.push_back(*id);
+  }
+
+  static void build(State& state, const ModelDescription& description, const TensorMap& tensors) {
+    const ModelConfig& config = description.config;
+    if (state.tokenizer && static_cast<std::int64_t>(state.tokenizer->vocab_size()) > config.vocab_size)
+      throw FormatError({state.info.path, {}, {}}, "the tokenizer has " + std::to_string(state.tokenizer->vocab_size()) + " tokens, the model's embedding only " +
+                                                       std::to_string(config.vocab_size));
+    count(state.info, config, tensors);
+    state.decoder = std::make_unique<const Decoder>(state.context, config, description.tensors, tensors, state.options.progress);
+  }
+
+  static void count(ModelInfo& info, const ModelConfig& config, const TensorMap& tensors) {
+    for (const auto& [name, tensor] : tensors.all()) {
+      info.file_bytes += tensor.bytes;
+      info.parameters += static_cast<std::uint64_t>(tensor.elements());
+    }
+    if (info.parameters > 0) info.bits_per_weight = 8.0 * static_cast<double>(info.file_bytes) / static_cast<double>(info.parameters);
+    const auto expert = static_cast<std::uint64_t>(3 * config.moe.hidden_size * config.moe.moe_intermediate_size);
+    const auto idle = static_cast<std::uint64_t>(config.moe.router.n_experts - config.moe.router.top_k) * expert * static_cast<std::uint64_t>(config.n_moe_layers());
+    const auto embedding = static_cast<std::uint64_t>(config.vocab_size * config.hidden_size);
+    info.active_parameters = info.parameters - std::min(info.parameters, idle + embedding);
+  }
+
+  std::shared_ptr<const State> state_;
+};
+
+}  // namespace moxie

@@ -1,0 +1,228 @@
+#pragma once
+// The attention of one layer: projections, biases, q/k norms, rotation, KV pages, scores and values, output projection.
+//
+// Grouped-query attention, or multi-head latent attention in its absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1.2):
+// q_latent[h] = k_b[h] q_nope[h]; scores = q_latent . c + q_rope . k_rope over the cached latents c; out[h] = v_b[h] (softmax c).
+// One form for prefill and decode, so that both give the same bits.
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <moxie/attention/attend.hpp>
+#include <moxie/attention/kv_cache.hpp>
+#include <moxie/attention/rope.hpp>
+#include <moxie/linalg/linear.hpp>
+#include <moxie/model/config.hpp>
+#include <moxie/model/weights.hpp>
+
+namespace moxie {
+
+/// A token to run: its id and its place in a sequence, whose cache has room for it.
+struct DecoderRow {
+  std::int32_t id = 0;
+  KvSequence* sequence = nullptr;
+  std::int64_t position = 0;
+};
+
+/// Reusable memory of attention blocks.
+struct AttentionBuffers {
+  PreparedRows prepared, prepared_latent;
+  AlignedBuffer<float> q, k, v, latent, attended;
+  std::vector<std::int32_t> head_rows;
+  std::vector<AttendRow> rows;
+  AttentionScratch scratch;
+};
+
+/// cos and sin of every row of a batch, [rows, dims / 2] each; the same for all layers.
+struct Rotations {
+  AlignedBuffer<float> cos, sin;
+  Index half = 0;
+
+  void assign(const Context& context, const Rope& rope, std::span<const DecoderRow> rows) {
+    half = rope.dims() / 2;
+    cos.resize(rows.size() * static_cast<std::size_t>(half));
+    sin.resize(rows.size() * static_cast<std::size_t>(half));
+    context.threads.for_each(
+        static_cast<std::int64_t>(rows.size()),
+        [&](std::int64_t r, int) { rope.tables(rows[static_cast<std::size_t>(r)].position, cos.data() + r * half, sin.data() + r * half); }, 16);
+  }
+};
+
+class AttentionBlock {
+ public:
+  AttentionBlock(const Context& context, const ModelConfig& model, std::int64_t layer, const LayerTensors& tensors, const TensorMap& source)
+      : config_(model.attention), layer_(layer), rms_norm_eps_(model.rms_norm_eps) {
+    config_.sliding_window = model.sliding_window(layer);
+    const auto matrix = [&](const std::optional<Weight>& weight) { return weight ? load_matrix(context, *weight, source) : Linear(); };
+    const auto vector = [&](const std::optional<Weight>& weight) { return weight ? load_vector(*weight) : Vector(); };
+    o_ = load_matrix(context, tensors.o, source);
+    o_bias_ = vector(tensors.o_bias);
+    q_ = matrix(tensors.q);
+    if (config_.kind == AttentionKind::gqa) {
+      k_ = matrix(tensors.k);
+      v_ = matrix(tensors.v);
+      q_bias_ = vector(tensors.q_bias);
+      k_bias_ = vector(tensors.k_bias);
+      v_bias_ = vector(tensors.v_bias);
+      q_norm_ = vector(tensors.q_norm);
+      k_norm_ = vector(tensors.k_norm);
+    } else {
+      q_a_ = matrix(tensors.q_a);
+      q_a_bias_ = vector(tensors.q_a_bias);
+      q_a_norm_ = vector(tensors.q_a_norm);
+      q_b_ = matrix(tensors.q_b);
+      kv_a_ = matrix(tensors.kv_a);
+      kv_a_bias_ = vector(tensors.kv_a_bias);
+      kv_a_norm_ = vector(tensors.kv_a_norm);
+      latent_ = load_latent_projections(context, tensors, config_.n_heads, config_.qk_nope_head_dim, config_.v_head_dim, config_.kv_lora_rank, source);
+    }
+  }
+
+  /// y [rows, hidden] = attention(x [rows, hidden]); keys and values of the rows are written into their sequences' pages.
+  void forward(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations, const Rope& rope, float* y,
+               AttentionBuffers& buffers) const {
+    buffers.rows.clear();
+    for (const DecoderRow& row : rows) buffers.rows.push_back({row.sequence, row.position});
+    if (config_.kind == AttentionKind::gqa) {
+      grouped_query(context, x, rows, rotations, rope, buffers);
+    } else {
+      latent(context, x, rows, rotations, rope, buffers);
+    }
+    project(context, o_, o_bias_, buffers.attended.data(), static_cast<Index>(rows.size()), o_.inputs(), y, o_.outputs(), buffers.prepared);
+  }
+
+  std::size_t bytes() const noexcept {
+    std::size_t total = 0;
+    for (const Linear* linear : {&q_, &k_, &v_, &o_, &q_a_, &q_b_, &kv_a_}) total += linear->bytes();
+    for (const Linear& linear : latent_.k_b) total += linear.bytes();
+    for (const Linear& linear : latent_.v_b) total += linear.bytes();
+    return total;
+  }
+
+ private:
+  static void prepare(const Context& context, std::initializer_list<const Linear*> users, const float* x, Index rows, Index k, Index stride,
+                      PreparedRows& prepared) {
+    bool int8 = false, f32 = false;
+    for (const Linear* linear : users) (linear->takes_int8(context.activations) ? int8 : f32) = true;
+    prepared.assign(context, x, rows, k, stride, int8, f32);
+  }
+  static void add_bias(const Context& context, const Vector& bias, float* y, Index rows, Index stride) {
+    if (bias.size() == 0) return;
+    context.threads.for_each(rows, [&](std::int64_t r, int) { context.kernels->add(bias.data(), bias.size(), y + r * stride); }, 16);
+  }
+  static void project(const Context& context, const Linear& linear, const Vector& bias, const float* x, Index rows, Index stride, float* y, Index y_stride,
+                      PreparedRows& prepared) {
+    prepare(context, {&linear}, x, rows, linear.inputs(), stride, prepared);
+    linear.forward(context, prepared, y, y_stride);
+    add_bias(context, bias, y, rows, y_stride);
+  }
+
+  void grouped_query(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations, const Rope& rope,
+                     AttentionBuffers& buffers) const {
+    const auto n = static_cast<Index>(rows.size());
+    const Index d = config_.head_dim, q_width = config_.n_heads * d, kv_width = config_.n_kv_heads * d;
+    buffers.q.resize(static_cast<std::size_t>(n * q_width));
+    buffers.k.resize(static_cast<std::size_t>(n * kv_width));
+    buffers.v.resize(static_cast<std::size_t>(n * kv_width));
+    buffers.attended.resize(static_cast<std::size_t>(n * q_width));
+    float *q = buffers.q.data(), *k = buffers.k.data(), *v = buffers.v.data();
+    prepare(context, {&q_, &k_, &v_}, x, n, q_.inputs(), q_.inputs(), buffers.prepared);
+    q_.forward(context, buffers.prepared, q, q_width);
+    k_.forward(context, buffers.prepared, k, kv_width);
+    v_.forward(context, buffers.prepared, v, kv_width);
+    add_bias(context, q_bias_, q, n, q_width);
+    add_bias(context, k_bias_, k, n, kv_width);
+    add_bias(context, v_bias_, v, n, kv_width);
+    context.threads.for_each(
+        n,
+        [&](std::int64_t r, int) {
+          const float *cos = rotations.cos.data() + r * rotations.half, *sin = rotations.sin.data() + r * rotations.half;
+          const auto finish = [&](float* heads, Index count, const Vector& norm) {
+            for (Index h = 0; h < count; ++h) {
+              float* head = heads + h * d;
+              if (norm.size() != 0) context.kernels->rms_norm(head, norm.data(), rms_norm_eps_, d, head);
+              rope.rotate(cos, sin, head);
+            }
+          };
+          finish(q + r * q_width, config_.n_heads, q_norm_);
+          finish(k + r * kv_width, config_.n_kv_heads, k_norm_);
+          rows[static_cast<std::size_t>(r)].sequence->write(layer_, rows[static_cast<std::size_t>(r)].position, k + r * kv_width, v + r * kv_width);
+        },
+        4);
+    attend_gqa(context, config_, layer_, q, q_width, buffers.rows, buffers.attended.data(), q_width, buffers.scratch);
+  }
+
+  void latent(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations, const Rope& rope,
+              AttentionBuffers& buffers) const {
+    const auto n = static_cast<Index>(rows.size());
+    const Index heads = config_.n_heads, nope = config_.qk_nope_head_dim, rotary = config_.qk_rope_head_dim, lora = config_.kv_lora_rank;
+    const Index q_head = nope + rotary, key = lora + rotary;
+    buffers.q.resize(static_cast<std::size_t>(n * heads * q_head));
+    buffers.k.resize(static_cast<std::size_t>(n * key));
+    buffers.latent.resize(static_cast<std::size_t>(n * heads * key));
+    buffers.v.resize(static_cast<std::size_t>(n * std::max(heads * lora, config_.q_lora_rank)));
+    buffers.attended.resize(static_cast<std::size_t>(n * heads * config_.v_head_dim));
+    float *q = buffers.q.data(), *k = buffers.k.data(), *q_latent = buffers.latent.data(), *wide = buffers.v.data();
+
+    prepare(context, {q_a_.empty() ? &q_ : &q_a_, &kv_a_}, x, n, kv_a_.inputs(), kv_a_.inputs(), buffers.prepared);
+    kv_a_.forward(context, buffers.prepared, k, key);
+    add_bias(context, kv_a_bias_, k, n, key);
+    if (q_a_.empty()) {
+      q_.forward(context, buffers.prepared, q, heads * q_head);
+    } else {
+      const Index rank = config_.q_lora_rank;
+      q_a_.forward(context, buffers.prepared, wide, rank);
+      add_bias(context, q_a_bias_, wide, n, rank);
+      context.threads.for_each(
+          n, [&](std::int64_t r, int) { context.kernels->rms_norm(wide + r * rank, q_a_norm_.data(), config_.latent_norm_eps, rank, wide + r * rank); }, 16);
+      project(context, q_b_, Vector(), wide, n, rank, q, heads * q_head, buffers.prepared);
+    }
+    context.threads.for_each(
+        n,
+        [&](std::int64_t r, int) {
+          const float *cos = rotations.cos.data() + r * rotations.half, *sin = rotations.sin.data() + r * rotations.half;
+          float* row_key = k + r * key;
+          context.kernels->rms_norm(row_key, kv_a_norm_.data(), config_.latent_norm_eps, lora, row_key);
+          rope.rotate(cos, sin, row_key + lora);
+          rows[static_cast<std::size_t>(r)].sequence->write(layer_, rows[static_cast<std::size_t>(r)].position, row_key, nullptr);
+          for (Index h = 0; h < heads; ++h) {
+            const float* from = q + (r * heads + h) * q_head + nope;
+            float* to = q_latent + (r * heads + h) * key + lora;
+            std::copy(from, from + rotary, to);
+            rope.rotate(cos, sin, to);
+          }
+        },
+        4);
+    per_head(context, latent_.k_b, q, n, q_head, q_latent, key, buffers);
+    attend_mla(context, config_, layer_, q_latent, heads * key, buffers.rows, wide, heads * lora, buffers.scratch);
+    per_head(context, latent_.v_b, wide, n, lora, buffers.attended.data(), config_.v_head_dim, buffers);
+  }
+
+  /// y[r][h] = matrices[h] x[r][h] for all rows and heads; heads of x are `x_head` floats apart, those of y `y_head`.
+  void per_head(const Context& context, const std::vector<Linear>& matrices, const float* x, Index n, Index x_head, float* y, Index y_head,
+                AttentionBuffers& buffers) const {
+    const auto heads = static_cast<Index>(matrices.size());
+    prepare(context, {&matrices.front()}, x, n * heads, matrices.front().inputs(), x_head, buffers.prepared_latent);
+    buffers.head_rows.resize(static_cast<std::size_t>(n * heads));
+    for (Index h = 0; h < heads; ++h)
+      for (Index r = 0; r < n; ++r) buffers.head_rows[static_cast<std::size_t>(h * n + r)] = static_cast<std::int32_t>(r * heads + h);
+    context.threads.for_each(heads, [&](std::int64_t h, int) {
+      const Linear& matrix = matrices[static_cast<std::size_t>(h)];
+      matrix.multiply(buffers.prepared_latent.view(), context.activations, buffers.head_rows.data() + h * n, n, 0, matrix.outputs(), y + h * y_head,
+                      heads * y_head);
+    });
+  }
+
+  AttentionConfig config_;
+  std::int64_t layer_ = 0;
+  float rms_norm_eps_ = 0.0f;
+  Linear q_, k_, v_, o_, q_a_, q_b_, kv_a_;
+  LatentProjections latent_;
+  Vector q_bias_, k_bias_, v_bias_, o_bias_, q_norm_, k_norm_, q_a_bias_, q_a_norm_, kv_a_bias_, kv_a_norm_;
+};
+
+}  // namespace moxie

@@ -1,0 +1,168 @@
+#pragma once
+// Decoder: a stack of layers over packed weights. Rows in (token, sequence, position), hidden rows out.
+//
+// Immutable after loading: a const Decoder may run from several threads at once, each with its own scratch.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <moxie/model/attention_block.hpp>
+#include <moxie/model/config.hpp>
+#include <moxie/model/tensors.hpp>
+#include <moxie/model/weights.hpp>
+#include <moxie/moe/experts.hpp>
+#include <moxie/moe/feed_forward.hpp>
+#include <moxie/moe/moe_block.hpp>
+#include <moxie/moe/routing_trace.hpp>
+#include <moxie/moe/scratch.hpp>
+
+namespace moxie {
+
+/// Reusable memory of forward passes; one for each thread of the program that runs the model.
+struct DecoderScratch {
+  AttentionBuffers attention;
+  MoeScratch moe;
+  Rotations rotations;
+  AlignedBuffer<float> stream, normed, branch;
+};
+
+/// Told the number of bytes packed so far and in all; may throw to stop.
+using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
+
+class Decoder {
+ public:
+  /// Packs all weights. Throws Error when the sizes do not fit together or a weight type has no kernel.
+  Decoder(const Context& context, const ModelConfig& config, const DecoderTensors& tensors, TensorMap source, const LoadProgress& progress = {})
+      : config_(config), source_(std::move(source)), rope_(config.attention.rope), embedding_(tensors.embedding.tensor) {
+    std::uint64_t total = 0, done = 0;
+    for (const auto& [name, tensor] : source_.all()) total += tensor.bytes;
+    const auto packed = [&](std::uint64_t bytes) {
+      done += bytes;
+      if (progress) progress(std::min(done, total), total);
+    };
+    for (std::int64_t i = 0; i < config_.n_layers; ++i) {
+      layers_.push_back(load_layer(context, i, tensors.layers[static_cast<std::size_t>(i)]));
+      packed(layers_.back().bytes());
+    }
+    output_norm_ = load_vector(tensors.output_norm);
+    output_ = load_matrix(context, tensors.output.value_or(tensors.embedding), source_);
+    packed(total);
+  }
+
+  const ModelConfig& config() const noexcept { return config_; }
+  /// The output matrix [vocab, hidden]: logits = output() * hidden row.
+  const Linear& output() const noexcept { return output_; }
+
+  KvShape kv_shape(KvType type) const {
+    const AttentionConfig& a = config_.attention;
+    if (a.kind == AttentionKind::mla) return {config_.n_layers, 1, a.kv_lora_rank + a.qk_rope_head_dim, 0, type};
+    return {config_.n_layers, a.n_kv_heads, a.head_dim, a.head_dim, type};
+  }
+
+  /// Runs rows through all layers: hidden [rows, hidden_size] after the final norm. Positions must be reserved in their sequences, and a
+  /// sequence's earlier positions must be written or be earlier rows of this call. `record` takes the routes of these rows,
+  /// `replay` replaces the choice of experts. Throws ArgumentError for an id outside the vocabulary.
+  void forward(const Context& context, std::span<const DecoderRow> rows, float* hidden, DecoderScratch& scratch, RoutingTrace* record = nullptr,
+               const RoutingTrace* replay = nullptr) const {
+    const auto n = static_cast<Index>(rows.size());
+    const Index width = config_.hidden_size;
+    const auto size = static_cast<std::size_t>(n * width);
+    for (AlignedBuffer<float>* buffer : {&scratch.stream, &scratch.normed, &scratch.branch}) buffer->resize(size);
+    float *stream = scratch.stream.data(), *normed = scratch.normed.data(), *branch = scratch.branch.data();
+
+    for (Index r = 0; r < n; ++r) embed(rows[static_cast<std::size_t>(r)].id, stream + r * width);
+    scratch.rotations.assign(context, rope_, rows);
+    std::int64_t moe_layer = 0;
+    for (const Layer& layer : layers_) {
+      norm(context, stream, n, layer.attn_norm, normed);
+      layer.attention->forward(context, normed, rows, scratch.rotations, rope_, branch, scratch.attention);
+      add(context, branch, n, stream);
+      norm(context, stream, n, layer.ffn_norm, normed);
+      if (layer.moe) {
+        RoutingRows routing = record ? record->record(moe_layer) : RoutingRows{};
+        if (replay) routing.replay = replay->ids(moe_layer).data();
+        layer.moe->forward(context, normed, n, width, branch, width, scratch.moe, routing);
+        ++moe_layer;
+      } else {
+        layer.dense->forward(context, normed, n, width, branch, width, scratch.moe);
+      }
+      add(context, branch, n, stream);
+    }
+    norm(context, stream, n, output_norm_, hidden);
+  }
+
+  /// Bytes of packed weights.
+  std::size_t bytes() const noexcept {
+    std::size_t total = output_.bytes();
+    for (const Layer& layer : layers_) total += layer.bytes();
+    return total;
+  }
+
+ private:
+  struct Layer {
+    Vector attn_norm, ffn_norm;
+    std::unique_ptr<AttentionBlock> attention;
+    std::unique_ptr<MoeBlock> moe;       // one of these two
+    std::unique_ptr<FeedForward> dense;
+    std::size_t bytes() const noexcept { return attention->bytes() + (moe ? moe->bytes() : dense->bytes()); }
+  };
+
+  Layer load_layer(const Context& context, std::int64_t i, const LayerTensors& tensors) const {
+    Layer layer;
+    layer.attn_norm = load_vector(tensors.attn_norm);
+    layer.ffn_norm = load_vector(tensors.ffn_norm);
+    layer.attention = std::make_unique<AttentionBlock>(context, config_, i, tensors, source_);
+    const auto feed_forward = [&](const FeedForwardTensors& weights) {
+      return FeedForwardWeights{load_matrix(context, weights.gate, source_), load_matrix(context, weights.up, source_),
+                                load_matrix(context, weights.down, source_)};
+    };
+    if (!config_.is_moe_layer[static_cast<std::size_t>(i)]) {
+      layer.dense = std::make_unique<FeedForward>(feed_forward(*tensors.dense));
+      return layer;
+    }
+    std::vector<FeedForwardWeights> experts;
+    for (const FeedForwardTensors& expert : tensors.experts) experts.push_back(feed_forward(expert));
+    // The router and the shared expert's gate always multiply f32 weights: bf16 checkpoints widen exactly.
+    const auto as_f32 = [&](const Weight& weight, Index rows) {
+      return Linear::from_rows(context, Dtype::F32, load_rows(weight, rows));
+    };
+    Router router(config_.moe.router, as_f32(*tensors.router, config_.moe.router.n_experts),
+                  tensors.router_bias ? load_vector(*tensors.router_bias) : Vector());
+    std::optional<FeedForwardWeights> shared;
+    if (tensors.shared) shared = feed_forward(*tensors.shared);
+    layer.moe = std::make_unique<MoeBlock>(std::move(router), std::move(experts), std::move(shared),
+                                           tensors.shared_gate ? as_f32(*tensors.shared_gate, 1) : Linear());
+    return layer;
+  }
+
+  void embed(std::int32_t id, float* to) const {
+    if (id < 0 || id >= config_.vocab_size)
+      throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config_.vocab_size));
+    dequantize(embedding_.slice_rows(id, 1), to);
+  }
+  void norm(const Context& context, const float* x, Index rows, const Vector& weight, float* y) const {
+    const Index width = config_.hidden_size;
+    context.threads.for_each(
+        rows, [&](std::int64_t r, int) { context.kernels->rms_norm(x + r * width, weight.data(), config_.rms_norm_eps, width, y + r * width); }, 16);
+  }
+  void add(const Context& context, const float* x, Index rows, float* y) const {
+    const Index width = config_.hidden_size;
+    context.threads.for_each(rows, [&](std::int64_t r, int) { context.kernels->add(x + r * width, width, y + r * width); }, 16);
+  }
+
+  ModelConfig config_;
+  TensorMap source_;  // keeps the mapped embedding alive
+  Rope rope_;
+  TensorView embedding_;
+  std::vector<Layer> layers_;
+  Vector output_norm_;
+  Linear output_;
+};
+
+}  // namespace moxie

@@ -1,0 +1,55 @@
+#pragma once
+// Log-softmax over the vocabulary, in one order of summation wherever it is computed.
+//
+// The vocabulary is cut into tiles of 512 logits. A tile gives (max, sum exp(z - max), sum exp(z - max) z) in f32; tiles are
+// combined in tile order in double (online log-sum-exp, arXiv 1805.02867). Sampling has all logits in memory and scoring
+// only one tile at a time, but both combine the same partials, so their log-probabilities are the same bits.
+//
+//   lse = M + log(sum_t s_t exp(m_t - M)),  logprob(i) = z_i - lse,  entropy = lse - (sum_t w_t exp(m_t - M)) / (sum_t s_t exp(m_t - M))
+//
+// z = logit / temperature. Natural logarithms (nats).
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <span>
+
+#include <moxie/kernels/table.hpp>
+
+namespace moxie {
+
+inline constexpr std::int64_t vocabulary_tile = 512;
+
+constexpr std::int64_t vocabulary_tiles(std::int64_t vocab) noexcept { return (vocab + vocabulary_tile - 1) / vocabulary_tile; }
+
+struct LogSumExp {
+  double lse = 0.0;      ///< log sum exp z
+  double entropy = 0.0;  ///< of softmax(z), nats
+
+  float logprob(float logit, float temperature) const noexcept { return static_cast<float>(static_cast<double>(logit / temperature) - lse); }
+};
+
+/// Combines the partials of all tiles of a row.
+inline LogSumExp combine_partials(std::span<const kernels::SoftmaxPartial> partials) noexcept {
+  float largest = partials[0].max;
+  for (const auto& part : partials) largest = std::max(largest, part.max);
+  double sum = 0.0, weighted = 0.0;
+  for (const auto& part : partials) {
+    const double scale = std::exp(static_cast<double>(part.max) - static_cast<double>(largest));
+    sum = std::fma(scale, static_cast<double>(part.sum), sum);
+    weighted = std::fma(scale, static_cast<double>(part.weighted), weighted);
+  }
+  const double lse = static_cast<double>(largest) + std::log(sum);
+  return {lse, std::max(0.0, lse - weighted / sum)};
+}
+
+/// Partials of a row of logits [vocab] into `partials` [vocabulary_tiles(vocab)].
+inline void softmax_partials(const kernels::Table& kernels, const float* logits, std::int64_t vocab, float temperature,
+                             kernels::SoftmaxPartial* partials) noexcept {
+  for (std::int64_t tile = 0; tile < vocabulary_tiles(vocab); ++tile) {
+    const std::int64_t begin = tile * vocabulary_tile;
+    partials[tile] = kernels.softmax_partial(logits + begin, std::min(vocabulary_tile, vocab - begin), temperature);
+  }
+}
+
+}  // namespace moxie

@@ -1,0 +1,81 @@
+#pragma once
+// From the tensors of a file to packed matrices and float vectors: FP8 block scales, splitting and transposing for the latent form.
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <moxie/core/matrix.hpp>
+#include <moxie/linalg/linear.hpp>
+#include <moxie/model/tensors.hpp>
+#include <moxie/quant/quantize.hpp>
+
+namespace moxie {
+
+/// Rows [first, first + count) of a weight as floats, [count, inputs].
+inline RowMatrix load_rows(const Weight& weight, Index first, Index count) {
+  RowMatrix rows(count, weight.tensor.columns());
+  if (weight.scale_inv) {
+    decode_fp8_blocks(weight.tensor, *weight.scale_inv, first, count, rows.data());
+  } else {
+    dequantize(weight.tensor.slice_rows(first, count), rows.data());
+  }
+  return rows;
+}
+
+/// All elements of a weight as [rows, elements / rows], whatever its shape in the file.
+inline RowMatrix load_rows(const Weight& weight, Index rows) {
+  Weight matrix = weight;
+  matrix.tensor.shape = {rows, weight.tensor.elements() / rows};
+  return load_rows(matrix, 0, rows);
+}
+
+inline Vector load_vector(const Weight& weight) {
+  Vector values(weight.tensor.elements());
+  dequantize(weight.tensor, values.data());
+  return values;
+}
+
+/// A matrix ready to multiply; FP8 keeps its codes and block scales.
+inline Linear load_matrix(const Context& context, const Weight& weight, const TensorMap& source) {
+  return Linear::pack(context, weight.tensor, &source, weight.scale_inv ? &*weight.scale_inv : nullptr);
+}
+
+/// The key and value projections of latent attention for each head: k_b[h] [kv_lora, nope] (absorbed into the query) and v_b[h] [v, kv_lora].
+struct LatentProjections {
+  std::vector<Linear> k_b, v_b;
+};
+
+/// From split tensors (k_b transposed, as GGUF has them), or from kv_b [heads * (nope + v), kv_lora]. A transposed k_b keeps its type when that
+/// is a float type; quantized blocks run along the other dimension, so they become F32, which loses nothing.
+inline LatentProjections load_latent_projections(const Context& context, const LayerTensors& tensors, Index heads, Index nope, Index v, Index kv_lora,
+                                                 const TensorMap& source) {
+  LatentProjections projections;
+  for (Index h = 0; h < heads; ++h) {
+    if (tensors.kv_b) {
+      const Weight& kv_b = *tensors.kv_b;
+      const Dtype dtype = kv_b.tensor.dtype;
+      const bool is_float = !kv_b.scale_inv && dtype_info(dtype).block_elements == 1;
+      const RowMatrix keys = load_rows(kv_b, h * (nope + v), nope);
+      const RowMatrix transposed = keys.transpose();
+      projections.k_b.push_back(Linear::from_rows(context, is_float ? dtype : Dtype::F32, transposed));
+      if (kv_b.scale_inv) {
+        projections.v_b.push_back(Linear::from_rows(context, Dtype::F32, load_rows(kv_b, h * (nope + v) + nope, v)));
+      } else {
+        projections.v_b.push_back(Linear::pack(context, kv_b.tensor.slice_rows(h * (nope + v) + nope, v)));
+      }
+    } else {
+      TensorView k_b = tensors.k_b->tensor, v_b = tensors.v_b->tensor;
+      k_b.shape = {heads * kv_lora, nope};
+      v_b.shape = {heads * v, kv_lora};
+      projections.k_b.push_back(Linear::pack(context, k_b.slice_rows(h * kv_lora, kv_lora), &source));
+      projections.v_b.push_back(Linear::pack(context, v_b.slice_rows(h * v, v), &source));
+    }
+  }
+  if (tensors.kv_b) source.release(tensors.kv_b->tensor);
+  return projections;
+}
+
+}  // namespace moxie

@@ -1,0 +1,14 @@
+#pragma once
+// moxie: Mixture-of-Experts language models on CPUs. One include for applications: everything but the optional backends.
+//
+//   moxie::Model model = moxie::Model::load("model.gguf");
+//   moxie::Session session(model);
+//   session.feed(model.chat({{"user", "What is 12*7-5?"}}));
+//   for (std::string_view piece : session.generate({.temperature = 0.6f})) std::cout << piece << std::flush;
+
+#include <moxie/generate/batch.hpp>
+#include <moxie/generate/model.hpp>
+#include <moxie/generate/session.hpp>
+#include <moxie/grpo/advantages.hpp>
+#include <moxie/grpo/logprobs.hpp>
+#include <moxie/moe/moe_layer.hpp>
