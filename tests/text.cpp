@@ -120,7 +120,7 @@ TEST_CASE("split behaviours, digits, prefix spaces and the options of added toke
 }
 
 TEST_CASE("the large tokenizer.json files give the ids, decodes, pieces and stream pieces of the tokenizers library") {
-  for (const std::string name : {"qwen3", "deepseek_v3", "gptoss"}) {
+  for (const std::string name : {"qwen3", "deepseek_v3", "gptoss", "mixtral"}) {
     CAPTURE(name);
     const auto folder = test::shared_path("tokenizers/" + name);
     const auto rows = test::shared_path("text/tokenizers/" + name + ".jsonl");
@@ -133,18 +133,20 @@ TEST_CASE("the large tokenizer.json files give the ids, decodes, pieces and stre
 }
 
 TEST_CASE("vocabularies in GGUF files give the ids of llama.cpp, and the text back") {
-  for (const std::string name : {"gpt-2", "starcoder", "deepseek-llm", "deepseek-coder"}) {
+  for (const std::string name : {"gpt-2", "starcoder", "deepseek-llm", "deepseek-coder", "llama-spm", "phi-3"}) {
     CAPTURE(name);
     const auto file = test::shared_path("text/llama_cpp_vocab/ggml-vocab-" + name + ".gguf");
     const auto rows = test::shared_path("text/llama_cpp_vocab/" + name + ".jsonl");
     if (!file || !rows) return;
     const Tokenizer tokenizer = Tokenizer::from_gguf(moxie::GgufFile::open(*file).metadata(), *file);
+    // llama.cpp's own decode of these two drops spaces before punctuation; moxie's is exact
+    const bool drops_spaces = name == "gpt-2" || name == "starcoder";
     for (const json& row : read_lines(*rows)) {
       const std::string text = row["s"];
       INFO("s = ", row["s"].dump(-1, ' ', true));
       CHECK(tokenizer.encode(text, false, false) == row["ids"].get<Ids>());
       CHECK(tokenizer.encode(text, true, true) == row["ids_parse_special"].get<Ids>());
-      CHECK(tokenizer.decode(row["ids"].get<Ids>()) == text);
+      CHECK(hex(tokenizer.decode(row["ids"].get<Ids>())) == (drops_spaces ? hex(text) : row.value("detokenized_hex", hex(text))));
     }
 
     const std::string separator = "\n__ggml_vocab_test__\n";
@@ -199,6 +201,23 @@ TEST_CASE("decode of encode gives the text back, and streamed pieces joined give
       joined += piece;
     }
     CHECK(joined + stream.finish() == tokenizer.decode(any, round % 2 == 0));
+  }
+}
+
+TEST_CASE("SentencePiece decodes what it encoded, and streams it") {
+  const auto folder = test::shared_path("tokenizers/mixtral");
+  if (!folder) return;
+  const Tokenizer tokenizer = from_folder(*folder);
+  std::mt19937 random(2);
+  for (int round = 0; round < 500; ++round) {
+    const std::string text = random_text(random);
+    CAPTURE(hex(text));
+    const Ids ids = tokenizer.encode(text);
+    CHECK(tokenizer.decode(ids) == text);
+    StreamDecoder stream(tokenizer);
+    std::string joined;
+    for (const std::int32_t id : ids) joined += stream.add(id);
+    CHECK(joined + stream.finish() == text);
   }
 }
 
@@ -293,7 +312,7 @@ TEST_CASE("a broken GGUF tokenizer gets an error that names the file, the key an
     return text;
   };
   check_contains(error("model", nullptr), {"missing"});
-  check_contains(error("model", "rwkv"), {"rwkv", "gpt2"});
+  check_contains(error("model", "rwkv"), {"rwkv", "gpt2", "llama"});
   check_contains(error("model", 3), {"string"});
   check_contains(error("pre", "no-such"), {"no-such", "qwen2", "deepseek-v3"});
   check_contains(error("pre", nullptr), {"missing"});
@@ -314,6 +333,9 @@ TEST_CASE("a broken GGUF tokenizer gets an error that names the file, the key an
   check_contains(error("eos_token_id", "x"), {"token id"});
   check_contains(error("add_bos_token", 1), {"true or false"});
   check_contains(error("add_eos_token", true), {"does not say which"});
+  json spm = small_gguf();
+  spm["tokenizer.ggml.model"] = "llama";
+  check_contains(message_of([&] { Tokenizer::from_gguf(spm, "f.gguf"); }), {"f.gguf", "tokenizer.ggml.scores", "missing"});
   json tokens = small_gguf()["tokenizer.ggml.tokens"];
   tokens[7] = "a";
   check_contains(error("tokens", tokens), {"\"a\"", "twice", "7"});

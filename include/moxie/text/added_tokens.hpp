@@ -4,7 +4,7 @@
 // Two rules, as their files' own programs have them:
 //   leftmost_longest  Hugging Face: from left to right, at each place the longest token; `lstrip`/`rstrip` take the white space
 //                     beside it, `single_word` asks for a non-word character (or the end) on both sides
-//   longest_first     llama.cpp: the longest token wins wherever it stands, then the next in length, in what is left
+//   longest_first     llama.cpp: the longest token wins wherever it stands, then the next in length, in what is left; `rstrip` as above
 
 #include <algorithm>
 #include <array>
@@ -143,6 +143,10 @@ class AddedTokenFinder {
       found.push_back(part);
     }
     std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) { return a.begin < b.begin; });
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      const std::size_t limit = i + 1 < found.size() ? found[i + 1].begin : subject.size();
+      if (tokens_[found[i].token].rstrip) found[i].end = spaces_end(subject.substr(0, limit), found[i].end);
+    }
     return found;
   }
 

@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <queue>
 #include <vector>
 
 namespace moxie {
@@ -108,13 +107,17 @@ class BpeMerger {
     links_.resize(n);
     for (std::uint32_t i = 0; i < n; ++i) links_[i] = {i - 1, i + 1};  // before the first: UINT32_MAX; after the last: n
     heap_.clear();
-    const auto push = [&](std::uint32_t left, std::uint32_t right) {
+    const auto add = [&](std::uint32_t left, std::uint32_t right) {
       const MergeTable::Merge merge = merges.find(symbols[left], symbols[right]);
-      if (merge.rank == MergeTable::none) return;
+      if (merge.rank == MergeTable::none) return false;
       heap_.push_back({merge.rank, left, symbols[left], symbols[right], merge.id});
-      std::push_heap(heap_.begin(), heap_.end());
+      return true;
     };
-    for (std::uint32_t i = 0; i + 1 < n; ++i) push(i, i + 1);
+    for (std::uint32_t i = 0; i + 1 < n; ++i) add(i, i + 1);
+    std::make_heap(heap_.begin(), heap_.end());
+    const auto push = [&](std::uint32_t left, std::uint32_t right) {
+      if (add(left, right)) std::push_heap(heap_.begin(), heap_.end());
+    };
     while (!heap_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end());
       const Candidate best = heap_.back();

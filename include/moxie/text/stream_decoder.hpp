@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <moxie/text/tokenizer.hpp>
 #include <moxie/text/utf8.hpp>
@@ -21,24 +22,27 @@ class StreamDecoder {
   /// Takes the next token; the text that is complete now, often empty.
   std::string add(std::int32_t id) {
     if (skip_special_ && tokenizer_.is_special(id)) return {};
-    held_ += tokenizer_.piece(id);
-    std::string text = is_valid_utf8(held_) ? held_ : to_valid_utf8(held_);
-    if (text.ends_with(replacement_utf8)) return {};
+    held_.push_back(id);
+    std::string text = tokenizer_.decode_part(held_, false, at_start_);
+    if (text.empty() || text.ends_with(replacement_utf8)) return {};
     held_.clear();
+    at_start_ = false;
     return text;
   }
 
   /// The rest: what was held, with U+FFFD for incomplete characters. Starts anew.
   std::string finish() {
-    std::string text = to_valid_utf8(held_);
+    std::string text = tokenizer_.decode_part(held_, false, at_start_);
     held_.clear();
+    at_start_ = true;
     return text;
   }
 
  private:
   Tokenizer tokenizer_;
   bool skip_special_;
-  std::string held_;
+  bool at_start_ = true;
+  std::vector<std::int32_t> held_;
 };
 
 }  // namespace moxie

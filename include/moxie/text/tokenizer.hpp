@@ -6,7 +6,7 @@
 //   std::string text = t.decode(ids);
 //
 // encode: 1. ill-formed UTF-8 becomes U+FFFD (as a lossy decode in Rust or Python does); 2. added and special tokens are found
-// (added_tokens.hpp); 3. the rest is normalized (NFC, where the model says so), cut into words (pre_tokenizer.hpp) and merged (bpe.hpp).
+// (added_tokens.hpp); 3. the rest is normalized (NFC, where the model says so), cut into words (pre_tokenizer.hpp) and merged (bpe.hpp; sentencepiece.hpp).
 // decode: the tokens' bytes, joined; ill-formed UTF-8 becomes U+FFFD. Ids without a token (a model's padded rows) give nothing.
 //
 // A Tokenizer is immutable and may be used from several threads at once. Copies share the vocabulary.
@@ -25,6 +25,7 @@
 
 #include <moxie/text/added_tokens.hpp>
 #include <moxie/text/normalize.hpp>
+#include <moxie/text/sentencepiece.hpp>
 #include <moxie/text/tokenizer_model.hpp>
 #include <moxie/text/utf8.hpp>
 #include <moxie/text/vocabulary.hpp>
@@ -40,6 +41,8 @@ struct TokenizerParts {
   AddedTokenFinder added;             ///< found in the text as it is
   AddedTokenFinder normalized_added;  ///< found in the normalized text
   bool nfc = false;
+  /// SentencePiece's decode: the space that encode put before the text goes, and byte tokens side by side are characters only together.
+  bool sentencepiece = false;
   std::unique_ptr<const TokenizerModel> model;
   std::vector<std::int32_t> prefix, suffix;  ///< what add_special puts around the ids
   std::optional<std::int32_t> bos, eos;
@@ -81,12 +84,32 @@ class Tokenizer {
   }
 
   /// The text of `ids`; `skip_special` leaves out the special tokens.
-  std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const {
-    std::string bytes;
+  std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const { return decode_part(ids, skip_special, true); }
+
+  /// The same for ids from the middle of a text, where `at_start` is false: a space before them stays.
+  std::string decode_part(std::span<const std::int32_t> ids, bool skip_special, bool at_start) const {
+    std::string text;
+    std::string bytes;  // of byte tokens side by side
+    const auto flush = [&] {
+      if (is_valid_utf8(bytes)) {
+        text += bytes;
+      } else {
+        for (std::size_t i = 0; i < bytes.size(); ++i) text += replacement_utf8;
+      }
+      bytes.clear();
+    };
     for (const std::int32_t id : ids) {
-      if (!(skip_special && is_special(id))) bytes += piece(id);
+      if (skip_special && is_special(id)) continue;
+      if (parts_->sentencepiece && kind(id) == TokenKind::byte) {
+        bytes += piece(id);
+      } else {
+        flush();
+        text += piece(id);
+      }
     }
-    return is_valid_utf8(bytes) ? bytes : to_valid_utf8(bytes);
+    flush();
+    if (parts_->sentencepiece && at_start && text.starts_with(' ')) text.erase(0, 1);
+    return is_valid_utf8(text) ? text : to_valid_utf8(text);
   }
 
   /// The bytes of one token, possibly a part of a character; empty for an id without a token. Valid as long as the tokenizer.
@@ -106,7 +129,8 @@ class Tokenizer {
   /// The token that is written `text` ("<|im_end|>", " the").
   std::optional<std::int32_t> find(std::string_view text) const {
     const auto id = parts_->vocabulary.find(text);
-    return id ? id : parts_->vocabulary.find(to_byte_level(text));
+    if (id) return id;
+    return parts_->vocabulary.find(parts_->sentencepiece ? with_space_markers(text) : to_byte_level(text));
   }
 
  private:

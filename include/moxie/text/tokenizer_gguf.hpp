@@ -1,10 +1,13 @@
 #pragma once
-// Tokenizers in GGUF metadata (tokenizer.ggml.model "gpt2": byte-level BPE).
+// Tokenizers in GGUF metadata: tokenizer.ggml.model "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE).
 //
-//   tokenizer.ggml.tokens       array of strings, by id; normal tokens in the byte-level alphabet, the others as they are
+//   tokenizer.ggml.tokens       array of strings, by id; normal tokens in the byte-level alphabet (gpt2) or with ▁ for spaces (llama),
+//                               the others as they are
 //   tokenizer.ggml.token_type   array of integers, see TokenKind; absent: all normal
-//   tokenizer.ggml.merges       array of strings "LEFT RIGHT", best first
-//   tokenizer.ggml.pre          the name of the pre-tokenizer (known_pre_tokenizers.hpp)
+//   tokenizer.ggml.merges       gpt2: array of strings "LEFT RIGHT", best first
+//   tokenizer.ggml.pre          gpt2: the name of the pre-tokenizer (known_pre_tokenizers.hpp)
+//   tokenizer.ggml.scores       llama: array of numbers, the higher the earlier a token is made
+//   tokenizer.ggml.add_space_prefix, tokenizer.ggml.unknown_token_id   llama
 //   tokenizer.ggml.{bos,eos}_token_id, tokenizer.ggml.add_{bos,eos}_token
 //
 // Rules as in llama.cpp: control tokens are found in the text only where special tokens are parsed, user-defined tokens always,
@@ -92,7 +95,7 @@ class GgufTokenizerKeys {
 /// fill-in-the-middle prompts. llama.cpp takes them for control tokens whatever the file says.
 inline bool is_marker_text(std::string_view text) {
   static constexpr std::string_view markers[] = {
-      "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>",
+      "</s>", "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>",
       "<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
       "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>",
       "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
@@ -138,6 +141,10 @@ std::vector<TokenEntry> gguf_tokens(const GgufTokenizerKeys& keys, BytesOf&& byt
 
 /// Registers the control, unknown and user-defined tokens, and what add_special adds.
 inline void add_gguf_specials(const GgufTokenizerKeys& keys, bool add_bos, bool add_eos, TokenizerParts& parts) {
+  // GGUF cannot say that a token takes the white space after it; llama.cpp knows the models by name
+  const std::string name = keys.string("general.name").value_or("");
+  const auto named = [&](std::string_view part) { return name.find(part) != std::string::npos; };
+  const bool phi3 = named("Phi3") || named("Phi-3") || named("phi3") || named("phi-3");
   for (std::int32_t id = 0; id < parts.vocabulary.size(); ++id) {
     const TokenEntry& entry = parts.vocabulary[id];
     const bool special = entry.kind == TokenKind::special || entry.kind == TokenKind::unknown;
@@ -146,6 +153,7 @@ inline void add_gguf_specials(const GgufTokenizerKeys& keys, bool add_bos, bool 
     token.content = entry.text;
     token.id = id;
     token.special = special;
+    token.rstrip = phi3 && entry.text != "<unk>" && entry.text != "<s>" && entry.text != "<|endoftext|>";
     parts.added.add(std::move(token));
   }
   const auto tokens = static_cast<std::size_t>(parts.vocabulary.size());
@@ -195,14 +203,36 @@ inline Tokenizer byte_level_from_gguf(const GgufTokenizerKeys& keys) {
   return Tokenizer(std::move(parts));
 }
 
+inline Tokenizer sentencepiece_from_gguf(const GgufTokenizerKeys& keys) {
+  const std::string scores_key = "tokenizer.ggml.scores";
+  auto parts = std::make_shared<TokenizerParts>(
+      gguf_tokens(keys,
+                  [](const std::string& text, TokenKind kind) {
+                    if (kind == TokenKind::unused) return std::string();
+                    if (kind == TokenKind::byte) return std::string(1, byte_token(text).value_or('?'));
+                    return kind == TokenKind::normal ? without_space_markers(text) : text;
+                  }),
+      keys.place("tokenizer.ggml.tokens"), AddedTokenRule::longest_first);
+  parts->sentencepiece = true;
+  add_gguf_specials(keys, true, false, *parts);
+  const auto tokens = static_cast<std::size_t>(parts->vocabulary.size());
+  const nlohmann::json* scores = keys.token_array(scores_key, tokens);
+  if (!scores) throw FormatError(keys.place(scores_key), "is missing; a SentencePiece tokenizer needs a score for each token");
+  const std::int32_t unknown = keys.id("tokenizer.ggml.unknown_token_id", tokens).value_or(-1);
+  parts->model = std::make_unique<SentencePieceScores>(parts->vocabulary, scores->get<std::vector<float>>(),
+                                                       keys.boolean("tokenizer.ggml.add_space_prefix").value_or(true), unknown);
+  return Tokenizer(std::move(parts));
+}
+
 inline Tokenizer Tokenizer::from_gguf(const nlohmann::json& metadata, std::string file) {
   const GgufTokenizerKeys keys(metadata, std::move(file));
   const std::string model_key = "tokenizer.ggml.model";
   const auto model = keys.string(model_key);
   if (model == "gpt2") return byte_level_from_gguf(keys);
+  if (model == "llama") return sentencepiece_from_gguf(keys);
   gguf_tokens(keys, [](const std::string& text, TokenKind) { return text; });  // says what is broken before what is not supported
   if (!model) throw FormatError(keys.place(model_key), "is missing: the file does not say which kind of tokenizer it has");
-  throw UnsupportedError(keys.place(model_key), "the tokenizer \"" + *model + "\" is not supported; moxie has \"gpt2\" (byte-level BPE)");
+  throw UnsupportedError(keys.place(model_key), "the tokenizer \"" + *model + "\" is not supported; moxie has \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece BPE)");
 }
 
 }  // namespace moxie

@@ -1,5 +1,5 @@
 #pragma once
-// Tokenizers in Hugging Face's tokenizer.json (byte-level BPE).
+// Tokenizers in Hugging Face's tokenizer.json: byte-level BPE, and SentencePiece's BPE as Llama 2 and Mixtral have it.
 //
 // Read: model (BPE: vocab, merges, ignore_merges, unk_token), added_tokens, normalizer (NFC), pre_tokenizer (Split, Digits,
 // ByteLevel, Sequence), post_processor (TemplateProcessing: what add_special adds), decoder (ByteLevel).
@@ -263,6 +263,17 @@ inline void add_hf_config(const HfField& config, TokenizerParts& parts) {
   overrule("add_eos_token", parts.eos, parts.suffix);
 }
 
+/// True for the fields of SentencePiece's tokenizers: ▁ put first and for each space, byte fallback, one word, and back.
+inline bool is_hf_sentencepiece(const HfField& root) {
+  static const auto normalizer = nlohmann::json::parse(
+      R"([{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}])");
+  static const auto decoders = nlohmann::json::parse(
+      R"([{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},)"
+      R"({"type":"Strip","content":" ","start":1,"stop":0}])");
+  return root["pre_tokenizer"].null() && !root["normalizer"].null() && root["normalizer"]["normalizers"].value() == normalizer &&
+         !root["decoder"].null() && root["decoder"]["decoders"].value() == decoders && root["model"]["byte_fallback"].boolean(false);
+}
+
 inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const nlohmann::json& tokenizer_config, std::string file) {
   const HfField root(tokenizer_json, file, "");
   const HfField model = root["model"];
@@ -271,18 +282,31 @@ inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const 
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (const HfField field = model[affix]; !field.null() && !field.string().empty()) field.unsupported("a prefix or suffix of subwords");
   }
+  const bool sentencepiece = is_hf_sentencepiece(root);
+  const bool ignore_merges = model["ignore_merges"].boolean(false);
   PreTokenizer pre_tokenizer;
-  if (!add_hf_pre_tokenizer(root["pre_tokenizer"], pre_tokenizer)) {
-    root["pre_tokenizer"].unsupported("a tokenizer without the ByteLevel pre-tokenizer (SentencePiece, WordPiece, ...)");
-  }
-  if (const HfField decoder = root["decoder"]; decoder.null() || decoder["type"].string() != "ByteLevel") {
-    decoder.unsupported("a byte-level tokenizer with another decoder than ByteLevel");
+  if (sentencepiece) {
+    if (ignore_merges) model["ignore_merges"].unsupported("a SentencePiece tokenizer that ignores merges");
+  } else {
+    if (!add_hf_pre_tokenizer(root["pre_tokenizer"], pre_tokenizer)) {
+      root["pre_tokenizer"].unsupported("a tokenizer that is neither byte-level (pre-tokenizer ByteLevel) nor like Llama 2's and Mixtral's");
+    }
+    if (const HfField decoder = root["decoder"]; decoder.null() || decoder["type"].string() != "ByteLevel") {
+      decoder.unsupported("a byte-level tokenizer with another decoder than ByteLevel");
+    }
   }
 
-  auto parts = std::make_shared<TokenizerParts>(
-      hf_tokens(root, [](const std::string& text) { return from_byte_level(text).value_or(text); }), model["vocab"].place(),
-      AddedTokenRule::leftmost_longest);
-  parts->nfc = hf_normalizer_is_nfc(root["normalizer"]);
+  std::vector<TokenEntry> tokens = hf_tokens(root, [&](const std::string& text) {
+    if (!sentencepiece) return from_byte_level(text).value_or(text);
+    const auto byte = byte_token(text);
+    return byte ? std::string(1, *byte) : without_space_markers(text);
+  });
+  for (TokenEntry& token : tokens) {
+    if (sentencepiece && token.kind == TokenKind::normal && byte_token(token.text)) token.kind = TokenKind::byte;
+  }
+  auto parts = std::make_shared<TokenizerParts>(std::move(tokens), model["vocab"].place(), AddedTokenRule::leftmost_longest);
+  parts->sentencepiece = sentencepiece;
+  parts->nfc = !sentencepiece && hf_normalizer_is_nfc(root["normalizer"]);
   add_hf_added_tokens(root, *parts);
   add_hf_post_processor(root["post_processor"], *parts);
   add_hf_config(HfField(tokenizer_config, "tokenizer_config.json beside " + file, ""), *parts);
@@ -293,8 +317,12 @@ inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const 
     if (!id) throw FormatError(field.place(), "\"" + field.string() + "\" is no token of model.vocab");
     unknown = *id;
   }
-  parts->model = std::make_unique<ByteLevelBpe>(parts->vocabulary, std::move(pre_tokenizer), hf_merges(root, parts->vocabulary),
-                                                model["ignore_merges"].boolean(false), unknown);
+  MergeTable merges = hf_merges(root, parts->vocabulary);
+  if (sentencepiece) {
+    parts->model = std::make_unique<SentencePieceMerges>(parts->vocabulary, std::move(merges), unknown);
+  } else {
+    parts->model = std::make_unique<ByteLevelBpe>(parts->vocabulary, std::move(pre_tokenizer), std::move(merges), ignore_merges, unknown);
+  }
   return Tokenizer(std::move(parts));
 }
 
