@@ -2,14 +2,15 @@
 // Attention of a batch of rows over their sequences' KV pages: softmax(q . k * scale) v for every row and head.
 //
 // The batch is cut into tiles, consecutive positions of one sequence times heads that share keys (a group of query heads
-// of one kv head; for the latent form any heads), which the threads take dynamically. How it is cut changes no bits
-// (kernels/attention.hpp).
+// of one kv head; for the latent form any heads), which the threads take dynamically. Where a few long sequences are
+// decoded, with fewer tiles than threads, pages are shared out too. How it is cut changes no bits (kernels/attention.hpp).
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <moxie/attention/config.hpp>
@@ -33,8 +34,15 @@ struct AttentionScratch {
   struct Tile {
     std::int64_t row, rows, head, heads;
   };
+  /// Pages [begin, end) of a tile.
+  struct Piece {
+    std::int64_t tile, begin, end;
+    float* partials;
+  };
   std::vector<Tile> tiles;
+  std::vector<Piece> pieces;
   AlignedBuffer<float> floats;  // one slot for each thread
+  AlignedBuffer<float> partials;
 };
 
 namespace detail {
@@ -83,6 +91,59 @@ inline void check_attention(const Context& context, const AttentionConfig& confi
   }
 }
 
+/// Tiles of one row each, their pages shared out in pieces: partial results of a stretch of pages at once, then merged in
+/// page order. A stretch's partial results take at most 512 KiB for each thread, so that they are merged out of the cache.
+template <class TileOf>
+void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kernel)(const kernels::AttentionTile&), std::span<const AttendRow> rows,
+                     std::int64_t window, std::int64_t v_dim, std::int64_t queries, AttentionScratch& scratch) {
+  const auto n = static_cast<std::int64_t>(scratch.tiles.size());
+  const std::int64_t size = kernels::attention_partial(queries, v_dim), threads = context.threads.count();
+  std::int64_t longest = 0;
+  const auto pages_of = [&](std::int64_t i) {
+    const std::int64_t position = rows[static_cast<std::size_t>(scratch.tiles[static_cast<std::size_t>(i)].row)].position;
+    const std::int64_t first = window == 0 ? 0 : std::max<std::int64_t>(0, position - window + 1);
+    return std::pair(first / kv_page, position / kv_page + 1);
+  };
+  for (std::int64_t i = 0; i < n; ++i) longest = std::max(longest, pages_of(i).second - pages_of(i).first);
+  const std::int64_t stretch = std::clamp<std::int64_t>((threads << 17) / (size * n), 1, longest);
+  const std::int64_t piece = std::max<std::int64_t>(1, stretch * n / (4 * threads));  // four for each thread, for an even load
+  scratch.partials.resize(static_cast<std::size_t>(n * (stretch + 1) * size));
+  float* states = scratch.partials.data() + n * stretch * size;
+
+  for (std::int64_t done = 0; done < longest; done += stretch) {
+    scratch.pieces.clear();
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto [first, last] = pages_of(i);
+      const std::int64_t start = first + done, end = std::min(last, start + stretch);
+      const std::int64_t own_size = kernels::attention_partial(scratch.tiles[static_cast<std::size_t>(i)].heads, v_dim);
+      for (std::int64_t begin = start; begin < end; begin += piece)
+        scratch.pieces.push_back(
+            {i, begin, std::min(end, begin + piece), scratch.partials.data() + i * stretch * size + (begin - start) * own_size});
+    }
+    context.threads.for_each(static_cast<std::int64_t>(scratch.pieces.size()), [&](std::int64_t p, int thread) {
+      const AttentionScratch::Piece& part = scratch.pieces[static_cast<std::size_t>(p)];
+      kernels::AttentionTile tile = tile_of(part.tile, thread);
+      tile.partials = part.partials;
+      tile.page_begin = part.begin;
+      tile.page_end = part.end;
+      kernel(tile);
+    });
+    context.threads.for_each(n, [&](std::int64_t i, int thread) {
+      const auto [first, last] = pages_of(i);
+      const std::int64_t pages = std::min(last - first - done, stretch);
+      if (pages <= 0) return;
+      const kernels::AttentionTile tile = tile_of(i, thread);
+      context.kernels->merge_attention({.partials = scratch.partials.data() + i * stretch * size,
+                                        .pages = pages,
+                                        .queries = tile.heads,
+                                        .v_dim = v_dim,
+                                        .state = states + i * size,
+                                        .first = done == 0,
+                                        .out = first + done + pages == last ? tile.out : nullptr});
+    });
+  }
+}
+
 /// `wanted`: heads and dimensions of the cache. `v_dim`: width of a head's result.
 inline void attend(const Context& context, const AttentionConfig& config, const KvShape& wanted, std::int64_t v_dim,
                    void (*kernel)(const kernels::AttentionTile&), std::int64_t layer, const float* q, Index q_stride,
@@ -96,28 +157,35 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
   const std::int64_t slot = kernels::attention_scratch(queries, wanted.k_dim, v_dim);
   scratch.floats.resize(static_cast<std::size_t>(slot * context.threads.count()));
 
-  context.threads.for_each(static_cast<std::int64_t>(scratch.tiles.size()), [&](std::int64_t i, int thread) {
+  const auto tile_of = [&](std::int64_t i, int thread) {
     const AttentionScratch::Tile& tile = scratch.tiles[static_cast<std::size_t>(i)];
     const AttendRow& row = rows[static_cast<std::size_t>(tile.row)];
     const KvShape& shape = row.sequence->shape();
     const std::int64_t kv_head = latent ? 0 : tile.head / group;
-    kernel({.pages = row.sequence->pages(),
-            .key_offset = shape.key_offset(layer, kv_head),
-            .value_offset = shape.value_offset(layer, kv_head),
-            .type = kv_dtype(shape.type),
-            .k_dim = shape.k_dim,
-            .v_dim = v_dim,
-            .position = row.position,
-            .rows = tile.rows,
-            .heads = tile.heads,
-            .window = config.sliding_window,
-            .scale = config.scale,
-            .q = q + tile.row * q_stride + tile.head * shape.k_dim,
-            .q_stride = q_stride,
-            .out = out + tile.row * out_stride + tile.head * v_dim,
-            .out_stride = out_stride,
-            .scratch = scratch.floats.data() + slot * thread});
-  });
+    return kernels::AttentionTile{.pages = row.sequence->pages(),
+                                  .key_offset = shape.key_offset(layer, kv_head),
+                                  .value_offset = shape.value_offset(layer, kv_head),
+                                  .type = kv_dtype(shape.type),
+                                  .k_dim = shape.k_dim,
+                                  .v_dim = v_dim,
+                                  .position = row.position,
+                                  .rows = tile.rows,
+                                  .heads = tile.heads,
+                                  .window = config.sliding_window,
+                                  .scale = config.scale,
+                                  .q = q + tile.row * q_stride + tile.head * shape.k_dim,
+                                  .q_stride = q_stride,
+                                  .out = out + tile.row * out_stride + tile.head * v_dim,
+                                  .out_stride = out_stride,
+                                  .scratch = scratch.floats.data() + slot * thread};
+  };
+  const auto n = static_cast<std::int64_t>(scratch.tiles.size());
+  const bool single_rows = std::all_of(scratch.tiles.begin(), scratch.tiles.end(), [](const auto& tile) { return tile.rows == 1; });
+  const bool several_pages = std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.position >= kv_page; });
+  if (n < context.threads.count() && single_rows && several_pages)
+    attend_by_pages(context, tile_of, kernel, rows, config.sliding_window, v_dim, queries, scratch);
+  else
+    context.threads.for_each(n, [&](std::int64_t i, int thread) { kernel(tile_of(i, thread)); });
 }
 
 }  // namespace detail
