@@ -43,7 +43,8 @@ std::int64_t count_wrong(Dtype dtype, const test::MiniTensor& bytes, const test:
   for (std::int64_t r = 0; r < rows; ++r) {
     std::memcpy(unaligned.data() + 1, bytes.data.data() + static_cast<std::size_t>(r) * row, row);
     decode_row(dtype, unaligned.data() + 1, decoded.data(), n);
-    for (std::int64_t i = 0; i < n; ++i) wrong += !same(decoded[static_cast<std::size_t>(i)], expected[static_cast<std::size_t>(r * n + i)]);
+    for (std::int64_t i = 0; i < n; ++i)
+      wrong += !same(decoded[static_cast<std::size_t>(i)], expected[static_cast<std::size_t>(r * n + i)]);
   }
   return wrong;
 }
@@ -60,7 +61,8 @@ double rmse(Dtype dtype, const float* x, std::int64_t n) {
   std::vector<float> y(static_cast<std::size_t>(n));
   decode_row(dtype, bytes.data(), y.data(), n);
   double sum = 0;
-  for (std::int64_t i = 0; i < n; ++i) sum += std::pow(static_cast<double>(x[i]) - static_cast<double>(y[static_cast<std::size_t>(i)]), 2);
+  for (std::int64_t i = 0; i < n; ++i)
+    sum += std::pow(static_cast<double>(x[i]) - static_cast<double>(y[static_cast<std::size_t>(i)]), 2);
   return std::sqrt(sum / static_cast<double>(n));
 }
 
@@ -116,7 +118,8 @@ TEST_CASE("formats with a defined encoder give its bytes (a few rows)") {
   for_each_format([&]<class Format>(Format) {
     const std::string name = Format::name;
     CAPTURE(name);
-    if (golden.contains(name + ".encoded")) check_encoded_bytes(Format::dtype, golden.at("input.x"), golden.at(name + ".encoded"));
+    if (golden.contains(name + ".encoded"))
+      check_encoded_bytes(Format::dtype, golden.at("input.x"), golden.at(name + ".encoded"));
   });
 }
 
@@ -128,7 +131,8 @@ TEST_CASE("formats with a defined encoder give its bytes (all rows)") {
     if (Format::dtype == Dtype::F32 || Format::dtype == Dtype::F8_E4M3 || is_k_quant(Format::dtype)) return;
     const std::string name = Format::name;
     CAPTURE(name);
-    check_encoded_bytes(Format::dtype, x, test::read_safetensors(*test::shared_path("quant/" + name + ".safetensors")).at("encoded"));
+    check_encoded_bytes(Format::dtype, x,
+                        test::read_safetensors(*test::shared_path("quant/" + name + ".safetensors")).at("encoded"));
   });
 }
 
@@ -175,14 +179,16 @@ TEST_CASE("weights far from zero, above or below, keep the precision of their sp
 
 TEST_CASE("encoders stay defined on any input") {
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  const float values[] = {0, -0.0f, 1, -1, 1e-45f, -1e-38f, 1e-30f, 6e-8f, 2.9e-8f, 65504, -65504, 65520, 1e20f, -3e38f, inf, -inf, nan};
+  const float values[] = {0,     -0.0f,  1,     -1,    1e-45f, -1e-38f, 1e-30f, 6e-8f, 2.9e-8f,
+                          65504, -65504, 65520, 1e20f, -3e38f, inf,     -inf,   nan};
   std::vector<float> x(256), y(256);
   std::uint32_t state = 1;
   for (int trial = 0; trial < 200; ++trial) {
     for (float& v : x) {
       state = state * 1664525u + 1013904223u;
       const std::uint32_t pick = state >> 16;
-      v = trial < 17 ? values[trial] : values[pick % (trial % 2 ? 17u : 12u)] * (trial % 3 ? 1.0f : static_cast<float>(pick % 100));
+      v = trial < 17 ? values[trial]
+                     : values[pick % (trial % 2 ? 17u : 12u)] * (trial % 3 ? 1.0f : static_cast<float>(pick % 100));
     }
     for_each_format([&]<class Format>(Format) {
       if constexpr (EncodableFormat<Format>) {
@@ -230,9 +236,11 @@ TEST_CASE("an element that cannot be encoded is named by row and column") {
   };
   CHECK(message(Dtype::Q4_K).empty());
   x(2, 77) = std::numeric_limits<float>::quiet_NaN();
-  for (const Dtype dtype : {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_K}) CHECK(message(dtype).find("row 2, column 77: nan") == 0);
+  for (const Dtype dtype : {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_K})
+    CHECK(message(dtype).find("row 2, column 77: nan") == 0);
   x(2, 77) = -std::numeric_limits<float>::infinity();
-  for (const Dtype dtype : {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q5_1, Dtype::Q6_K}) CHECK(message(dtype).find("row 2, column 77: -inf") == 0);
+  for (const Dtype dtype : {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q5_1, Dtype::Q6_K})
+    CHECK(message(dtype).find("row 2, column 77: -inf") == 0);
   x(2, 77) = 65520;  // f16 scales cannot hold it
   for (const Dtype dtype : {Dtype::F16, Dtype::Q4_1, Dtype::Q4_K}) CHECK(message(dtype).find("65504") != std::string::npos);
   for (const Dtype dtype : {Dtype::F32, Dtype::BF16}) CHECK(message(dtype).empty());
@@ -277,9 +285,14 @@ TEST_CASE("a type without a format is an error that lists those there are") {
     return "";
   };
   const std::string all = "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K";
-  CHECK(message([&] { decode_row(Dtype::IQ2_XS, bytes, x, 256); }) == "weights of IQ2_XS are not supported; supported are " + all);
-  CHECK(message([&] { encode_row(static_cast<Dtype>(99), x, bytes, 256); }) == "weights of type 99 are not supported; supported are " + all);
-  CHECK(message([&] { with_format(Dtype::I32, [](auto) {}, Place{"a.gguf", "tensor 'x'", 7}); }).find("a.gguf: tensor 'x' (byte 7): weights of I32") == 0);
+  CHECK(message([&] { decode_row(Dtype::IQ2_XS, bytes, x, 256); }) ==
+        "weights of IQ2_XS are not supported; supported are " + all);
+  CHECK(message([&] { encode_row(static_cast<Dtype>(99), x, bytes, 256); }) ==
+        "weights of type 99 are not supported; supported are " + all);
+  CHECK(message([&] {
+          with_format(
+              Dtype::I32, [](auto) {}, Place{"a.gguf", "tensor 'x'", 7});
+        }).find("a.gguf: tensor 'x' (byte 7): weights of I32") == 0);
   const std::string written = message([&] { encode_row(Dtype::F8_E4M3, x, bytes, 256); });
   CHECK(written.find("F8_E4M3 can be read but not written") == 0);
   CHECK(written.find("F32, F16, BF16, Q8_0") != std::string::npos);
@@ -301,11 +314,13 @@ void check_fp8_blocks(const test::MiniTensors& golden, const std::string& name) 
   const TensorView weight = view(golden.at(name + ".weight"), "w"), scale = view(golden.at(name + ".weight_scale_inv"), "s");
   const std::vector<float> expected = golden.at(name + ".values").as<float>();
   const std::int64_t rows = weight.shape[0], columns = weight.shape[1];
-  for (const auto& [first, count] : std::vector<std::pair<std::int64_t, std::int64_t>>{{0, rows}, {rows - 1, 1}, {rows / 2, rows - rows / 2}, {0, 0}}) {
+  for (const auto& [first, count] :
+       std::vector<std::pair<std::int64_t, std::int64_t>>{{0, rows}, {rows - 1, 1}, {rows / 2, rows - rows / 2}, {0, 0}}) {
     std::vector<float> values(static_cast<std::size_t>(count * columns));
     decode_fp8_blocks(weight, scale, first, count, values.data());
     std::int64_t wrong = 0;
-    for (std::size_t i = 0; i < values.size(); ++i) wrong += !same(values[i], expected[static_cast<std::size_t>(first * columns) + i]);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      wrong += !same(values[i], expected[static_cast<std::size_t>(first * columns) + i]);
     CHECK(wrong == 0);
   }
 }

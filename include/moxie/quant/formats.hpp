@@ -43,8 +43,8 @@ decltype(auto) with_format_of(TypeList<First, Rest...>, Dtype dtype, F&& f, Plac
   if constexpr (sizeof...(Rest) > 0)
     return with_format_of(TypeList<Rest...>{}, dtype, std::forward<F>(f), std::move(place));
   else
-    throw UnsupportedError(std::move(place), "weights of " + dtype_text(dtype) + " are not supported; supported are " +
-                                                 format_names(Formats{}));
+    throw UnsupportedError(std::move(place),
+                           "weights of " + dtype_text(dtype) + " are not supported; supported are " + format_names(Formats{}));
 }
 }  // namespace detail
 
@@ -58,13 +58,14 @@ namespace detail {
 template <class Format>
 void check_row_length(std::int64_t n) {
   if (n < 0 || n % Format::block != 0)
-    throw ArgumentError("a row of " + std::to_string(n) + " elements cannot be " + Format::name + ": its length must be a multiple of " +
-                        std::to_string(Format::block));
+    throw ArgumentError("a row of " + std::to_string(n) + " elements cannot be " + Format::name +
+                        ": its length must be a multiple of " + std::to_string(Format::block));
 }
 template <class Format>
 void check_encodable() {
   if constexpr (!EncodableFormat<Format>)
-    throw UnsupportedError(std::string(Format::name) + " can be read but not written; what can be written is " + format_names(Formats{}, true));
+    throw UnsupportedError(std::string(Format::name) + " can be read but not written; what can be written is " +
+                           format_names(Formats{}, true));
 }
 }  // namespace detail
 

@@ -65,8 +65,10 @@ inline int clamped(int v, int low, int high) noexcept {
   v = v < low ? low : v;
   return v > high ? high : v;
 }
-/// v >= -0.5 to the nearest integer of [0, high].
+/// v, within int, to the nearest integer of [0, high].
 inline int nearest(float v, int high) noexcept { return clamped(static_cast<int>(v + 0.5f), 0, high); }
+/// The same for any v.
+inline int saturated(float v, int high) noexcept { return v < static_cast<float>(high) ? nearest(v > 0 ? v : 0, high) : high; }
 
 /// What a superblock's blocks are measured by: steps that are tiny beside the weights are as good as zero, and limiting the
 /// inverse keeps codes within int before they are clamped (|x + low| <= 17 top).
@@ -141,7 +143,8 @@ inline AffineFit fit_affine(const float* x, int largest, Magnitude magnitude) no
   consider(static_cast<float>(largest), 0);
   // Coarse: narrower steps cut the ends off, wider ones leave codes unused. Then finer around the best.
   for (int a = -1; a <= 1; ++a)
-    for (int b = -6; b <= 2; ++b) consider(static_cast<float>(largest) + 0.4f * static_cast<float>(b), 0.33f * static_cast<float>(a));
+    for (int b = -6; b <= 2; ++b)
+      consider(static_cast<float>(largest) + 0.4f * static_cast<float>(b), 0.33f * static_cast<float>(a));
   const float span = best_span, shift = best_shift;
   for (int a = -1; a <= 1; ++a)
     for (int b = -1; b <= 1; ++b) consider(span + 0.13f * static_cast<float>(b), shift + 0.11f * static_cast<float>(a));
@@ -191,7 +194,8 @@ inline AffineScales choose_affine_scales(const AffineFit (&fits)[8]) noexcept {
   float best_error = infinity;
   for (int u = 0; u < n_d; ++u) {
     const float d = f16_step(max_step / static_cast<float>(63 - u)), inverse_d = d != 0 ? 1 / d : 0;
-    float difference[3][8], target[3][8];  // of the nearest integer scale and its neighbors: step - ideal step, best minimum for it
+    // of the nearest integer scale and its neighbors: step - ideal step, and the best minimum for it
+    float difference[3][8], target[3][8];
     for (int k = 0; k < 3; ++k)
 #pragma omp simd
       for (int b = 0; b < 8; ++b) {
@@ -266,7 +270,7 @@ inline void search_affine_superblock(const float* weights, int largest, AffineSu
       for (int i = middle - 1; i <= middle + 1; ++i) {
         if (i < 0 || i > 63) continue;
         const float step = d * static_cast<float>(i);
-        const int best_min = nearest((fit.low + (step - fit.step) * fit.sq * (1.0f / 32)) * inverse_dmin, 63);
+        const int best_min = saturated((fit.low + (step - fit.step) * fit.sq * (1.0f / 32)) * inverse_dmin, 63);
         for (int j = best_min - 1; j <= best_min + 1; ++j) {
           if (j < 0 || j > 63) continue;
           const float e = affine_error(x + 32 * b, step, dmin * static_cast<float>(j), largest, magnitude);
@@ -304,7 +308,9 @@ inline void search_affine_superblock(const float* weights, int largest, AffineSu
     if (!(determinant > 0)) return;
     const double refit_d = (mm * ax - am * mx) / determinant, refit_dmin = (am * ax - aa * mx) / determinant;
     // far from any solution only where the problem is singular but for rounding
-    if (!(refit_d > 0 && refit_d < static_cast<double>(magnitude.top) && std::fabs(refit_dmin) < 0.25 * static_cast<double>(magnitude.top))) return;
+    if (!(refit_d > 0 && refit_d < static_cast<double>(magnitude.top) &&
+          std::fabs(refit_dmin) < 0.25 * static_cast<double>(magnitude.top)))
+      return;
     scales = {f16_step(static_cast<float>(refit_d)), f16_step(static_cast<float>(refit_dmin))};
   }
 }
