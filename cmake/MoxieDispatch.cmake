@@ -4,7 +4,7 @@ set(MOXIE_AVX2_FLAGS -mavx2 -mfma -mf16c)
 set(MOXIE_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni ${MOXIE_AVX2_FLAGS})
 
 set(dispatch_folder ${CMAKE_CURRENT_LIST_DIR}/dispatch)
-if(MOXIE_BUILD_DISPATCH AND EXISTS ${dispatch_folder}/select.cpp)
+if(MOXIE_BUILD_DISPATCH)
   add_library(moxie_dispatch STATIC ${dispatch_folder}/select.cpp ${dispatch_folder}/generic.cpp)
   add_library(moxie::dispatch ALIAS moxie_dispatch)
   set_target_properties(moxie_dispatch PROPERTIES EXPORT_NAME dispatch POSITION_INDEPENDENT_CODE ON CXX_EXTENSIONS OFF)
