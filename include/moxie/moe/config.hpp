@@ -7,10 +7,10 @@ namespace moxie {
 
 /// How router logits become scores.
 enum class RouterScoring { softmax, sigmoid };
-/// How the score of a group of experts is made from its experts' selection scores.
+/// How the score of a group of experts is made from its experts' selection scores. Experts of dropped groups are never chosen.
 enum class GroupScore {
-  best,     ///< the largest (DeepSeek-V2, group_limited_greedy); experts of other groups then count as score 0
-  best_two  ///< the sum of the two largest (DeepSeek-V3, noaux_tc); experts of other groups are never chosen
+  best,     ///< the largest (DeepSeek-V2, group_limited_greedy)
+  best_two  ///< the sum of the two largest (DeepSeek-V3, noaux_tc)
 };
 
 /// Router: logits = W x; scores = scoring(logits); selection = scores (+ bias); top_k experts by selection, ties to the lower
