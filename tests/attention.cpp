@@ -86,7 +86,8 @@ struct Problem {
   /// Results of the given rows; row i has query `position`, as in `q`.
   std::vector<float> run(const std::vector<AttendRow>& rows, int threads = 1) const {
     std::vector<float> queries, out(rows.size() * static_cast<std::size_t>(out_width()), std::nanf(""));
-    for (const AttendRow& row : rows) queries.insert(queries.end(), q.begin() + row.position * q_width(), q.begin() + (row.position + 1) * q_width());
+    for (const AttendRow& row : rows)
+      queries.insert(queries.end(), q.begin() + row.position * q_width(), q.begin() + (row.position + 1) * q_width());
     AttentionScratch scratch;
     const auto attend = latent() ? moxie::attend_mla : moxie::attend_gqa;
     attend(context(threads), config, 1, queries.data(), q_width(), rows, out.data(), out_width(), scratch);
@@ -118,8 +119,9 @@ struct Problem {
       for (std::int64_t j = begin; j <= position; ++j) {
         const std::vector<float>& values = latent() ? k : v;
         for (std::int64_t d = 0; d < v_dim(); ++d)
-          head[static_cast<std::size_t>(d)] += p[static_cast<std::size_t>(j - begin)] / sum *
-                                               static_cast<double>(stored(values[static_cast<std::size_t>(j * k_width() + kv * k_dim() + d)], type));
+          head[static_cast<std::size_t>(d)] +=
+              p[static_cast<std::size_t>(j - begin)] / sum *
+              static_cast<double>(stored(values[static_cast<std::size_t>(j * k_width() + kv * k_dim() + d)], type));
       }
       out.insert(out.end(), head.begin(), head.end());
     }
@@ -145,9 +147,10 @@ std::vector<Problem> problems() {
   std::vector<Problem> all;
   unsigned seed = 1;
   // every group size, head dimensions that are no multiple of a vector, windows around page boundaries
-  for (const auto& c : {gqa(1, 1, 16), gqa(4, 2, 24), gqa(6, 2, 40, 16), gqa(4, 1, 64, 64), gqa(5, 1, 80, 65), gqa(6, 1, 32, 1), gqa(7, 1, 16, 63),
-                        gqa(8, 1, 128), gqa(16, 2, 96, 130), gqa(9, 1, 48), gqa(3, 3, 256), gqa(12, 1, 7)})
-    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16}) all.emplace_back(c, type, type == KvType::f16 ? 200 : 130, seed += 3);
+  for (const auto& c : {gqa(1, 1, 16), gqa(4, 2, 24), gqa(6, 2, 40, 16), gqa(4, 1, 64, 64), gqa(5, 1, 80, 65), gqa(6, 1, 32, 1),
+                        gqa(7, 1, 16, 63), gqa(8, 1, 128), gqa(16, 2, 96, 130), gqa(9, 1, 48), gqa(3, 3, 256), gqa(12, 1, 7)})
+    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16})
+      all.emplace_back(c, type, type == KvType::f16 ? 200 : 130, seed += 3);
   all.emplace_back(gqa(2, 1, 16, 100), KvType::f16, 300, 5);
   for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16}) {
     all.emplace_back(mla(4, 16, 8), type, 200, seed += 3);
@@ -159,12 +162,17 @@ std::vector<Problem> problems() {
 }
 
 std::string name(const Problem& p) {
-  return (p.latent() ? "latent, heads " : "heads ") + std::to_string(p.config.n_heads) + "/" + std::to_string(p.kv_heads()) + " x " +
-         std::to_string(p.k_dim()) + ", window " + std::to_string(p.config.sliding_window) + ", type " + std::to_string(static_cast<int>(p.type));
+  return (p.latent() ? "latent, heads " : "heads ") + std::to_string(p.config.n_heads) + "/" + std::to_string(p.kv_heads()) +
+         " x " + std::to_string(p.k_dim()) + ", window " + std::to_string(p.config.sliding_window) + ", type " +
+         std::to_string(static_cast<int>(p.type));
 }
 
-bool same_bits(const float* a, const float* b, std::int64_t n) { return std::memcmp(a, b, static_cast<std::size_t>(n) * sizeof(float)) == 0; }
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) { return a.size() == b.size() && same_bits(a.data(), b.data(), static_cast<std::int64_t>(a.size())); }
+bool same_bits(const float* a, const float* b, std::int64_t n) {
+  return std::memcmp(a, b, static_cast<std::size_t>(n) * sizeof(float)) == 0;
+}
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && same_bits(a.data(), b.data(), static_cast<std::int64_t>(a.size()));
+}
 
 TEST_CASE("attention is that of double precision over the rounded cache") {
   for (const Problem& p : problems()) {
@@ -203,15 +211,18 @@ TEST_CASE("a row's bits do not depend on the batch, its chunks or the threads") 
       begin = end;
     }
     std::vector<AttendRow> mixed;  // rows of two sequences in any order
-    for (int i = 0; i < 60; ++i) mixed.push_back({engine() % 2 != 0 ? &s : &other, static_cast<std::int64_t>(engine() % static_cast<unsigned>(p.n))});
+    for (int i = 0; i < 60; ++i)
+      mixed.push_back({engine() % 2 != 0 ? &s : &other, static_cast<std::int64_t>(engine() % static_cast<unsigned>(p.n))});
     const std::vector<float> out = p.run(mixed, 2);
     for (std::size_t i = 0; i < mixed.size(); ++i)
-      CHECK(same_bits(out.data() + static_cast<std::int64_t>(i) * p.out_width(), all.data() + mixed[i].position * p.out_width(), p.out_width()));
+      CHECK(same_bits(out.data() + static_cast<std::int64_t>(i) * p.out_width(), all.data() + mixed[i].position * p.out_width(),
+                      p.out_width()));
   }
 }
 
 TEST_CASE("a long context gives the same bits with any number of threads") {
-  for (const Problem& p : {Problem(mla(16, 512, 64), KvType::f16, 2500), Problem(mla(20, 16, 8), KvType::f32, 5000), Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000)}) {
+  for (const Problem& p : {Problem(mla(16, 512, 64), KvType::f16, 2500), Problem(mla(20, 16, 8), KvType::f32, 5000),
+                           Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000)}) {
     CAPTURE(name(p));
     const KvPool pool(p.shape());
     const KvSequence s = p.sequence(pool);
@@ -232,7 +243,8 @@ TEST_CASE("keys that a row does not see change nothing, even when they are not n
     for (const std::int64_t position : {std::int64_t{0}, std::int64_t{5}, std::int64_t{63}, std::int64_t{64}, p.n - 1}) {
       if (position >= p.n) continue;
       Problem dirty = p;
-      const std::int64_t begin = p.config.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - p.config.sliding_window + 1);
+      const std::int64_t begin =
+          p.config.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - p.config.sliding_window + 1);
       for (std::int64_t j = 0; j < p.n; ++j) {
         if (j >= begin && j <= position) continue;
         for (std::int64_t d = 0; d < p.k_width(); ++d) {

@@ -75,16 +75,19 @@ inline void check_attention(const Context& context, const AttentionConfig& confi
                             std::span<const AttendRow> rows) {
   if (context.kernels == nullptr) throw ArgumentError("the context has no kernels");
   if (config.sliding_window < 0)
-    throw ArgumentError({{}, "AttentionConfig.sliding_window", {}}, "must be 0 (none) or positive, got " + std::to_string(config.sliding_window));
+    throw ArgumentError({{}, "AttentionConfig.sliding_window", {}},
+                        "must be 0 (none) or positive, got " + std::to_string(config.sliding_window));
   for (const AttendRow& row : rows) {
     if (row.sequence == nullptr) throw ArgumentError("a row has no sequence");
     const KvShape& shape = row.sequence->shape();
     if (shape.n_heads != wanted.n_heads || shape.k_dim != wanted.k_dim || shape.v_dim != wanted.v_dim)
-      throw ArgumentError("the KV cache has " + std::to_string(shape.n_heads) + " heads of " + std::to_string(shape.k_dim) + " and " +
-                          std::to_string(shape.v_dim) + " elements, but the model needs " + std::to_string(wanted.n_heads) +
-                          " of " + std::to_string(wanted.k_dim) + " and " + std::to_string(wanted.v_dim));
+      throw ArgumentError("the KV cache has " + std::to_string(shape.n_heads) + " heads of " + std::to_string(shape.k_dim) +
+                          " and " + std::to_string(shape.v_dim) + " elements, but the model needs " +
+                          std::to_string(wanted.n_heads) + " of " + std::to_string(wanted.k_dim) + " and " +
+                          std::to_string(wanted.v_dim));
     if (layer < 0 || layer >= shape.n_layers)
-      throw ArgumentError("layer " + std::to_string(layer) + " does not exist; the KV cache has " + std::to_string(shape.n_layers));
+      throw ArgumentError("layer " + std::to_string(layer) + " does not exist; the KV cache has " +
+                          std::to_string(shape.n_layers));
     if (row.position < 0 || row.position >= row.sequence->reserved())
       throw ArgumentError("position " + std::to_string(row.position) + " is not in its sequence, which has room for " +
                           std::to_string(row.sequence->reserved()));
@@ -94,8 +97,9 @@ inline void check_attention(const Context& context, const AttentionConfig& confi
 /// Tiles of one row each, their pages shared out in pieces: partial results of a stretch of pages at once, then merged in
 /// page order. A stretch's partial results take at most 512 KiB for each thread, so that they are merged out of the cache.
 template <class TileOf>
-void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kernel)(const kernels::AttentionTile&), std::span<const AttendRow> rows,
-                     std::int64_t window, std::int64_t v_dim, std::int64_t queries, AttentionScratch& scratch) {
+void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kernel)(const kernels::AttentionTile&),
+                     std::span<const AttendRow> rows, std::int64_t window, std::int64_t v_dim, std::int64_t queries,
+                     AttentionScratch& scratch) {
   const auto n = static_cast<std::int64_t>(scratch.tiles.size());
   const std::int64_t size = kernels::attention_partial(queries, v_dim), threads = context.threads.count();
   std::int64_t longest = 0;
@@ -180,7 +184,8 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
                                   .scratch = scratch.floats.data() + slot * thread};
   };
   const auto n = static_cast<std::int64_t>(scratch.tiles.size());
-  const bool single_rows = std::all_of(scratch.tiles.begin(), scratch.tiles.end(), [](const auto& tile) { return tile.rows == 1; });
+  const bool single_rows =
+      std::all_of(scratch.tiles.begin(), scratch.tiles.end(), [](const auto& tile) { return tile.rows == 1; });
   const bool several_pages = std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.position >= kv_page; });
   if (n < context.threads.count() && single_rows && several_pages)
     attend_by_pages(context, tile_of, kernel, rows, config.sliding_window, v_dim, queries, scratch);
@@ -195,11 +200,12 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
 inline void attend_gqa(const Context& context, const AttentionConfig& config, std::int64_t layer, const float* q, Index q_stride,
                        std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
   if (config.n_kv_heads < 1 || config.n_heads < 1 || config.n_heads % config.n_kv_heads != 0)
-    throw ArgumentError({{}, "AttentionConfig.n_heads", {}}, "must be a multiple of n_kv_heads, got " + std::to_string(config.n_heads) +
-                                                                 " and " + std::to_string(config.n_kv_heads));
+    throw ArgumentError(
+        {{}, "AttentionConfig.n_heads", {}},
+        "must be a multiple of n_kv_heads, got " + std::to_string(config.n_heads) + " and " + std::to_string(config.n_kv_heads));
   const KvShape wanted{.n_heads = config.n_kv_heads, .k_dim = config.head_dim, .v_dim = config.head_dim};
-  detail::attend(context, config, wanted, config.head_dim, context.kernels ? context.kernels->attend_gqa : nullptr, layer, q, q_stride, rows, out,
-                 out_stride, scratch);
+  detail::attend(context, config, wanted, config.head_dim, context.kernels ? context.kernels->attend_gqa : nullptr, layer, q,
+                 q_stride, rows, out, out_stride, scratch);
 }
 
 /// Multi-head latent attention in its absorbed form. q [rows, n_heads * (kv_lora_rank + qk_rope_head_dim)]: per head the
@@ -210,8 +216,8 @@ inline void attend_mla(const Context& context, const AttentionConfig& config, st
   if (config.n_heads < 1)
     throw ArgumentError({{}, "AttentionConfig.n_heads", {}}, "must be positive, got " + std::to_string(config.n_heads));
   const KvShape wanted{.n_heads = 1, .k_dim = config.kv_lora_rank + config.qk_rope_head_dim, .v_dim = 0};
-  detail::attend(context, config, wanted, config.kv_lora_rank, context.kernels ? context.kernels->attend_mla : nullptr, layer, q, q_stride, rows, out,
-                 out_stride, scratch);
+  detail::attend(context, config, wanted, config.kv_lora_rank, context.kernels ? context.kernels->attend_mla : nullptr, layer, q,
+                 q_stride, rows, out, out_stride, scratch);
 }
 
 }  // namespace moxie

@@ -117,10 +117,11 @@ class KvPool {
       const std::lock_guard lock(guard);
       const std::size_t limit = (budget != 0 ? budget : most_bytes) / size;
       if (n > limit - pages_in_use)
-        throw MemoryError("the KV cache needs " + std::to_string(n) + " more pages of " + std::to_string(size) + " bytes, but of " +
-                          (budget != 0 ? "its budget of " + std::to_string(budget) : "the address space of " + std::to_string(most_bytes)) +
-                          " bytes only " + std::to_string(limit - pages_in_use) + " pages (" + std::to_string((limit - pages_in_use) * size) +
-                          " bytes) are available; end or truncate a sequence, or give a larger budget");
+        throw MemoryError(
+            "the KV cache needs " + std::to_string(n) + " more pages of " + std::to_string(size) + " bytes, but of " +
+            (budget != 0 ? "its budget of " + std::to_string(budget) : "the address space of " + std::to_string(most_bytes)) +
+            " bytes only " + std::to_string(limit - pages_in_use) + " pages (" + std::to_string((limit - pages_in_use) * size) +
+            " bytes) are available; end or truncate a sequence, or give a larger budget");
       pages.reserve(pages.size() + n);
       data.reserve(data.size() + n);
       free.reserve(pages_in_use + free.size() + n);  // so that giving back never allocates
@@ -181,8 +182,8 @@ class KvSequence {
   /// nothing has changed, or ArgumentError when n is below the length.
   void reserve(std::int64_t n) {
     if (n < length_)
-      throw ArgumentError("cannot reserve " + std::to_string(n) + " positions of a sequence of length " + std::to_string(length_) +
-                          "; truncate it first");
+      throw ArgumentError("cannot reserve " + std::to_string(n) + " positions of a sequence of length " +
+                          std::to_string(length_) + "; truncate it first");
     const bool copy = n > length_ && last_is_shared();
     const std::size_t taken = pages_to_reserve(n);
     try {
@@ -211,15 +212,22 @@ class KvSequence {
                           "; layers are 0 to " + std::to_string(state_->shape.n_layers - 1) + ", and positions " +
                           std::to_string(length_) + " to " + std::to_string(reserved_ - 1) + " are reserved");
     switch (state_->shape.type) {
-      case KvType::f32: write_as<float>(layer, position, k, v, [](float x) { return x; }); break;
-      case KvType::f16: write_as<std::uint16_t>(layer, position, k, v, [](float x) { return f32_to_f16(x); }); break;
-      case KvType::bf16: write_as<std::uint16_t>(layer, position, k, v, [](float x) { return f32_to_bf16(x); }); break;
+      case KvType::f32:
+        write_as<float>(layer, position, k, v, [](float x) { return x; });
+        break;
+      case KvType::f16:
+        write_as<std::uint16_t>(layer, position, k, v, [](float x) { return f32_to_f16(x); });
+        break;
+      case KvType::bf16:
+        write_as<std::uint16_t>(layer, position, k, v, [](float x) { return f32_to_bf16(x); });
+        break;
     }
   }
   /// The next n positions, written in all layers, are complete. Throws ArgumentError when they were not reserved.
   void advance(std::int64_t n) {
     if (n < 0 || n > reserved_ - length_)
-      throw ArgumentError("cannot advance by " + std::to_string(n) + " positions; " + std::to_string(reserved_ - length_) + " are reserved");
+      throw ArgumentError("cannot advance by " + std::to_string(n) + " positions; " + std::to_string(reserved_ - length_) +
+                          " are reserved");
     length_ += n;
   }
   /// Forgets positions n and later, reserved ones too. Throws ArgumentError when n is above the length.

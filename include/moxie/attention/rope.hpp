@@ -64,15 +64,23 @@ class Rope {
     std::vector<float> frequencies(static_cast<std::size_t>(c.dims / 2));
     for (std::size_t d = 0; d < frequencies.size(); ++d) {
       const float exponent = static_cast<float>(2 * d) / static_cast<float>(c.dims);
-      const auto wave = static_cast<float>(std::pow(static_cast<double>(static_cast<float>(theta)), static_cast<double>(exponent)));
+      const auto wave =
+          static_cast<float>(std::pow(static_cast<double>(static_cast<float>(theta)), static_cast<double>(exponent)));
       float& f = frequencies[d];
       f = 1.0f / wave;
       switch (c.scaling) {
         case RopeScaling::none:
-        case RopeScaling::ntk: break;
-        case RopeScaling::linear: f /= static_cast<float>(c.factor); break;
-        case RopeScaling::yarn: f = yarn(c, static_cast<float>(d), wave); break;
-        case RopeScaling::llama3: f = llama3(c, f); break;
+        case RopeScaling::ntk:
+          break;
+        case RopeScaling::linear:
+          f /= static_cast<float>(c.factor);
+          break;
+        case RopeScaling::yarn:
+          f = yarn(c, static_cast<float>(d), wave);
+          break;
+        case RopeScaling::llama3:
+          f = llama3(c, f);
+          break;
       }
       if (!c.freq_factors.empty()) f /= c.freq_factors[d];
     }
@@ -122,7 +130,8 @@ class Rope {
     for (const float f : c.freq_factors)
       require(positive(static_cast<double>(f)), "RopeConfig.freq_factors", "must be positive, got " + std::to_string(f));
     if (c.scaling == RopeScaling::yarn || c.scaling == RopeScaling::llama3)
-      require(c.original_context > 0, "RopeConfig.original_context", "must be positive, got " + std::to_string(c.original_context));
+      require(c.original_context > 0, "RopeConfig.original_context",
+              "must be positive, got " + std::to_string(c.original_context));
     if (c.scaling == RopeScaling::yarn)
       require(c.theta > 1 && positive(c.beta_fast) && positive(c.beta_slow), "RopeConfig",
               "yarn needs theta above 1 and positive beta_fast and beta_slow");

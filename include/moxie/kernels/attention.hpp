@@ -109,7 +109,8 @@ MOXIE_INLINE void attention_softmax(float* s, std::int64_t begin, std::int64_t e
   F x[vectors], largest = none;
   for (std::int64_t v = 0; v < vectors; ++v) {
     const F j = iota + F(static_cast<float>(v * lanes));
-    x[v] = xsimd::select((j >= F(static_cast<float>(begin))) & (j < F(static_cast<float>(end))), F::load_aligned(s + v * lanes), none);
+    x[v] = xsimd::select((j >= F(static_cast<float>(begin))) & (j < F(static_cast<float>(end))), F::load_aligned(s + v * lanes),
+                         none);
     largest = xsimd::max(largest, x[v]);
   }
   max = reduce_max(largest);
@@ -124,7 +125,8 @@ MOXIE_INLINE void attention_softmax(float* s, std::int64_t begin, std::int64_t e
 
 /// Brings the running maximum and sum of n queries up to date with a page's, and gives the factors of both.
 template <class A>
-void attention_merge(std::int64_t n, const float* page_max, const float* page_sum, float* max, float* sum, float* alpha, float* beta) {
+void attention_merge(std::int64_t n, const float* page_max, const float* page_sum, float* max, float* sum, float* alpha,
+                     float* beta) {
   using F = Floats<A>;
   constexpr auto lanes = static_cast<std::int64_t>(F::size);
   alignas(64) float m[F::size], l[F::size];
@@ -149,8 +151,9 @@ void attend(const AttentionTile& t) {
   float* scores = out + lanes * values;                // [queries][64]
   float* transposed = scores + lanes * kv_page;        // latent: [64][lanes]
   float* max = transposed + lanes * kv_page;
-  float *sum = max + lanes, *page_max = sum + lanes, *page_sum = page_max + lanes, *alpha = page_sum + lanes, *beta = alpha + lanes;
-  float* floats = max + 8 * lanes;                     // a page's keys or values
+  float *sum = max + lanes, *page_max = sum + lanes, *page_sum = page_max + lanes, *alpha = page_sum + lanes,
+        *beta = alpha + lanes;
+  float* floats = max + 8 * lanes;  // a page's keys or values
 
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* from = t.q + i / t.heads * t.q_stride + i % t.heads * t.k_dim;
@@ -172,33 +175,45 @@ void attend(const AttentionTile& t) {
   for (std::int64_t page = first_page; page < end_page; ++page) {
     const std::int64_t base = page * kv_page;
     const auto begin_of = [&](std::int64_t row) { return first_key(row) > base ? first_key(row) - base : 0; };
-    const auto end_of = [&](std::int64_t row) { return t.position + row + 1 < base + kv_page ? t.position + row + 1 - base : kv_page; };
+    const auto end_of = [&](std::int64_t row) {
+      return t.position + row + 1 < base + kv_page ? t.position + row + 1 - base : kv_page;
+    };
     std::int64_t first_row = base > t.position ? base - t.position : 0, end_row = t.rows;
     while (begin_of(end_row - 1) >= kv_page) --end_row;
     const std::int64_t begin = first_row * t.heads, end = end_row * t.heads;
 
-    const float* keys = attention_floats<A>(t.pages[page] + t.key_offset, t.type, kv_page * (Latent ? value_stride : t.k_dim), floats);
+    const float* keys =
+        attention_floats<A>(t.pages[page] + t.key_offset, t.type, kv_page * (Latent ? value_stride : t.k_dim), floats);
     if constexpr (Latent) {
       attention_product<A, false>({keys, value_stride, q, lanes, transposed, lanes, t.k_dim, nullptr, nullptr}, kv_page, lanes);
       for (std::int64_t i = begin; i < end; ++i)
         for (std::int64_t j = 0; j < kv_page; ++j) scores[i * kv_page + j] = transposed[j * lanes + i];
     } else {
-      attention_product<A, false>({q + begin * t.k_dim, t.k_dim, keys, kv_page, scores + begin * kv_page, kv_page, t.k_dim, nullptr, nullptr},
-                                  end - begin, kv_page);
+      attention_product<A, false>(
+          {q + begin * t.k_dim, t.k_dim, keys, kv_page, scores + begin * kv_page, kv_page, t.k_dim, nullptr, nullptr},
+          end - begin, kv_page);
     }
     float* partial = split ? t.partials + (page - first_page) * attention_partial(queries, t.v_dim) : nullptr;
     float* largest = split ? partial + queries * values : page_max;
     float* total = split ? largest + lanes : page_sum;
     for (std::int64_t i = begin; i < end; ++i)
       attention_softmax<A>(scores + i * kv_page, begin_of(i / t.heads), end_of(i / t.heads), largest[i], total[i]);
-    if (!split) attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
+    if (!split)
+      attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
 
     const float* v = Latent ? keys : attention_floats<A>(t.pages[page] + t.value_offset, t.type, kv_page * value_stride, floats);
     for (std::int64_t row = first_row; row < end_row;) {  // neighbours that see the same keys together
       const std::int64_t from = begin_of(row), to = end_of(row), i = row * t.heads;
       while (row < end_row && begin_of(row) == from && end_of(row) == to) ++row;
-      const AttentionProduct product{scores + i * kv_page + from, kv_page, v + from * value_stride, value_stride,
-                                     (split ? partial : out) + i * values, values, to - from, alpha + i, beta + i};
+      const AttentionProduct product{scores + i * kv_page + from,
+                                     kv_page,
+                                     v + from * value_stride,
+                                     value_stride,
+                                     (split ? partial : out) + i * values,
+                                     values,
+                                     to - from,
+                                     alpha + i,
+                                     beta + i};
       if (split)
         attention_product<A, false>(product, row * t.heads - i, values);
       else
@@ -215,7 +230,8 @@ void attend(const AttentionTile& t) {
 template <class A>
 void merge_attention(const AttentionMerge& t) {
   using F = Floats<A>;
-  const std::int64_t lanes = (t.queries + 15) / 16 * 16, values = kv_row_stride(t.v_dim), size = attention_partial(t.queries, t.v_dim);
+  const std::int64_t lanes = (t.queries + 15) / 16 * 16, values = kv_row_stride(t.v_dim),
+                     size = attention_partial(t.queries, t.v_dim);
   float *max = t.state + t.queries * values, *sum = max + lanes, *alpha = sum + lanes, *beta = alpha + lanes;
   if (t.first) {
     for (std::int64_t i = 0; i < t.queries * values; ++i) t.state[i] = 0.0f;
@@ -227,7 +243,8 @@ void merge_attention(const AttentionMerge& t) {
     attention_merge<A>(t.queries, page_max, page_max + lanes, max, sum, alpha, beta);
     for (std::int64_t i = 0; i < t.queries; ++i)
       for (std::int64_t d = i * values; d < (i + 1) * values; d += static_cast<std::int64_t>(F::size))
-        madd(F::load_unaligned(t.state + d), F(alpha[i]), F::load_unaligned(partial + d) * F(beta[i])).store_unaligned(t.state + d);
+        madd(F::load_unaligned(t.state + d), F(alpha[i]), F::load_unaligned(partial + d) * F(beta[i]))
+            .store_unaligned(t.state + d);
   }
   if (t.out)
     for (std::int64_t i = 0; i < t.queries; ++i)

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <moxie/core/dtype.hpp>
+#include <moxie/core/floats.hpp>
 
 namespace moxie::kernels {
 
@@ -14,24 +15,25 @@ namespace moxie::kernels {
 inline constexpr std::int64_t kv_page = 64;
 
 /// Elements from one value (or latent) row of a page to the next: whole AVX-512 registers.
-constexpr std::int64_t kv_row_stride(std::int64_t dim) noexcept { return (dim + 15) / 16 * 16; }
+MOXIE_INLINE constexpr std::int64_t kv_row_stride(std::int64_t dim) noexcept { return (dim + 15) / 16 * 16; }
 
-/// Query head h of row r, [k_dim], is at q + r * q_stride + h * k_dim; its result, [v_dim], goes to out + r * out_stride + h * v_dim.
-/// Row r is at `position + r` and sees the keys of positions [0, position + r], of those the last `window` if that is not 0.
+/// Query head h of row r, [k_dim], is at q + r * q_stride + h * k_dim; its result, [v_dim], goes to out + r * out_stride + h *
+/// v_dim. Row r is at `position + r` and sees the keys of positions [0, position + r], of those the last `window` if that is not
+/// 0.
 struct AttentionTile {
-  const std::byte* const* pages;      ///< page p holds positions [64 p, 64 p + 64)
-  std::size_t key_offset;             ///< bytes from a page's start to keys [k_dim][64], or to latent rows [64][kv_row_stride(k_dim)]
-  std::size_t value_offset;           ///< to values [64][kv_row_stride(v_dim)]; latent: not used, values are the rows' first v_dim
-  Dtype type;                         ///< of both: F32, F16 or BF16
+  const std::byte* const* pages;  ///< page p holds positions [64 p, 64 p + 64)
+  std::size_t key_offset;         ///< bytes from a page's start to keys [k_dim][64], or to latent rows [64][kv_row_stride(k_dim)]
+  std::size_t value_offset;       ///< to values [64][kv_row_stride(v_dim)]; latent: not used, values are the rows' first v_dim
+  Dtype type;                     ///< of both: F32, F16 or BF16
   std::int64_t k_dim, v_dim;
   std::int64_t position, rows, heads;
-  std::int64_t window;                ///< 0: none
-  float scale;                        ///< of q . k before the softmax
+  std::int64_t window;  ///< 0: none
+  float scale;          ///< of q . k before the softmax
   const float* q;
   std::int64_t q_stride;
   float* out;
   std::int64_t out_stride;
-  float* scratch;                     ///< attention_scratch(..) floats, aligned to 64 bytes
+  float* scratch;  ///< attention_scratch(..) floats, aligned to 64 bytes
   /// Not nullptr: only pages [page_begin, page_end) of a tile of one row, which sees them; each page's partial result goes
   /// to its attention_partial(..) floats here, for AttentionMerge. `out` is not used.
   float* partials = nullptr;
@@ -48,14 +50,14 @@ struct AttentionMerge {
 };
 
 /// Floats of scratch memory for a tile of rows * heads queries.
-constexpr std::int64_t attention_scratch(std::int64_t queries, std::int64_t k_dim, std::int64_t v_dim) noexcept {
+MOXIE_INLINE constexpr std::int64_t attention_scratch(std::int64_t queries, std::int64_t k_dim, std::int64_t v_dim) noexcept {
   const std::int64_t lanes = (queries + 15) / 16 * 16, keys = kv_row_stride(k_dim), values = kv_row_stride(v_dim);
   return lanes * (keys + values + 2 * kv_page + 8) + kv_page * (keys > values ? keys : values);
 }
 
 /// Floats of a partial result: values [queries][kv_row_stride(v_dim)], then largest score and sum of each query, and room
 /// for two factors; 64 byte multiples.
-constexpr std::int64_t attention_partial(std::int64_t queries, std::int64_t v_dim) noexcept {
+MOXIE_INLINE constexpr std::int64_t attention_partial(std::int64_t queries, std::int64_t v_dim) noexcept {
   return queries * kv_row_stride(v_dim) + 4 * ((queries + 15) / 16 * 16);
 }
 
