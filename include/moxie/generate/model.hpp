@@ -47,6 +47,34 @@ struct ModelInfo {
   double load_seconds = 0.0;
 };
 
+/// Sizes of a model by its description; path and load_seconds stay empty.
+inline ModelInfo count_parameters(const ModelConfig& config, const TensorMap& tensors) {
+  ModelInfo info;
+  for (const auto& [name, tensor] : tensors.all()) {
+    info.file_bytes += tensor.bytes;
+    info.parameters += static_cast<std::uint64_t>(tensor.elements());
+  }
+  if (info.parameters > 0) info.bits_per_weight = 8.0 * static_cast<double>(info.file_bytes) / static_cast<double>(info.parameters);
+  const auto expert = static_cast<std::uint64_t>(3 * config.moe.hidden_size * config.moe.moe_intermediate_size);
+  const auto idle = static_cast<std::uint64_t>(config.moe.router.n_experts - config.moe.router.top_k) * expert * static_cast<std::uint64_t>(config.n_moe_layers());
+  const auto embedding = static_cast<std::uint64_t>(config.vocab_size * config.hidden_size);
+  info.active_parameters = info.parameters - std::min(info.parameters, idle + embedding);
+  return info;
+}
+
+/// The chat template of a folder: of chat_template.jinja, else of tokenizer_config.json (where it has several, the one called "default"); may be empty.
+inline std::string hf_chat_template(const HfFolder& folder) {
+  if (std::optional<std::string> text = folder.load_chat_template()) return *text;
+  if (!folder.tokenizer_config.is_object() || !folder.tokenizer_config.contains("chat_template")) return {};
+  const nlohmann::json& field = folder.tokenizer_config["chat_template"];
+  if (field.is_string()) return field.get<std::string>();
+  if (!field.is_array()) return {};
+  for (const nlohmann::json& entry : field)
+    if (entry.is_object() && entry.value("name", nlohmann::json()) == "default" && entry.contains("template") && entry["template"].is_string())
+      return entry["template"].get<std::string>();
+  return {};
+}
+
 class Model {
  public:
   /// Loads a GGUF file (the first part of a split one) or a Hugging Face folder. Throws FormatError, UnsupportedError or SystemError.
@@ -137,10 +165,7 @@ class Model {
     const HfFolder folder = HfFolder::open(path);
     if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json")) take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
     build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors());
-    std::string chat_template = folder.load_chat_template().value_or("");
-    if (chat_template.empty() && folder.tokenizer_config.is_object() && folder.tokenizer_config.contains("chat_template") && folder.tokenizer_config["chat_template"].is_string())
-      chat_template = folder.tokenizer_config["chat_template"].get<std::string>();
-    take_chat_format(state, chat_template);
+    take_chat_format(state, hf_chat_template(folder));
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
       const nlohmann::json& eos = folder.generation_config["eos_token_id"];
       for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array({eos}))
@@ -180,20 +205,10 @@ class Model {
     if (state.tokenizer && static_cast<std::int64_t>(state.tokenizer->vocab_size()) > config.vocab_size)
       throw FormatError({state.info.path, {}, {}}, "the tokenizer has " + std::to_string(state.tokenizer->vocab_size()) + " tokens, the model's embedding only " +
                                                        std::to_string(config.vocab_size));
-    count(state.info, config, tensors);
+    ModelInfo info = count_parameters(config, tensors);
+    info.path = std::move(state.info.path);
+    state.info = std::move(info);
     state.decoder = std::make_unique<const Decoder>(state.context, config, description.tensors, tensors, state.options.progress);
-  }
-
-  static void count(ModelInfo& info, const ModelConfig& config, const TensorMap& tensors) {
-    for (const auto& [name, tensor] : tensors.all()) {
-      info.file_bytes += tensor.bytes;
-      info.parameters += static_cast<std::uint64_t>(tensor.elements());
-    }
-    if (info.parameters > 0) info.bits_per_weight = 8.0 * static_cast<double>(info.file_bytes) / static_cast<double>(info.parameters);
-    const auto expert = static_cast<std::uint64_t>(3 * config.moe.hidden_size * config.moe.moe_intermediate_size);
-    const auto idle = static_cast<std::uint64_t>(config.moe.router.n_experts - config.moe.router.top_k) * expert * static_cast<std::uint64_t>(config.n_moe_layers());
-    const auto embedding = static_cast<std::uint64_t>(config.vocab_size * config.hidden_size);
-    info.active_parameters = info.parameters - std::min(info.parameters, idle + embedding);
   }
 
   std::shared_ptr<const State> state_;

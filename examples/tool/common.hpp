@@ -1,0 +1,114 @@
+#pragma once
+// What the tool's commands share: common options, loading with a progress bar, wrong usage, interrupts.
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <utility>
+
+#include <CLI/CLI.hpp>
+
+#include <moxie/moxie.hpp>
+
+namespace tool {
+
+/// What is run after the command line has been read; the result is the exit code.
+using Run = std::function<int()>;
+
+/// Wrong usage: the program ends with code 2. `option` as the user writes it.
+[[noreturn]] inline void wrong_usage(const std::string& option, const std::string& message) { throw CLI::ValidationError(option, message); }
+
+struct CommonOptions {
+  int threads = 0;
+  std::string activations = "int8", kv = "f16";
+  std::int64_t chunk = 512, batch = 8;
+
+  void add(CLI::App& command) {
+    command.add_option("--threads", threads, "threads; 0: one for each processor")->check(CLI::Range(0, 4096))->capture_default_str();
+    command.add_option("--activations", activations, "type of activations in matrix products")->check(CLI::IsMember({"int8", "f32"}))->capture_default_str();
+    command.add_option("--kv", kv, "type of the KV cache")->check(CLI::IsMember({"f16", "bf16", "f32"}))->capture_default_str();
+    command.add_option("--chunk", chunk, "rows of a forward pass at most")->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))->capture_default_str();
+    command.add_option("--batch", batch, "sequences that are scored together at most")
+        ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
+        ->capture_default_str();
+  }
+};
+
+/// Set by SIGINT and SIGTERM where a command takes them over.
+inline std::atomic<int>& interrupted() {
+  static std::atomic<int> signal{0};
+  static_assert(std::atomic<int>::is_always_lock_free);
+  return signal;
+}
+
+/// From here on SIGINT and SIGTERM only set interrupted(); reads from the terminal return early.
+inline void take_interrupts() {
+  interrupted();  // constructed before a handler can run
+  struct sigaction action {};
+  action.sa_handler = [](int signal) { interrupted().store(signal); };
+  sigemptyset(&action.sa_mask);
+  for (const int signal : {SIGINT, SIGTERM}) ::sigaction(signal, &action, nullptr);
+}
+
+inline void stop_when_interrupted() {
+  if (interrupted().load() != 0) throw moxie::Cancelled("interrupted");
+}
+
+/// A bar on stderr, when that is a terminal; it is wiped out at the end.
+class Progress {
+ public:
+  explicit Progress(std::string label) : label_(std::move(label)), shown_(::isatty(STDERR_FILENO) == 1), start_(Clock::now()), last_(start_) {}
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  ~Progress() {
+    if (drawn_) std::fputs("\r\x1b[K", stderr);
+  }
+
+  template <class T>
+  void operator()(T done, T total) {
+    const Clock::time_point now = Clock::now();
+    if (!shown_ || total == 0 || now - last_ < std::chrono::milliseconds(100)) return;
+    last_ = now;
+    drawn_ = true;
+    const double share = std::min(1.0, static_cast<double>(done) / static_cast<double>(total));
+    const double seconds = std::chrono::duration<double>(now - start_).count();
+    const std::string bar(static_cast<std::size_t>(share * 40.0), '#');
+    std::fprintf(stderr, "\r\x1b[K%s [%-40s] %3.0f%%", label_.c_str(), bar.c_str(), share * 100.0);
+    if (share > 0.02) std::fprintf(stderr, "  %.0f s left", seconds / share * (1.0 - share));
+    std::fflush(stderr);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string label_;
+  bool shown_, drawn_ = false;
+  Clock::time_point start_, last_;
+};
+
+inline moxie::Model load_model(const std::string& path, const CommonOptions& options) {
+  moxie::LoadOptions load;
+  load.threads = options.threads;
+  load.activations = options.activations == "f32" ? moxie::Activations::f32 : moxie::Activations::int8;
+  load.kv = options.kv == "f32" ? moxie::KvType::f32 : options.kv == "bf16" ? moxie::KvType::bf16 : moxie::KvType::f16;
+  load.chunk = options.chunk;
+  Progress bar("loading");
+  load.progress = [&](std::uint64_t done, std::uint64_t total) {
+    stop_when_interrupted();
+    bar(done, total);
+  };
+  return moxie::Model::load(path, load);
+}
+
+inline double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+inline double per_second(std::int64_t n, double seconds) { return seconds > 0.0 ? static_cast<double>(n) / seconds : 0.0; }
+
+}  // namespace tool

@@ -1,0 +1,126 @@
+#pragma once
+// JSON lines in, JSON out, with every error of reading and writing reported.
+//
+// Floating-point numbers are written with the fewest digits that give the same float again.
+
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include <nlohmann/json.hpp>
+
+#include <moxie/core/error.hpp>
+#include <moxie/core/platform.hpp>
+#include <moxie/io/json_text.hpp>
+
+namespace tool {
+
+/// The objects of a file of JSON lines ("-": standard input). Blank lines are passed over.
+class JsonLines {
+ public:
+  explicit JsonLines(const std::string& path) : name_(path == "-" ? "standard input" : path), in_(&std::cin) {
+    if (path == "-") return;
+    std::error_code error;
+    if (std::filesystem::is_directory(path, error)) throw moxie::SystemError({path, {}, {}}, "is a folder; name a file of JSON lines");
+    file_.open(path, std::ios::binary);
+    if (!file_) throw moxie::SystemError({path, {}, {}}, std::string("cannot open the file: ") + std::strerror(errno));
+    in_ = &file_;
+  }
+
+  /// The next object; false at the end. Throws FormatError that names file and line.
+  bool next(nlohmann::json& object) {
+    std::string text;
+    while (std::getline(*in_, text)) {
+      ++line_;
+      if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
+      parse(text, object);
+      if (!object.is_object()) fail(std::string("must be a JSON object, is ") + object.type_name());
+      return true;
+    }
+    if (in_->bad()) throw moxie::SystemError({name_, {}, {}}, "cannot read");
+    return false;
+  }
+
+  std::size_t line() const noexcept { return line_; }
+  std::string place(std::size_t line) const { return name_ + ":" + std::to_string(line); }
+  [[noreturn]] void fail(const std::string& message) const { throw moxie::FormatError({place(line_), {}, {}}, message); }
+
+ private:
+  void parse(const std::string& text, nlohmann::json& object) const {
+    moxie::check_json_bounds(text, place(line_), 50'000'000);
+    try {
+      object = nlohmann::json::parse(text);
+    } catch (const nlohmann::json::exception& error) {
+      std::string message = moxie::json_error_text(error.what());
+      const auto* syntax = dynamic_cast<const nlohmann::json::parse_error*>(&error);
+      if (const auto column = message.find("column "); column != std::string::npos)
+        if (const auto colon = message.find(": ", column); colon != std::string::npos) message.erase(0, colon + 2);
+      throw moxie::FormatError({place(line_), "JSON", syntax && syntax->byte > 0 ? std::optional<std::uint64_t>(syntax->byte - 1) : std::nullopt}, message);
+    }
+  }
+
+  std::string name_;
+  std::ifstream file_;
+  std::istream* in_;
+  std::size_t line_ = 0;
+};
+
+/// Standard output, or a file that appears under its name when finish() is called.
+class Output {
+ public:
+  explicit Output(const std::string& path = {}) {
+    if (!path.empty()) file_ = std::make_unique<moxie::AtomicFile>(path);
+  }
+
+  void write(std::string_view text) {
+    if (file_) return file_->write(text.data(), text.size());
+    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
+      throw moxie::SystemError({"standard output", {}, {}}, std::string("cannot write: ") + std::strerror(errno));
+  }
+  void finish() {
+    if (file_) file_->commit();
+  }
+
+ private:
+  std::unique_ptr<moxie::AtomicFile> file_;
+};
+
+template <class T>
+void append_number(std::string& out, T value) {
+  char digits[32];
+  out.append(digits, std::to_chars(digits, digits + sizeof digits, value).ptr);
+}
+inline void append_json(std::string& out, std::int32_t value) { append_number(out, value); }
+inline void append_json(std::string& out, std::int64_t value) { append_number(out, value); }
+inline void append_json(std::string& out, float value) {
+  if (!std::isfinite(value)) throw moxie::Error("the model's output is not finite: its weights are broken, or too large for these activations");
+  append_number(out, value);
+}
+inline void append_json(std::string& out, std::string_view text) {
+  out += nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+/// [f(0), f(1), ..]
+template <class F>
+void append_list(std::string& out, std::int64_t n, F&& f) {
+  out += '[';
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (i > 0) out += ',';
+    f(i);
+  }
+  out += ']';
+}
+template <class Range>
+void append_json_list(std::string& out, const Range& values) {
+  append_list(out, static_cast<std::int64_t>(values.size()), [&](std::int64_t i) { append_json(out, values[static_cast<std::size_t>(i)]); });
+}
+
+}  // namespace tool
