@@ -104,9 +104,10 @@ struct Ops<Avx2> {
                                   : P::codes == Codes::s8                 ? signed_codes
                                   : P::codes == Codes::u4 || P::zero != 0 ? eight_sums
                                                                           : four_sums;
-  /// Of 16 registers a token takes 2 (the int16 sums of 8 rows each); others: 2 of codes, one broadcast, one product. Float sums live in cache.
+  /// Of 16 registers a token takes 2 (the int16 sums of 8 rows each); others: 2 of codes, one broadcast,
+  /// one product (and ones, or the codes' absolute values). Float sums live in cache.
   template <int kind>
-  static constexpr int tile = kind == halves || kind == signed_codes ? 4 : 6;
+  static constexpr int tile = kind == eight_sums ? 6 : kind == four_sums ? 5 : 4;
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
@@ -139,7 +140,7 @@ struct Ops<Avx2> {
           if constexpr (j.value == 0)
             sums[t] = {lo, hi};
           else
-            sums[t] = {_mm256_add_epi32(sums[t].lo, lo), _mm256_add_epi32(sums[t].hi, hi)};
+            sums[t] = {sum32(sums[t].lo, lo), sum32(sums[t].hi, hi)};
         });
       });
     } else {
@@ -154,12 +155,12 @@ struct Ops<Avx2> {
             if constexpr (j.value == 0) {
               if constexpr (start) {
                 const __m256i s = broadcast(start_at + 4 * t);
-                lanes[t] = {_mm256_add_epi16(s, lo), _mm256_add_epi16(s, hi)};
+                lanes[t] = {sum16(s, lo), sum16(s, hi)};
               } else {
                 lanes[t] = {lo, hi};
               }
             } else {
-              lanes[t] = {_mm256_add_epi16(lanes[t].lo, lo), _mm256_add_epi16(lanes[t].hi, hi)};
+              lanes[t] = {sum16(lanes[t].lo, lo), sum16(lanes[t].hi, hi)};
             }
           });
         });
@@ -181,6 +182,17 @@ struct Ops<Avx2> {
   }
 
  private:
+  // Compilers must not balance the additions of a lane into a tree: its leaves would not fit in registers.
+  MOXIE_INLINE static __m256i sum16(__m256i a, __m256i b) noexcept {
+    a = _mm256_add_epi16(a, b);
+    __asm__("" : "+x"(a));
+    return a;
+  }
+  MOXIE_INLINE static __m256i sum32(__m256i a, __m256i b) noexcept {
+    a = _mm256_add_epi32(a, b);
+    __asm__("" : "+x"(a));
+    return a;
+  }
   MOXIE_INLINE static __m128i load_128(const std::byte* p) noexcept { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
   MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   MOXIE_INLINE static __m256i broadcast(const std::byte* p) noexcept { return _mm256_set1_epi32(static_cast<int>(load_u32(p))); }

@@ -39,6 +39,13 @@ inline constexpr int max_tokens = 96;
 // 96 rows x 16 blocks: 66 KB, a small part of a second-level cache; also 24 rows of 2048 inputs, whose panels are then read in one sweep.
 inline constexpr int activation_bytes = max_tokens * stage_blocks * token_block_bytes;
 
+// How far ahead the direct path fetches: 2 KB are 7 blocks of 4 bits, some 100 ns, the latency of memory.
+inline constexpr int direct_ahead = 2048;
+
+/// Bytes of a block of 32 inputs of a panel, scales included.
+template <class Format>
+inline constexpr int block_bytes = Panel<Format>::chunk_bytes / (Panel<Format>::chunk / block_k);
+
 template <class Format>
 MOXIE_INLINE constexpr std::int64_t panel_bytes(std::int64_t k) noexcept {
   return (k / Panel<Format>::chunk * Panel<Format>::chunk_bytes + 63) / 64 * 64;
@@ -113,7 +120,10 @@ struct TileSums<A, tokens, false> {
   float* memory;
   MOXIE_INLINE explicit TileSums(float* sums) noexcept : memory(sums) {}
   MOXIE_INLINE typename O::F get(int t) const noexcept { return O::load(memory + panel_rows * t); }
-  MOXIE_INLINE void set(int t, typename O::F x) noexcept { O::store(memory + panel_rows * t, x); }
+  MOXIE_INLINE void set(int t, typename O::F x) noexcept {
+    O::store(memory + panel_rows * t, x);
+    __asm__("" ::: "memory");  // or a compiler keeps the sums in the registers that the integer sums need
+  }
   MOXIE_INLINE void finish() noexcept {}
 };
 
@@ -132,11 +142,14 @@ MOXIE_INLINE void add_block(Code&& code, typename Ops<A>::F scale, typename Ops<
   });
 }
 
+/// Staged blocks for a tile; for each of them `ahead_step` bytes from `ahead` on are brought into the second-level cache.
 template <class A, class W, int tokens>
-[[gnu::noinline]] void run_tile(const std::byte* staged, int blocks, const std::byte* tile, float* sums) noexcept {
+[[gnu::noinline]] void run_tile(const std::byte* staged, int blocks, const std::byte* tile, float* sums, const std::byte* ahead, int ahead_step) noexcept {
   using O = Ops<A>;
   TileSums<A, tokens> acc(sums);
   for (int b = 0; b < blocks; ++b, staged += staged_bytes, tile += tokens * token_block_bytes) {
+    for (int i = 0; i < ahead_step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+    ahead += ahead_step;
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return O::load_bytes(staged + 64 * j.value); };
     typename O::F offset = O::set1(0);
     typename O::Ints halves[2]{};
@@ -150,19 +163,22 @@ template <class A, class W, int tokens>
   acc.finish();
 }
 
-/// All tiles of `tokens` rows over the staged blocks; a tile's blocks begin `skipped` blocks after its start.
+/// All tiles of `tokens` rows over the staged blocks; a tile's blocks begin `skipped` blocks after its start. The first tile
+/// fetches the panel's next blocks, which would wait for memory when they are staged.
 template <class A, class W>
-void run_tiles(const std::byte* staged, int blocks, const std::byte* tiles, int tile_blocks, int skipped, int tokens, float* sums) noexcept {
+void run_tiles(const std::byte* staged, int blocks, const std::byte* tiles, int tile_blocks, int skipped, int tokens, float* sums,
+               const std::byte* ahead, int ahead_step) noexcept {
   for (int t = 0; t < tokens;) {
     const int size = next_tile<W::tile>(tokens - t);
     const std::byte* tile = tiles + (static_cast<std::ptrdiff_t>(t) * tile_blocks + static_cast<std::ptrdiff_t>(size) * skipped) * token_block_bytes;
     float* to = sums + panel_rows * t;
-    if (size == W::tile) run_tile<A, W, W::tile>(staged, blocks, tile, to);
-    else if (W::tile > 8 && size == 8) run_tile<A, W, (W::tile > 8 ? 8 : 1)>(staged, blocks, tile, to);
-    else if (size == 4) run_tile<A, W, 4>(staged, blocks, tile, to);
-    else if (size == 3) run_tile<A, W, 3>(staged, blocks, tile, to);
-    else if (size == 2) run_tile<A, W, 2>(staged, blocks, tile, to);
-    else run_tile<A, W, 1>(staged, blocks, tile, to);
+    const int step = t == 0 ? ahead_step : 0;
+    if (size == W::tile) run_tile<A, W, W::tile>(staged, blocks, tile, to, ahead, step);
+    else if (W::tile > 8 && size == 8) run_tile<A, W, (W::tile > 8 ? 8 : 1)>(staged, blocks, tile, to, ahead, step);
+    else if (size == 4) run_tile<A, W, 4>(staged, blocks, tile, to, ahead, step);
+    else if (size == 3) run_tile<A, W, 3>(staged, blocks, tile, to, ahead, step);
+    else if (size == 2) run_tile<A, W, 2>(staged, blocks, tile, to, ahead, step);
+    else run_tile<A, W, 1>(staged, blocks, tile, to, ahead, step);
     t += size;
   }
 }
@@ -218,6 +234,7 @@ template <class A, class Format, int tokens>
   using O = Ops<A>;
   TileSums<A, tokens> acc(sums);
   for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
+    for (int i = 0; i < block_bytes<Format>; i += 64) __builtin_prefetch(chunk + b * block_bytes<Format> + direct_ahead + i);
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk, b); };
     typename O::Ints halves[2]{};
     halves_of<A, Format>(chunk, b, halves);
@@ -269,7 +286,8 @@ void matmul_int8(const MatmulArgs& m) noexcept {
           for (int skipped = 0; skipped < blocks; skipped += stage_blocks) {
             const int n = blocks - skipped < stage_blocks ? blocks - skipped : stage_blocks;
             stage<A, Format>(panel, first + skipped, n, staged);
-            run_tiles<A, W>(staged, n, tiles, blocks, skipped, tokens, sums);
+            const std::byte* ahead = panel + (first + skipped + n) * block_bytes<Format>;
+            run_tiles<A, W>(staged, n, tiles, blocks, skipped, tokens, sums, ahead, block_bytes<Format>);
           }
         }
         for (int t = 0; t < tokens; ++t) __builtin_memcpy(out + t * m.out_stride, sums + panel_rows * t, columns * sizeof(float));
