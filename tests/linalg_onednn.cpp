@@ -95,15 +95,15 @@ TEST_CASE("oneDNN matrix: products agree with sums in double") {
       for (Index o = 0; o < p.n; ++o) {
         double sum = 0, magnitude = 0;
         for (Index i = 0; i < p.k; ++i) {
-          float value = p.x[at(r * padded(p.k) + i)];
-          if (p.dtype == Dtype::BF16) value = moxie::bf16_to_f32(moxie::f32_to_bf16(value));
+          const float value = p.x[at(r * padded(p.k) + i)];
           const double product = static_cast<double>(value) * static_cast<double>(p.w[at(o * p.k + i)]);
           sum += product;
           magnitude += std::abs(product);
         }
         worst = std::max(worst, std::abs(static_cast<double>(out[at(r * p.n + o)]) - sum) / magnitude);
       }
-    CHECK(worst < 4e-7);
+    // bf16 weights: an activation keeps 16 bits in two parts, so a product is within 2^-17.
+    CHECK(worst < (p.dtype == Dtype::BF16 ? 8e-6 : 4e-7));
   });
 }
 

@@ -1,5 +1,8 @@
 #pragma once
-// Linear: a weight matrix [outputs, inputs] of any format, packed into panels, times a batch of rows.
+// Linear: a weight matrix [outputs, inputs] of any format, packed, times a batch of rows.
+//
+// F32 and BF16 matrices of files go through oneDNN on the fast path (Activations::int8), where it supports them; everything else, and the
+// reference path, through panels and the kernels.
 //
 // y[r][o] = sum over i of w[o][i] * x[r][i]. Every element has one order of summation, fixed by the matrix's shape, so its
 // bits depend neither on the other rows, nor on how columns are shared out to threads.
@@ -9,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +21,7 @@
 #include <moxie/core/memory.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/linalg/context.hpp>
+#include <moxie/linalg/onednn.hpp>
 #include <moxie/linalg/prepared_rows.hpp>
 #include <moxie/quant/formats.hpp>
 
@@ -32,6 +37,10 @@ class Linear {
   static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr, const TensorView* scale_inv = nullptr) {
     if (weight.shape.size() != 2) throw ArgumentError(weight.place(), "a matrix [outputs, inputs] is needed, got shape " + weight.shape_text());
     Linear linear(context, weight.dtype, weight.shape[0], weight.shape[1], weight.place());
+    if (context.activations == Activations::int8 && OneDnnMatrix::supports(weight.dtype) && linear.outputs_ >= OneDnnMatrix::chunk_outputs) {
+      linear.pack_onednn(context, weight, source);
+      return linear;
+    }
     if (scale_inv && !linear.kernels_->pack_scaled) throw ArgumentError(weight.place(), "only F8_E4M3 weights have block scales");
     linear.pack_panels(context, [&](Index row, std::byte*) { return weight.data + static_cast<std::uint64_t>(row) * weight.row_stride(); },
                        [&](Index first, Index count) {
@@ -59,16 +68,17 @@ class Linear {
   Index inputs() const noexcept { return inputs_; }
   Dtype dtype() const noexcept { return dtype_; }
   bool empty() const noexcept { return outputs_ == 0; }
-  std::size_t bytes() const noexcept { return panels_.capacity_bytes(); }
+  std::size_t bytes() const noexcept { return panels_.capacity_bytes() + (onednn_ ? onednn_->bytes() : 0); }
   /// Column ranges of multiply() begin at multiples of this.
-  Index granularity() const noexcept { return kernels::panel_rows; }
+  Index granularity() const noexcept { return onednn_ ? OneDnnMatrix::chunk_outputs : kernels::panel_rows; }
   /// Which form of activations multiply() reads.
   bool takes_int8(Activations activations) const noexcept { return activations == Activations::int8 && kernels_->int8; }
 
   /// Columns [begin, end) of the listed rows (nullptr: rows 0..n_rows-1), from any thread. Row i of the list goes to out + i * out_stride,
   /// column 0 at its start.
   void multiply(const kernels::ActivationRows& a, Activations activations, const std::int32_t* rows, Index n_rows, Index begin, Index end, float* out,
-                Index out_stride) const noexcept {
+                Index out_stride) const {
+    if (onednn_) return onednn_->multiply(a.x, rows, n_rows, begin, end, out, out_stride);
     const kernels::MatmulArgs args{panels_.data(), outputs_, padded_inputs(), begin / kernels::panel_rows,
                                    (end + kernels::panel_rows - 1) / kernels::panel_rows, a, rows, n_rows, out, out_stride};
     (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
@@ -76,9 +86,9 @@ class Linear {
 
   /// All columns of all rows, shared out to the threads by column ranges.
   void forward(const Context& context, const PreparedRows& x, float* out, Index out_stride) const {
-    const Index panels = (outputs_ + kernels::panel_rows - 1) / kernels::panel_rows;
-    // Eight items a thread even out unequal speeds; an item has at least 4 panels, so that taking it costs nothing beside its work.
-    const Index step = std::max<Index>(4, panels / (8 * context.threads.count())) * kernels::panel_rows;
+    // Eight items a thread even out unequal speeds; an item has at least 64 outputs, so that taking it costs nothing beside its work.
+    const Index unit = std::max<Index>(64, granularity());
+    const Index step = std::max<Index>(1, outputs_ / unit / (8 * context.threads.count())) * unit;
     context.threads.for_each((outputs_ + step - 1) / step, [&](std::int64_t item, int) {
       multiply(x.view(), context.activations, nullptr, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out, out_stride);
     });
@@ -122,8 +132,19 @@ class Linear {
     });
   }
 
+  void pack_onednn(const Context& context, const TensorView& weight, const TensorMap* source) {
+    onednn_ = std::make_unique<OneDnnMatrix>(dtype_, outputs_, inputs_);
+    constexpr Index together = 16 * OneDnnMatrix::chunk_outputs;
+    context.threads.for_each((outputs_ + together - 1) / together, [&](std::int64_t item, int) {
+      const Index begin = item * together, end = std::min(outputs_, begin + together);
+      onednn_->pack(begin, end, [&](Index row) { return weight.data + static_cast<std::uint64_t>(row) * weight.row_stride(); });
+      if (source) source->release(weight.slice_rows(begin, end - begin));
+    });
+  }
+
   const kernels::FormatKernels* kernels_ = nullptr;
   AlignedBuffer<std::byte> panels_;
+  std::unique_ptr<OneDnnMatrix> onednn_;  // instead of panels
   Dtype dtype_ = Dtype::F32;
   Index outputs_ = 0, inputs_ = 0;
 };

@@ -12,8 +12,9 @@
 // measured the same speed, narrower ones less.
 //
 // Layout: chunk c holds outputs [64 c, 64 c + 64) in the layout that oneDNN asks for; inputs are padded to a multiple of 32 and
-// outputs to a multiple of 64, with zeros. With bf16 weights the activations are rounded to bf16 (to nearest, ties to even); sums
-// are f32.
+// outputs to a multiple of 64, with zeros. With bf16 weights an activation is the sum of two bf16 numbers, x ~ hi + lo with
+// hi = bf16(x), lo = bf16(x - hi): two products, whose f32 sums are added. That keeps 16 bits of x where one product would keep 8, at the
+// speed of f32 but with half of its weights to read.
 //
 // Errors of oneDNN are thrown as moxie::Error.
 
@@ -128,7 +129,8 @@ class OneDnnMatrix {
       const auto tile_bytes = static_cast<std::size_t>(tile_rows_ * k) * (bf16_ ? 2 : 4);
       const bool in_place = !bf16_ && rows == nullptr;  // whole tiles of x are read where they are
       const Index tiles = (std::min(rows_together, n_rows) + tile_rows_ - 1) / tile_rows_;
-      AlignedBuffer<std::byte> staged(tile_bytes * static_cast<std::size_t>(in_place ? 1 : tiles));
+      const int parts = bf16_ ? 2 : 1;
+      AlignedBuffer<std::byte> staged(tile_bytes * static_cast<std::size_t>(in_place ? 1 : tiles * parts));
       AlignedBuffer<std::byte> scratchpad(scratchpad_.get_size());
       alignas(memory_alignment) float result[most_tile_rows * chunk_outputs];
 
@@ -142,21 +144,31 @@ class OneDnnMatrix {
       const auto whole = [&](Index row) { return in_place && n_rows - row >= tile_rows_; };
       for (Index group = 0; group < n_rows; group += rows_together) {
         const Index group_end = std::min(n_rows, group + rows_together);
-        const auto staged_tile = [&](Index row) {
-          return staged.data() + static_cast<std::size_t>(in_place ? 0 : (row - group) / tile_rows_) * tile_bytes;
+        const auto staged_tile = [&](Index row, int part) {
+          return staged.data() + static_cast<std::size_t>(in_place ? 0 : (row - group) / tile_rows_ * parts + part) * tile_bytes;
         };
         for (Index row = group; row < group_end; row += tile_rows_)
-          if (!whole(row)) stage(x, rows, row, std::min(tile_rows_, group_end - row), staged_tile(row));
+          if (!whole(row))
+            for (int part = 0; part < parts; ++part) stage(x, rows, row, std::min(tile_rows_, group_end - row), part, staged_tile(row, part));
 
         for (Index first = begin; first < end; first += chunk_outputs) {
           arguments[DNNL_ARG_WEIGHTS] = chunks_[static_cast<std::size_t>(first / chunk_outputs)];
           const auto width = static_cast<std::size_t>(std::min(chunk_outputs, end - first));
           for (Index row = group; row < group_end; row += tile_rows_) {
-            source.set_data_handle(whole(row) ? const_cast<float*>(x + row * k) : static_cast<void*>(staged_tile(row)));
-            product_.execute(stream, arguments);
-            stream.wait();
-            for (Index i = 0; i < std::min(tile_rows_, group_end - row); ++i)
-              std::memcpy(out + (row + i) * out_stride + first, result + i * chunk_outputs, width * sizeof(float));
+            for (int part = 0; part < parts; ++part) {
+              source.set_data_handle(whole(row) ? const_cast<float*>(x + row * k) : static_cast<void*>(staged_tile(row, part)));
+              product_.execute(stream, arguments);
+              stream.wait();
+              for (Index i = 0; i < std::min(tile_rows_, group_end - row); ++i) {
+                float* to = out + (row + i) * out_stride + first;
+                const float* from = result + i * chunk_outputs;
+                if (part == 0) {
+                  std::memcpy(to, from, width * sizeof(float));
+                } else {
+                  for (std::size_t o = 0; o < width; ++o) to[o] += from[o];
+                }
+              }
+            }
           }
         }
       }
@@ -198,17 +210,22 @@ class OneDnnMatrix {
     return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k));
   }
 
-  /// Rows [first, first + count) of the list as one tile, the missing ones zero.
-  void stage(const float* x, const std::int32_t* rows, Index first, Index count, std::byte* tile) const {
+  /// Rows [first, first + count) of the list as one tile, the missing ones zero; for bf16 the high or low part of the values.
+  void stage(const float* x, const std::int32_t* rows, Index first, Index count, int part, std::byte* tile) const {
     const Index k = padded_inputs();
     const std::size_t width = static_cast<std::size_t>(k) * (bf16_ ? 2 : 4);
     for (Index i = 0; i < count; ++i) {
       const float* row = x + (rows ? rows[first + i] : first + i) * k;
       std::byte* to = tile + static_cast<std::size_t>(i) * width;
       if (bf16_) {
-        auto* rounded_row = reinterpret_cast<std::uint16_t*>(to);
+        auto* part_row = reinterpret_cast<std::uint16_t*>(to);
+        if (part == 0) {
 #pragma omp simd
-        for (Index j = 0; j < k; ++j) rounded_row[j] = f32_to_bf16(row[j]);
+          for (Index j = 0; j < k; ++j) part_row[j] = f32_to_bf16(row[j]);
+        } else {
+#pragma omp simd
+          for (Index j = 0; j < k; ++j) part_row[j] = f32_to_bf16(row[j] - bf16_to_f32(f32_to_bf16(row[j])));
+        }
       } else {
         std::memcpy(to, row, width);
       }
