@@ -43,7 +43,8 @@ TEST_CASE("conversations give the text of the models' own templates, and its ids
     const auto tokenizer_file = test::shared_path("tokenizers/" + name + "/tokenizer.json");
     if (!file || !tokenizer_file) return;
     const moxie::ChatFormat format = moxie::chat_format(name);
-    const moxie::Tokenizer tokenizer = moxie::Tokenizer::from_hf(json::parse(test::read_text(*tokenizer_file)), nullptr, *tokenizer_file);
+    const moxie::Tokenizer tokenizer =
+        moxie::Tokenizer::from_hf(json::parse(test::read_text(*tokenizer_file)), nullptr, *tokenizer_file);
     std::istringstream lines(test::read_text(*file));
     for (std::string line; std::getline(lines, line);) {
       const ordered_json row = ordered_json::parse(line);
@@ -76,9 +77,11 @@ TEST_CASE("the formats of DeepSeek-V2 and Qwen2 are those of their templates") {
   CHECK(moxie::render_chat(moxie::ChatFormat::deepseek_v2, messages) ==
         "<｜begin▁of▁sentence｜>User: Hi\n\nAssistant: Hello!<｜end▁of▁sentence｜>User: Bye\n\nAssistant:");
   CHECK(moxie::render_chat(moxie::ChatFormat::qwen2, messages) ==
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
+        "<|im_start|>system\nYou are a helpful "
+        "assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
         "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n");
-  CHECK(moxie::render_chat(moxie::ChatFormat::chatml, std::span(messages).first(1)) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+  CHECK(moxie::render_chat(moxie::ChatFormat::chatml, std::span(messages).first(1)) ==
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
 }
 
 TEST_CASE("a model's format is found from its template, else from its family") {
@@ -91,7 +94,8 @@ TEST_CASE("a model's format is found from its template, else from its family") {
   }
   CHECK(detect_chat_format("", "qwen3_moe") == ChatFormat::qwen3);
   CHECK(detect_chat_format("", "deepseek_v2") == ChatFormat::deepseek_v2);
-  CHECK(detect_chat_format("{{ bos_token }}{% if x %}{{ 'User: ' + m + '\n\n' }}{{ 'Assistant:' }}", "deepseek_v2") == ChatFormat::deepseek_v2);
+  CHECK(detect_chat_format("{{ bos_token }}{% if x %}{{ 'User: ' + m + '\n\n' }}{{ 'Assistant:' }}", "deepseek_v2") ==
+        ChatFormat::deepseek_v2);
   CHECK(detect_chat_format("{{'<|im_start|>' + message['role']}}", "qwen3_moe") == ChatFormat::chatml);
   CHECK_THROWS_AS(detect_chat_format("{{ 'Human: ' }}", "mixtral"), moxie::UnsupportedError);
   CHECK_THROWS_AS(detect_chat_format("", "gpt_oss"), moxie::UnsupportedError);
@@ -110,8 +114,9 @@ TEST_CASE("conversations that cannot be rendered are errors") {
 
 TEST_CASE("numbers in JSON are written as Python writes them") {
   const auto text = [](const char* json_text) { return moxie::python_json(ordered_json::parse(json_text)); };
-  CHECK(text(R"({"b":[1,2.5,-0.1,1e-7,1e22,1e16,123456789012345680.0,100.0,0.0001,0.00001],"a":{"x":null,"y":true}})") ==
-        R"({"b": [1, 2.5, -0.1, 1e-07, 1e+22, 1e+16, 1.2345678901234568e+17, 100.0, 0.0001, 1e-05], "a": {"x": null, "y": true}})");
+  CHECK(
+      text(R"({"b":[1,2.5,-0.1,1e-7,1e22,1e16,123456789012345680.0,100.0,0.0001,0.00001],"a":{"x":null,"y":true}})") ==
+      R"({"b": [1, 2.5, -0.1, 1e-07, 1e+22, 1e+16, 1.2345678901234568e+17, 100.0, 0.0001, 1e-05], "a": {"x": null, "y": true}})");
   CHECK(text(R"(["ü\u0001\"\\\n\u007f",{},[],-0.0,0.0,1234567.0,12345678.125])") ==
         "[\"ü\\u0001\\\"\\\\\\n\x7f\", {}, [], -0.0, 0.0, 1234567.0, 12345678.125]");
 }

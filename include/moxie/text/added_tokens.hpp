@@ -4,7 +4,8 @@
 // Two rules, as their files' own programs have them:
 //   leftmost_longest  Hugging Face: from left to right, at each place the longest token; `lstrip`/`rstrip` take the white space
 //                     beside it, `single_word` asks for a non-word character (or the end) on both sides
-//   longest_first     llama.cpp: the longest token wins wherever it stands, then the next in length, in what is left; `rstrip` as above
+//   longest_first     llama.cpp: the longest token wins wherever it stands, then the next in length, in what is left; `rstrip` as
+//   above
 
 #include <algorithm>
 #include <array>
@@ -37,9 +38,9 @@ class AddedTokenFinder {
  public:
   explicit AddedTokenFinder(AddedTokenRule rule) : rule_(rule), nodes_(1) {}
 
-  /// Tokens with empty content are ignored, as is a second one with the same content.
+  /// Tokens with empty or ill-formed content, which no text has, are ignored, as is a second one with the same content.
   void add(AddedToken token) {
-    if (token.content.empty()) return;
+    if (token.content.empty() || !is_valid_utf8(token.content)) return;
     std::uint32_t node = 0;
     for (const char c : token.content) {
       const auto byte = static_cast<std::uint8_t>(c);
@@ -61,7 +62,8 @@ class AddedTokenFinder {
   /// Calls text(std::string_view) and token(id) for the parts of `subject` in order. Without `special`, special tokens stay text.
   template <class Text, class Token>
   void split(std::string_view subject, bool special, Text&& text, Token&& token) const {
-    const std::vector<Found> found = rule_ == AddedTokenRule::leftmost_longest ? leftmost_longest(subject, special) : longest_first(subject, special);
+    const std::vector<Found> found =
+        rule_ == AddedTokenRule::leftmost_longest ? leftmost_longest(subject, special) : longest_first(subject, special);
     std::size_t done = 0;
     for (const Found& part : found) {
       if (part.begin > done) text(subject.substr(done, part.begin - done));
@@ -112,7 +114,8 @@ class AddedTokenFinder {
       begin = longest.end;
       const AddedToken& token = tokens_[longest.token];
       if (token.special && !special) continue;
-      if (token.single_word && !(ends_outside_word(subject.substr(0, longest.begin)) && starts_outside_word(subject.substr(longest.end)))) {
+      if (token.single_word &&
+          !(ends_outside_word(subject.substr(0, longest.begin)) && starts_outside_word(subject.substr(longest.end)))) {
         continue;
       }
       if (token.lstrip) longest.begin = std::max(done, spaces_begin(subject, longest.begin));
@@ -139,7 +142,8 @@ class AddedTokenFinder {
     for (const Found& part : all) {
       // what is taken is at least as long as `part`, so an overlap covers its first or its last byte
       if (taken[part.begin] || taken[part.end - 1]) continue;
-      std::fill(taken.begin() + static_cast<std::ptrdiff_t>(part.begin), taken.begin() + static_cast<std::ptrdiff_t>(part.end), true);
+      std::fill(taken.begin() + static_cast<std::ptrdiff_t>(part.begin), taken.begin() + static_cast<std::ptrdiff_t>(part.end),
+                true);
       found.push_back(part);
     }
     std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) { return a.begin < b.begin; });

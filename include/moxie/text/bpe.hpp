@@ -1,6 +1,6 @@
 #pragma once
-// Byte-pair encoding: a word's symbols (at first one for each byte or character) are joined pair by pair, always the pair with the
-// lowest rank, the leftmost of equals, until no adjacent pair is in the list of merges.
+// Byte-pair encoding: a word's symbols (at first one for each byte or character) are joined pair by pair, always the pair with
+// the lowest rank, the leftmost of equals, until no adjacent pair is in the list of merges.
 //
 // Cost: O(n log n) for a word of n symbols.
 // Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units".

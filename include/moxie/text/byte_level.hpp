@@ -1,6 +1,7 @@
 #pragma once
 // The alphabet of byte-level BPE: each of the 256 bytes is written as one printable character, so that vocabularies and merges
-// are plain text. Printable Latin-1 bytes stand for themselves; the others take U+0100, U+0101, ... in order (space is U+0120, "Ġ").
+// are plain text. Printable Latin-1 bytes stand for themselves; the others take U+0100, U+0101, ... in order (space is U+0120,
+// "Ġ").
 //
 // Source: Radford et al., GPT-2 (bytes_to_unicode of its encoder).
 

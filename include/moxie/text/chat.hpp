@@ -5,8 +5,8 @@
 //   std::string text = render_chat(ChatFormat::deepseek_v3, question);
 //   std::vector<std::int32_t> ids = tokenizer.encode(text);          // the text has the special tokens, BOS included
 //
-// The formats give what the models' own templates give. Messages with roles that a template does not know are left out where the template
-// leaves them out, and an ArgumentError where it fails.
+// The formats give what the models' own templates give. Messages with roles that a template does not know are left out where the
+// template leaves them out, and an ArgumentError where it fails.
 
 #include <span>
 #include <string>
@@ -62,7 +62,8 @@ inline std::string format_names() {
 /// White space at both ends off.
 inline std::string_view strip(std::string_view text) {
   while (!text.empty() && is_white_space(utf8_step(text).code_point)) text.remove_prefix(utf8_step(text).length);
-  while (!text.empty() && is_white_space(utf8_step(last_character(text)).code_point)) text.remove_suffix(last_character(text).size());
+  while (!text.empty() && is_white_space(utf8_step(last_character(text)).code_point))
+    text.remove_suffix(last_character(text).size());
   return text;
 }
 
@@ -125,7 +126,8 @@ inline ChatFormat detect_chat_format(std::string_view chat_template, std::string
     if (family == "mixtral") return ChatFormat::mixtral;
     if (family == "qwen2_moe") return ChatFormat::qwen2;
     if (family == "qwen3_moe") return ChatFormat::qwen3;
-    throw UnsupportedError("the model has no chat template, and \"" + std::string(family) + "\" has no usual one; choose from " + chat::format_names());
+    throw UnsupportedError("the model has no chat template, and \"" + std::string(family) + "\" has no usual one; choose from " +
+                           chat::format_names());
   }
   throw UnsupportedError("the model's chat template is none that moxie knows; choose from " + chat::format_names());
 }

@@ -51,12 +51,13 @@ inline std::string render_deepseek_v3(std::span<const Message> messages, const C
       out += "<｜User｜>" + content(message);
     } else if (message.role == "assistant" && !message.content) {
       after_tool = false;
-      for (const auto& json : message.tool_calls) {
+      for (const auto& json : array_or_null(message.tool_calls, "tool_calls")) {
         const ToolCall call = tool_call(json);
-        if (!call.arguments.is_string()) throw ArgumentError("this chat format needs the arguments of a tool call as a string of JSON");
+        if (!call.arguments.is_string())
+          throw ArgumentError("this chat format needs the arguments of a tool call as a string of JSON");
         out += first_call ? "<｜Assistant｜><｜tool▁calls▁begin｜>" : "\n";
-        out += "<｜tool▁call▁begin｜>" + call.type + "<｜tool▁sep｜>" + call.name + "\n```json\n" + call.arguments.get<std::string>() +
-               "\n```<｜tool▁call▁end｜>";
+        out += "<｜tool▁call▁begin｜>" + call.type + "<｜tool▁sep｜>" + call.name + "\n```json\n" +
+               call.arguments.get<std::string>() + "\n```<｜tool▁call▁end｜>";
         if (!first_call) out += "<｜tool▁calls▁end｜>" + eos;
         first_call = false;
       }

@@ -12,16 +12,16 @@ namespace moxie {
 
 /// One message, with the fields of the OpenAI and Hugging Face conventions.
 struct Message {
-  std::string role{};                                ///< system, user, assistant, tool
-  std::optional<std::string> content{};              ///< null in some assistant messages that only call tools
-  std::optional<std::string> reasoning_content{};    ///< the thinking of an assistant message
-  nlohmann::ordered_json tool_calls = nullptr;       ///< an array of {"type", "function": {"name", "arguments"}}, or null
+  std::string role{};                              ///< system, user, assistant, tool
+  std::optional<std::string> content{};            ///< null in some assistant messages that only call tools
+  std::optional<std::string> reasoning_content{};  ///< the thinking of an assistant message
+  nlohmann::ordered_json tool_calls = nullptr;     ///< an array of {"type", "function": {"name", "arguments"}}, or null
 };
 
 struct ChatOptions {
   bool add_generation_prompt = true;       ///< ends with the start of an assistant message
   bool enable_thinking = true;             ///< false asks a model that can do without thinking to do so
-  bool continue_final_message = false;     ///< ends where the last message's content ends, for the model to go on (no generation prompt)
+  bool continue_final_message = false;     ///< ends with the last message's content, for the model to go on
   nlohmann::ordered_json tools = nullptr;  ///< an array of tool descriptions, or null
   std::optional<std::string> bos{};        ///< the begin-of-sentence token's text; absent: the one the format's models have
   std::optional<std::string> eos{};
@@ -34,7 +34,8 @@ inline Message message_from_json(const nlohmann::ordered_json& json) {
   const auto text = [&](const char* key) -> std::optional<std::string> {
     const auto field = json.find(key);
     if (field == json.end() || field->is_null()) return std::nullopt;
-    if (!field->is_string()) throw ArgumentError(std::string("a message's ") + key + " must be a string, is " + field->type_name());
+    if (!field->is_string())
+      throw ArgumentError(std::string("a message's ") + key + " must be a string, is " + field->type_name());
     return field->get<std::string>();
   };
   Message message;
@@ -51,8 +52,16 @@ namespace chat {
 
 /// The content of a message that must have one.
 inline const std::string& content(const Message& message) {
-  if (!message.content) throw ArgumentError("this chat format needs the content of each " + message.role + " message, one has none");
+  if (!message.content)
+    throw ArgumentError("this chat format needs the content of each " + message.role + " message, one has none");
   return *message.content;
+}
+
+/// `json`, which must be an array or null. Throws ArgumentError.
+inline const nlohmann::ordered_json& array_or_null(const nlohmann::ordered_json& json, const char* name) {
+  if (!json.is_array() && !json.is_null())
+    throw ArgumentError(std::string(name) + " must be an array or null, is " + json.type_name());
+  return json;
 }
 
 /// One call of message.tool_calls.
@@ -62,7 +71,9 @@ struct ToolCall {
 };
 
 inline ToolCall tool_call(const nlohmann::ordered_json& json) {
-  const auto fail = [] { throw ArgumentError("a tool call must be {\"type\": \"function\", \"function\": {\"name\": .., \"arguments\": ..}}"); };
+  const auto fail = [] {
+    throw ArgumentError("a tool call must be {\"type\": \"function\", \"function\": {\"name\": .., \"arguments\": ..}}");
+  };
   if (!json.is_object()) fail();
   const auto function = json.find("function");
   const nlohmann::ordered_json& call = function != json.end() ? *function : json;

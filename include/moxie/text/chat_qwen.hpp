@@ -7,6 +7,7 @@
 // message only after the last question.
 // Source: the chat_template of their tokenizer_config.json.
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <string>
@@ -17,7 +18,9 @@
 
 namespace moxie::chat {
 
-inline std::string im_block(const std::string& role, const std::string& text) { return "<|im_start|>" + role + "\n" + text + "<|im_end|>\n"; }
+inline std::string im_block(const std::string& role, const std::string& text) {
+  return "<|im_start|>" + role + "\n" + text + "<|im_end|>\n";
+}
 
 inline std::string render_chatml(std::span<const Message> messages, const ChatOptions& options) {
   std::string out;
@@ -49,13 +52,14 @@ inline QwenAnswer qwen_answer(const Message& message) {
   if (first_end == std::string_view::npos) return {text, {}};
   constexpr std::string_view start = "<think>";
   std::string_view thinking = strip_right(text.substr(0, first_end), '\n');
-  if (const std::size_t last_start = thinking.rfind(start); last_start != std::string_view::npos) thinking.remove_prefix(last_start + start.size());
+  if (const std::size_t last_start = thinking.rfind(start); last_start != std::string_view::npos)
+    thinking.remove_prefix(last_start + start.size());
   return {strip_left(text.substr(text.rfind("</think>") + 8), '\n'), strip_left(thinking, '\n')};
 }
 
 inline std::string qwen3_tool_calls(const nlohmann::ordered_json& calls, bool after_text) {
   std::string out;
-  for (const auto& json : calls) {
+  for (const auto& json : array_or_null(calls, "tool_calls")) {
     const ToolCall call = tool_call(json);
     if (after_text || !out.empty()) out += '\n';
     out += "<tool_call>\n{\"name\": \"" + call.name + "\", \"arguments\": " +
@@ -66,14 +70,15 @@ inline std::string qwen3_tool_calls(const nlohmann::ordered_json& calls, bool af
 
 inline std::string qwen3_system(std::span<const Message> messages, const nlohmann::ordered_json& tools) {
   const bool has_system = messages.front().role == "system";
-  if (tools.empty()) return has_system ? im_block("system", content(messages.front())) : "";
+  if (array_or_null(tools, "tools").empty()) return has_system ? im_block("system", content(messages.front())) : "";
   std::string text = has_system ? content(messages.front()) + "\n\n" : "";
   text +=
       "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
       "You are provided with function signatures within <tools></tools> XML tags:\n<tools>";
   for (const auto& tool : tools) text += "\n" + python_json(tool);
   text +=
-      "\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n"
+      "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+      "<tool_call></tool_call> XML tags:\n"
       "<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>";
   return im_block("system", text);
 }
@@ -99,7 +104,8 @@ inline std::string render_qwen3(std::span<const Message> messages, const ChatOpt
       const QwenAnswer answer = qwen_answer(message);
       std::string text(answer.text);
       if (i > last_question && (i + 1 == messages.size() || !answer.thinking.empty())) {
-        text = "<think>\n" + std::string(strip_left(strip_right(answer.thinking, '\n'), '\n')) + "\n</think>\n\n" + std::string(strip_left(answer.text, '\n'));
+        text = "<think>\n" + std::string(strip_left(strip_right(answer.thinking, '\n'), '\n')) + "\n</think>\n\n" +
+               std::string(strip_left(answer.text, '\n'));
       }
       out += im_block(message.role, text + qwen3_tool_calls(message.tool_calls, !answer.text.empty()));
     } else if (message.role == "tool") {

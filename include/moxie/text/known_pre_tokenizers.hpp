@@ -23,8 +23,7 @@ struct KnownPreTokenizer {
   bool add_bos = false;  ///< where tokenizer.ggml.add_bos_token is absent
 };
 
-inline constexpr std::string_view gpt2_pattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+inline constexpr std::string_view gpt2_pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
   // letters and digits of Llama 3, GPT-4 and Qwen; they differ in how many digits go together
@@ -67,7 +66,9 @@ inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
       {{"deepseek-r1-qwen", "stablelm2", "megrez"}, {qwen2}},
       {{"gpt-4o"}, {gpt4o}},
       // (?<!\s)\s++$ is \s+$ without its quadratic search in a long run of spaces
-      {{"deepseek-llm"}, {R"([\r\n])", cased, R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}\x{3002}]+)", R"((?<!\s)\s++$)", cjk, R"(\p{N}+)"}},
+      {{"deepseek-llm"},
+       {R"([\r\n])", cased, R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}\x{3002}]+)",
+        R"((?<!\s)\s++$)", cjk, R"(\p{N}+)"}},
       {{"deepseek-coder"}, {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", cjk, R"(\p{N})"}},
       {{"deepseek-v3"}, {R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{30FF}]+)", deepseek_v3}},
   };

@@ -1,8 +1,9 @@
 #pragma once
 // The pre-tokenizer: cuts text into words that BPE merges within, never across.
 //
-// A list of steps; each step splits every piece the step before it left, seeing that piece alone (so that $ and lookahead end with it).
-// The behaviours are those of Hugging Face's `tokenizers`: what becomes of a match (or, inverted, of the text between matches).
+// A list of steps; each step splits every piece the step before it left, seeing that piece alone (so that $ and lookahead end
+// with it). The behaviours are those of Hugging Face's `tokenizers`: what becomes of a match (or, inverted, of the text between
+// matches).
 
 #include <cstddef>
 #include <optional>
@@ -59,8 +60,9 @@ class PreTokenizer {
       return;
     }
     std::vector<Part> parts;
-    for_each_part(*step.regex, text, matcher,
-                  [&](Part part) { parts.push_back({part.begin, part.end, part.match != step.invert}); });
+    for_each_part(*step.regex, text, matcher, [&](Part part) {
+      parts.push_back({part.begin, part.end, part.match != step.invert});
+    });
     for (const Part& part : join(parts, step.behavior)) next(part.begin, part.end);
   }
 
@@ -85,7 +87,8 @@ class PreTokenizer {
     std::vector<Part> joined;
     bool previous = false;
     switch (behavior) {
-      case SplitBehavior::isolated: return parts;
+      case SplitBehavior::isolated:
+        return parts;
       case SplitBehavior::removed:
         for (const Part& part : parts) {
           if (!part.match) joined.push_back(part);

@@ -31,8 +31,7 @@ namespace moxie {
 
 /// `pattern` in PCRE2's dialect. Throws UnsupportedError at `place`.
 inline std::string oniguruma_to_pcre2(std::string_view pattern, const Place& place) {
-  constexpr std::string_view space =
-      R"(\t-\r \x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
+  constexpr std::string_view space = R"(\t-\r \x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
   constexpr std::string_view not_space =
       R"(\x{0}-\x{8}\x{E}-\x{1F}!-\x{84}\x{86}-\x{9F}\x{A1}-\x{167F}\x{1681}-\x{1FFF}\x{200B}-\x{2027})"
       R"(\x{202A}-\x{202E}\x{2030}-\x{205E}\x{2060}-\x{2FFF}\x{3001}-\x{10FFFF})";
@@ -61,21 +60,36 @@ inline std::string oniguruma_to_pcre2(std::string_view pattern, const Place& pla
     if (c == '\\' && i + 1 < pattern.size()) {
       const char escape = pattern[++i];
       switch (escape) {
-        case 's': add_class(space, false); break;
-        case 'S': add_class(in_class ? not_space : space, !in_class); break;
-        case 'w': add_class(word, false); break;
-        case 'W': add_class(word, true); break;
-        case 'h': add_class(hex, false); break;
-        case 'H': add_class(hex, true); break;
+        case 's':
+          add_class(space, false);
+          break;
+        case 'S':
+          add_class(in_class ? not_space : space, !in_class);
+          break;
+        case 'w':
+          add_class(word, false);
+          break;
+        case 'W':
+          add_class(word, true);
+          break;
+        case 'h':
+          add_class(hex, false);
+          break;
+        case 'H':
+          add_class(hex, true);
+          break;
         case 'b':
-        case 'B': unsupported("\\b or \\B"); break;
+        case 'B':
+          unsupported("\\b or \\B");
+          break;
         case 'u':
           if (i + 4 >= pattern.size()) unsupported("\\u without four hexadecimal digits");
           (out += "\\x{") += pattern.substr(i + 1, 4);
           out += '}';
           i += 4;
           break;
-        default: (out += '\\') += escape;
+        default:
+          (out += '\\') += escape;
       }
       continue;
     }
@@ -155,7 +169,8 @@ class Matcher {
     const auto* text = reinterpret_cast<PCRE2_SPTR>(subject.data() ? subject.data() : "");
     int result = pcre2_match(regex.code_.get(), text, subject.size(), start, PCRE2_NO_UTF_CHECK, data_.get(), nullptr);
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) {
-      result = pcre2_match(regex.code_.get(), text, subject.size(), start, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data_.get(), nullptr);
+      result =
+          pcre2_match(regex.code_.get(), text, subject.size(), start, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data_.get(), nullptr);
     }
     if (result == PCRE2_ERROR_NOMATCH) return {std::string_view::npos, std::string_view::npos};
     if (result < 0) {

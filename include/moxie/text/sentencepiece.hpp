@@ -1,9 +1,9 @@
 #pragma once
-// SentencePiece's BPE, as Llama 2, Mistral and Mixtral use it: spaces are written ▁ (U+2581), a ▁ is put before each text, the text
-// is one word, and characters without a token are written byte by byte (<0xNN>).
+// SentencePiece's BPE, as Llama 2, Mistral and Mixtral use it: spaces are written ▁ (U+2581), a ▁ is put before each text, the
+// text is one word, and characters without a token are written byte by byte (<0xNN>).
 //
-// Which pair is merged first: tokenizer.json lists the merges; GGUF gives each token a score, and the pair whose joined token has the
-// highest score comes first, the leftmost of equals.
+// Which pair is merged first: tokenizer.json lists the merges; GGUF gives each token a score, and the pair whose joined token has
+// the highest score comes first, the leftmost of equals.
 //
 // Source: Kudo and Richardson, "SentencePiece"; the `tokenizers` library; llama.cpp for the rules of GGUF files.
 
@@ -40,7 +40,8 @@ inline std::string with_space_markers(std::string_view text) {
 }
 
 inline std::string without_space_markers(std::string text) {
-  for (std::size_t at = 0; (at = text.find(space_marker, at)) != std::string::npos; ++at) text.replace(at, space_marker.size(), " ");
+  for (std::size_t at = 0; (at = text.find(space_marker, at)) != std::string::npos; ++at)
+    text.replace(at, space_marker.size(), " ");
   return text;
 }
 
@@ -71,7 +72,9 @@ class ByteTokens {
       for (const char c : character) ids.push_back(id(c));
       return;
     }
-    if (unknown_ < 0) throw UnsupportedError("the tokenizer has no token for \"" + std::string(character) + "\", no byte tokens and no unknown token");
+    if (unknown_ < 0)
+      throw UnsupportedError("the tokenizer has no token for \"" + std::string(character) +
+                             "\", no byte tokens and no unknown token");
     if (ids.empty() || ids.back() != unknown_) ids.push_back(unknown_);
   }
 
@@ -111,7 +114,10 @@ void for_each_word(std::string_view marked, bool split, F&& word) {
 class SentencePieceMerges final : public TokenizerModel {
  public:
   SentencePieceMerges(const Vocabulary& vocabulary, MergeTable merges, std::int32_t unknown)
-      : vocabulary_(vocabulary), merges_(std::move(merges)), split_(tokens_end_at_spaces(vocabulary)), bytes_(vocabulary, unknown) {}
+      : vocabulary_(vocabulary),
+        merges_(std::move(merges)),
+        split_(tokens_end_at_spaces(vocabulary)),
+        bytes_(vocabulary, unknown) {}
 
   void encode(const std::vector<TextSegment>& segments, std::vector<std::int32_t>& ids) const override {
     BpeMerger merger;
@@ -152,14 +158,19 @@ class SentencePieceScores final : public TokenizerModel {
  public:
   /// `scores[id]`; `add_space_prefix`: a ▁ before each text.
   SentencePieceScores(const Vocabulary& vocabulary, std::vector<float> scores, bool add_space_prefix, std::int32_t unknown)
-      : vocabulary_(vocabulary), scores_(std::move(scores)), add_space_prefix_(add_space_prefix), split_(tokens_end_at_spaces(vocabulary)), bytes_(vocabulary, unknown) {}
+      : vocabulary_(vocabulary),
+        scores_(std::move(scores)),
+        add_space_prefix_(add_space_prefix),
+        split_(tokens_end_at_spaces(vocabulary)),
+        bytes_(vocabulary, unknown) {}
 
   void encode(const std::vector<TextSegment>& segments, std::vector<std::int32_t>& ids) const override {
     for (const TextSegment& segment : segments) {
       if (segment.id >= 0) {
         ids.push_back(segment.id);
       } else {
-        const std::string marked = (add_space_prefix_ ? std::string(space_marker) : std::string()) + with_space_markers(segment.text);
+        const std::string marked =
+            (add_space_prefix_ ? std::string(space_marker) : std::string()) + with_space_markers(segment.text);
         for_each_word(marked, split_, [&](std::string_view word) { encode_word(word, ids); });
       }
     }

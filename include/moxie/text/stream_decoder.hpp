@@ -2,7 +2,8 @@
 // Streaming decode: text token by token, never a part of a character.
 //
 // Text is released when what is decoded so far ends with a complete character; while it ends with a part of one, it is held.
-// (A U+FFFD that the model writes looks the same, and is held until the next token.) So the pieces joined are decode() of all ids.
+// (A U+FFFD that the model writes looks the same, and is held until the next token.) So the pieces joined are decode() of all
+// ids.
 // Source: DecodeStream of Hugging Face's `tokenizers`.
 
 #include <cstdint>
@@ -17,7 +18,8 @@ namespace moxie {
 
 class StreamDecoder {
  public:
-  explicit StreamDecoder(Tokenizer tokenizer, bool skip_special = false) : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
+  explicit StreamDecoder(Tokenizer tokenizer, bool skip_special = false)
+      : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
 
   /// Takes the next token; the text that is complete now, often empty.
   std::string add(std::int32_t id) {

@@ -5,8 +5,9 @@
 //   std::vector<std::int32_t> ids = t.encode("Hello <|im_end|>");
 //   std::string text = t.decode(ids);
 //
-// encode: 1. ill-formed UTF-8 becomes U+FFFD (as a lossy decode in Rust or Python does); 2. added and special tokens are found
-// (added_tokens.hpp); 3. the rest is normalized (NFC, where the model says so), cut into words (pre_tokenizer.hpp) and merged (bpe.hpp; sentencepiece.hpp).
+// encode: 1. ill-formed UTF-8 becomes U+FFFD (as a lossy decode in Rust or Python does); 2. added and special tokens are
+//   found (added_tokens.hpp); 3. the rest is normalized (NFC, where the model says so), cut into words (pre_tokenizer.hpp)
+//   and merged (bpe.hpp; sentencepiece.hpp).
 // decode: the tokens' bytes, joined; ill-formed UTF-8 becomes U+FFFD. Ids without a token (a model's padded rows) give nothing.
 //
 // A Tokenizer is immutable and may be used from several threads at once. Copies share the vocabulary.
@@ -36,12 +37,15 @@ namespace moxie {
 struct TokenizerParts {
   TokenizerParts(std::vector<TokenEntry> tokens, const Place& place, AddedTokenRule rule)
       : vocabulary(std::move(tokens), place), added(rule), normalized_added(rule) {}
+  TokenizerParts(const TokenizerParts&) = delete;  // `model` refers to `vocabulary`
+  TokenizerParts& operator=(const TokenizerParts&) = delete;
 
   Vocabulary vocabulary;
   AddedTokenFinder added;             ///< found in the text as it is
   AddedTokenFinder normalized_added;  ///< found in the normalized text
   bool nfc = false;
-  /// SentencePiece's decode: the space that encode put before the text goes, and byte tokens side by side are characters only together.
+  /// SentencePiece's decode: the space that encode put before the text goes, and byte tokens side by side are characters only
+  /// together.
   bool sentencepiece = false;
   std::unique_ptr<const TokenizerModel> model;
   std::vector<std::int32_t> prefix, suffix;  ///< what add_special puts around the ids
@@ -50,8 +54,8 @@ struct TokenizerParts {
 
 class Tokenizer {
  public:
-  /// From GGUF metadata, a flat object of key -> value. Throws FormatError naming the file and the key, UnsupportedError for a kind
-  /// of tokenizer or pre-tokenizer that moxie does not have.
+  /// From GGUF metadata, a flat object of key -> value. Throws FormatError naming the file and the key, UnsupportedError for a
+  /// kind of tokenizer or pre-tokenizer that moxie does not have.
   static Tokenizer from_gguf(const nlohmann::json& metadata, std::string file);
   /// From tokenizer.json and tokenizer_config.json (null if absent). `file` is the first one's path, for messages.
   static Tokenizer from_hf(const nlohmann::json& tokenizer_json, const nlohmann::json& tokenizer_config, std::string file);
@@ -84,7 +88,9 @@ class Tokenizer {
   }
 
   /// The text of `ids`; `skip_special` leaves out the special tokens.
-  std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const { return decode_part(ids, skip_special, true); }
+  std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const {
+    return decode_part(ids, skip_special, true);
+  }
 
   /// The same for ids from the middle of a text, where `at_start` is false: a space before them stays.
   std::string decode_part(std::span<const std::int32_t> ids, bool skip_special, bool at_start) const {

@@ -1,10 +1,10 @@
 #pragma once
 // Tokenizers in GGUF metadata: tokenizer.ggml.model "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE).
 //
-//   tokenizer.ggml.tokens       array of strings, by id; normal tokens in the byte-level alphabet (gpt2) or with ▁ for spaces (llama),
-//                               the others as they are
+//   tokenizer.ggml.tokens       array of strings, by id; normal tokens in the byte-level alphabet (gpt2) or with ▁ for
+//                               spaces (llama), the others as they are
 //   tokenizer.ggml.token_type   array of integers, see TokenKind; absent: all normal
-//   tokenizer.ggml.merges       gpt2: array of strings "LEFT RIGHT", best first
+//   tokenizer.ggml.merges       gpt2: array of strings "LEFT RIGHT", best first; one that would make no token is left out
 //   tokenizer.ggml.pre          gpt2: the name of the pre-tokenizer (known_pre_tokenizers.hpp)
 //   tokenizer.ggml.scores       llama: array of numbers, the higher the earlier a token is made
 //   tokenizer.ggml.add_space_prefix, tokenizer.ggml.unknown_token_id   llama
@@ -14,9 +14,7 @@
 // longest first; unused tokens stand for nothing.
 // Source: the GGUF specification (docs/gguf.md of ggml).
 
-#include <algorithm>
 #include <cstdint>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -79,9 +77,10 @@ class GgufTokenizerKeys {
     const auto found = metadata_.find(key);
     if (found == metadata_.end()) return std::nullopt;
     if (!found->is_number_integer()) throw FormatError(place(key), std::string("must be a token id, is ") + found->type_name());
-    const bool in_range = found->is_number_unsigned() ? found->get<std::uint64_t>() < tokens : false;
-    if (!in_range && !(found->get<std::int64_t>() >= 0 && static_cast<std::uint64_t>(found->get<std::int64_t>()) < tokens)) {
-      throw FormatError(place(key), "the token id " + found->dump() + " is out of range: there are " + std::to_string(tokens) + " tokens");
+    const bool negative = !found->is_number_unsigned() && found->get<std::int64_t>() < 0;
+    if (negative || found->get<std::uint64_t>() >= tokens) {
+      throw FormatError(place(key),
+                        "the token id " + found->dump() + " is out of range: there are " + std::to_string(tokens) + " tokens");
     }
     return found->get<std::int32_t>();
   }
@@ -94,14 +93,15 @@ class GgufTokenizerKeys {
 /// True for the texts of markers that some converters write as ordinary or user-defined tokens: ends of turns, parts of
 /// fill-in-the-middle prompts. llama.cpp takes them for control tokens whatever the file says.
 inline bool is_marker_text(std::string_view text) {
-  static constexpr std::string_view markers[] = {
-      "</s>", "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>",
-      "<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
-      "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>",
-      "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
-      "<REPO>", "<reponame>", "<|file_sep|>", "<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"};
-  return !text.empty() && (text.front() == '<' || text.front() == '_' || text.front() == '\xE2') &&
-         std::find(std::begin(markers), std::end(markers), text) != std::end(markers);
+  static constexpr std::string_view markers =
+      " </s> <|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <|eom_id|> <EOT> _<EOT> "
+      "<｜end▁of▁sentence｜> <end_of_utterance> "
+      "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> "
+      "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> "
+      "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> "
+      "<|fim_pad|> <fim-pad> <fim_pad> <PAD> <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|> ";
+  const bool looks_like_one = text.size() > 3 && text.back() == '>' && text.find(' ') == std::string_view::npos;
+  return looks_like_one && markers.find(" " + std::string(text) + " ") != std::string_view::npos;
 }
 
 /// The tokens of GGUF metadata with their kinds. `bytes_of(text, kind)` gives what a token stands for.
@@ -129,7 +129,8 @@ std::vector<TokenEntry> gguf_tokens(const GgufTokenizerKeys& keys, BytesOf&& byt
     if (types) {
       const nlohmann::json& type = (*types)[i];
       if (!type.is_number_integer() || type < 1 || type > 6) {
-        throw FormatError(keys.place(types_key, i), "must be 1 (normal), 2 (unknown), 3 (control), 4 (user-defined), 5 (unused) or 6 (byte)");
+        throw FormatError(keys.place(types_key, i),
+                          "must be 1 (normal), 2 (unknown), 3 (control), 4 (user-defined), 5 (unused) or 6 (byte)");
       }
       entry.kind = static_cast<TokenKind>(type.get<int>());
       if (is_marker_text(entry.text)) entry.kind = TokenKind::special;
@@ -172,7 +173,8 @@ inline Tokenizer byte_level_from_gguf(const GgufTokenizerKeys& keys) {
   const std::string pre_key = "tokenizer.ggml.pre";
   const std::string merges_key = "tokenizer.ggml.merges";
   const auto pre_name = keys.string(pre_key);
-  if (!pre_name) throw FormatError(keys.place(pre_key), "is missing: the file does not say how its tokenizer cuts text into words");
+  if (!pre_name)
+    throw FormatError(keys.place(pre_key), "is missing: the file does not say how its tokenizer cuts text into words");
   const KnownPreTokenizer& known = known_pre_tokenizer(*pre_name, keys.place(pre_key));
 
   auto parts = std::make_shared<TokenizerParts>(
@@ -193,26 +195,30 @@ inline Tokenizer byte_level_from_gguf(const GgufTokenizerKeys& keys) {
     }
     const std::string& merge = merges[i].get_ref<const std::string&>();
     const std::size_t space = merge.find(' ', 1);
-    if (space == std::string::npos) throw FormatError(keys.place(merges_key, i), "\"" + merge + "\" must be two tokens with a space between");
-    add_merge(parts->vocabulary, merge.substr(0, space), merge.substr(space + 1), i, [&] { return keys.place(merges_key, i); }, table);
+    if (space == std::string::npos)
+      throw FormatError(keys.place(merges_key, i), "\"" + merge + "\" must be two tokens with a space between");
+    add_merge(
+        parts->vocabulary, merge.substr(0, space), merge.substr(space + 1), i, [&] { return keys.place(merges_key, i); }, table);
   }
 
   PreTokenizer pre_tokenizer;
   for (const std::string_view split : known.splits) pre_tokenizer.add_split(Regex(split, keys.place(pre_key)));
-  parts->model = std::make_unique<ByteLevelBpe>(parts->vocabulary, std::move(pre_tokenizer), std::move(table), known.ignore_merges, -1);
+  parts->model =
+      std::make_unique<ByteLevelBpe>(parts->vocabulary, std::move(pre_tokenizer), std::move(table), known.ignore_merges, -1);
   return Tokenizer(std::move(parts));
 }
 
 inline Tokenizer sentencepiece_from_gguf(const GgufTokenizerKeys& keys) {
   const std::string scores_key = "tokenizer.ggml.scores";
-  auto parts = std::make_shared<TokenizerParts>(
-      gguf_tokens(keys,
-                  [](const std::string& text, TokenKind kind) {
-                    if (kind == TokenKind::unused) return std::string();
-                    if (kind == TokenKind::byte) return std::string(1, byte_token(text).value_or('?'));
-                    return kind == TokenKind::normal ? without_space_markers(text) : text;
-                  }),
-      keys.place("tokenizer.ggml.tokens"), AddedTokenRule::longest_first);
+  auto parts =
+      std::make_shared<TokenizerParts>(gguf_tokens(keys,
+                                                   [](const std::string& text, TokenKind kind) {
+                                                     if (kind == TokenKind::unused) return std::string();
+                                                     if (kind == TokenKind::byte)
+                                                       return std::string(1, byte_token(text).value_or('?'));
+                                                     return kind == TokenKind::normal ? without_space_markers(text) : text;
+                                                   }),
+                                       keys.place("tokenizer.ggml.tokens"), AddedTokenRule::longest_first);
   parts->sentencepiece = true;
   add_gguf_specials(keys, true, false, *parts);
   const auto tokens = static_cast<std::size_t>(parts->vocabulary.size());
@@ -224,15 +230,24 @@ inline Tokenizer sentencepiece_from_gguf(const GgufTokenizerKeys& keys) {
   return Tokenizer(std::move(parts));
 }
 
+/// False for files that say they have no tokenizer, or say nothing of one: such models take and give token ids only.
+inline bool gguf_has_tokenizer(const nlohmann::json& metadata) {
+  const auto model = metadata.find("tokenizer.ggml.model");
+  return metadata.contains("tokenizer.ggml.tokens") || (model != metadata.end() && *model != "none");
+}
+
 inline Tokenizer Tokenizer::from_gguf(const nlohmann::json& metadata, std::string file) {
   const GgufTokenizerKeys keys(metadata, std::move(file));
   const std::string model_key = "tokenizer.ggml.model";
   const auto model = keys.string(model_key);
   if (model == "gpt2") return byte_level_from_gguf(keys);
   if (model == "llama") return sentencepiece_from_gguf(keys);
+  if (model == "none") throw UnsupportedError(keys.place(model_key), "is \"none\": the file has no tokenizer; use token ids");
   gguf_tokens(keys, [](const std::string& text, TokenKind) { return text; });  // says what is broken before what is not supported
   if (!model) throw FormatError(keys.place(model_key), "is missing: the file does not say which kind of tokenizer it has");
-  throw UnsupportedError(keys.place(model_key), "the tokenizer \"" + *model + "\" is not supported; moxie has \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece BPE)");
+  throw UnsupportedError(
+      keys.place(model_key),
+      "the tokenizer \"" + *model + "\" is not supported; moxie has \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece BPE)");
 }
 
 }  // namespace moxie

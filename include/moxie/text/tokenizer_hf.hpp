@@ -3,8 +3,8 @@
 //
 // Read: model (BPE: vocab, merges, ignore_merges, unk_token), added_tokens, normalizer (NFC), pre_tokenizer (Split, Digits,
 // ByteLevel, Sequence), post_processor (TemplateProcessing: what add_special adds), decoder (ByteLevel).
-// tokenizer_config.json: bos_token, eos_token; add_bos_token and add_eos_token, which overrule the post-processor where they are given.
-// Anything else in a place where it would change the result is an UnsupportedError.
+// tokenizer_config.json: bos_token, eos_token; add_bos_token and add_eos_token, which overrule the post-processor where they are
+// given. Anything else in a place where it would change the result is an UnsupportedError.
 // Source: the `tokenizers` library, whose ids and decodes are the reference.
 
 #include <algorithm>
@@ -26,7 +26,8 @@ namespace moxie {
 /// Checked access to the fields of a tokenizer.json. `path` is the place in the file ("model.vocab").
 class HfField {
  public:
-  HfField(const nlohmann::json& value, std::string file, std::string path) : value_(&value), file_(std::move(file)), path_(std::move(path)) {}
+  HfField(const nlohmann::json& value, std::string file, std::string path)
+      : value_(&value), file_(std::move(file)), path_(std::move(path)) {}
 
   const nlohmann::json& value() const noexcept { return *value_; }
   Place place() const { return {file_, path_, {}}; }
@@ -57,7 +58,8 @@ class HfField {
   /// A token id below `limit`.
   std::int32_t id(std::size_t limit) const {
     if (!value_->is_number_unsigned() || value_->get<std::uint64_t>() >= limit) {
-      throw FormatError(place(), "must be a token id from 0 to " + std::to_string(limit - 1) + ", is " + value_->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
+      throw FormatError(place(), "must be a token id from 0 to " + std::to_string(limit - 1) + ", is " +
+                                     value_->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
     }
     return value_->get<std::int32_t>();
   }
@@ -83,7 +85,8 @@ std::vector<TokenEntry> hf_tokens(const HfField& root, BytesOf&& bytes_of) {
     const auto index = static_cast<std::size_t>(id);
     if (index >= entries.size()) entries.resize(index + 1);
     if (entries[index].kind != TokenKind::none && entries[index].text != text) {
-      throw FormatError(place, "the tokens \"" + entries[index].text + "\" and \"" + text + "\" both have the id " + std::to_string(id));
+      throw FormatError(place,
+                        "the tokens \"" + entries[index].text + "\" and \"" + text + "\" both have the id " + std::to_string(id));
     }
     entries[index] = {text, bytes_of(text), kind};
   };
@@ -98,7 +101,8 @@ std::vector<TokenEntry> hf_tokens(const HfField& root, BytesOf&& bytes_of) {
     const auto same = vocab.value().find(text);
     const std::int32_t id = token["id"].id(limit);
     if (same != vocab.value().end() && same->get<std::int32_t>() != id) {
-      throw FormatError(token["id"].place(), "the token \"" + text + "\" has the id " + same->dump() + " in model.vocab and " + std::to_string(id) + " here");
+      throw FormatError(token["id"].place(), "the token \"" + text + "\" has the id " + same->dump() + " in model.vocab and " +
+                                                 std::to_string(id) + " here");
     }
     add(id, text, token["special"].boolean(false) ? TokenKind::special : TokenKind::added, token.place());
   }
@@ -129,16 +133,24 @@ inline MergeTable hf_merges(const HfField& root, const Vocabulary& vocabulary) {
   MergeTable table(merges.array_size());
   for (std::size_t i = 0; i < merges.value().size(); ++i) {
     const nlohmann::json& merge = merges.value()[i];
+    std::string left, right;
     if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-      add_merge(vocabulary, merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>(), i, [&] { return merges.at(i).place(); }, table);
-      continue;
+      left = merge[0].get_ref<const std::string&>();
+      right = merge[1].get_ref<const std::string&>();
+    } else {
+      const std::string& text = merges.at(i).string();
+      const std::size_t space = text.find(' ');
+      if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
+        throw FormatError(merges.at(i).place(), "\"" + text + "\" must be two tokens with a space between");
+      }
+      left = text.substr(0, space);
+      right = text.substr(space + 1);
     }
-    const std::string& text = merges.at(i).string();
-    const std::size_t space = text.find(' ');
-    if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
-      throw FormatError(merges.at(i).place(), "\"" + text + "\" must be two tokens with a space between");
+    if (!add_merge(
+            vocabulary, left, right, i, [&] { return merges.at(i).place(); }, table)) {
+      throw FormatError(merges.at(i).place(), "the merge of \"" + left + "\" and \"" + right + "\" makes the token \"" + left +
+                                                  right + "\", which does not exist");
     }
-    add_merge(vocabulary, text.substr(0, space), text.substr(space + 1), i, [&] { return merges.at(i).place(); }, table);
   }
   return table;
 }
@@ -150,14 +162,17 @@ inline SplitBehavior hf_split_behavior(const HfField& field) {
   if (name == "MergedWithPrevious") return SplitBehavior::merged_with_previous;
   if (name == "MergedWithNext") return SplitBehavior::merged_with_next;
   if (name == "Contiguous") return SplitBehavior::contiguous;
-  throw FormatError(field.place(), "\"" + name + "\" is no behavior; there are Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous");
+  throw FormatError(
+      field.place(),
+      "\"" + name + "\" is no behavior; there are Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous");
 }
 
 /// A literal string as a regular expression.
 inline std::string regex_escaped(const std::string& text) {
   std::string escaped;
   for (const char c : text) {
-    if (static_cast<unsigned char>(c) < 0x80 && !(c >= '0' && c <= '9') && !((c | 0x20) >= 'a' && (c | 0x20) <= 'z') && c > ' ') escaped += '\\';
+    if (static_cast<unsigned char>(c) < 0x80 && !(c >= '0' && c <= '9') && !((c | 0x20) >= 'a' && (c | 0x20) <= 'z') && c > ' ')
+      escaped += '\\';
     escaped += c;
   }
   return escaped;
@@ -265,22 +280,26 @@ inline void add_hf_config(const HfField& config, TokenizerParts& parts) {
 
 /// True for the fields of SentencePiece's tokenizers: ▁ put first and for each space, byte fallback, one word, and back.
 inline bool is_hf_sentencepiece(const HfField& root) {
-  static const auto normalizer = nlohmann::json::parse(
-      R"([{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}])");
+  static const auto normalizer =
+      nlohmann::json::parse(R"([{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}])");
   static const auto decoders = nlohmann::json::parse(
       R"([{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},)"
       R"({"type":"Strip","content":" ","start":1,"stop":0}])");
   return root["pre_tokenizer"].null() && !root["normalizer"].null() && root["normalizer"]["normalizers"].value() == normalizer &&
-         !root["decoder"].null() && root["decoder"]["decoders"].value() == decoders && root["model"]["byte_fallback"].boolean(false);
+         !root["decoder"].null() && root["decoder"]["decoders"].value() == decoders &&
+         root["model"]["byte_fallback"].boolean(false);
 }
 
-inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const nlohmann::json& tokenizer_config, std::string file) {
+inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const nlohmann::json& tokenizer_config,
+                                    std::string file) {
   const HfField root(tokenizer_json, file, "");
   const HfField model = root["model"];
-  if (const HfField type = model["type"]; !type.null() && type.string() != "BPE") type.unsupported("the model \"" + type.string() + "\"");
+  if (const HfField type = model["type"]; !type.null() && type.string() != "BPE")
+    type.unsupported("the model \"" + type.string() + "\"");
   if (const HfField dropout = model["dropout"]; !dropout.null() && dropout.value() != 0) dropout.unsupported("dropout");
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-    if (const HfField field = model[affix]; !field.null() && !field.string().empty()) field.unsupported("a prefix or suffix of subwords");
+    if (const HfField field = model[affix]; !field.null() && !field.string().empty())
+      field.unsupported("a prefix or suffix of subwords");
   }
   const bool sentencepiece = is_hf_sentencepiece(root);
   const bool ignore_merges = model["ignore_merges"].boolean(false);
@@ -289,7 +308,8 @@ inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const 
     if (ignore_merges) model["ignore_merges"].unsupported("a SentencePiece tokenizer that ignores merges");
   } else {
     if (!add_hf_pre_tokenizer(root["pre_tokenizer"], pre_tokenizer)) {
-      root["pre_tokenizer"].unsupported("a tokenizer that is neither byte-level (pre-tokenizer ByteLevel) nor like Llama 2's and Mixtral's");
+      root["pre_tokenizer"].unsupported(
+          "a tokenizer that is neither byte-level (pre-tokenizer ByteLevel) nor like Llama 2's and Mixtral's");
     }
     if (const HfField decoder = root["decoder"]; decoder.null() || decoder["type"].string() != "ByteLevel") {
       decoder.unsupported("a byte-level tokenizer with another decoder than ByteLevel");
@@ -321,7 +341,8 @@ inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const 
   if (sentencepiece) {
     parts->model = std::make_unique<SentencePieceMerges>(parts->vocabulary, std::move(merges), unknown);
   } else {
-    parts->model = std::make_unique<ByteLevelBpe>(parts->vocabulary, std::move(pre_tokenizer), std::move(merges), ignore_merges, unknown);
+    parts->model =
+        std::make_unique<ByteLevelBpe>(parts->vocabulary, std::move(pre_tokenizer), std::move(merges), ignore_merges, unknown);
   }
   return Tokenizer(std::move(parts));
 }

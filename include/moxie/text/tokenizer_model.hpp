@@ -2,9 +2,11 @@
 // What a tokenizer does with the text between its added tokens: the interface, and byte-level BPE.
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <moxie/core/error.hpp>
@@ -28,24 +30,37 @@ class TokenizerModel {
   virtual void encode(const std::vector<TextSegment>& segments, std::vector<std::int32_t>& ids) const = 0;
 };
 
-/// Adds the merge of two tokens, written as in the file, to `merges`. Throws FormatError at place().
+/// Adds the merge of two tokens, written as in the file, to `merges`. Throws FormatError at place() when one of them does not
+/// exist; false when both do, but what they would make does not (the merge is left out).
 template <class PlaceOf>
-void add_merge(const Vocabulary& vocabulary, const std::string& left, const std::string& right, std::size_t rank, PlaceOf&& place,
+bool add_merge(const Vocabulary& vocabulary, const std::string& left, const std::string& right, std::size_t rank, PlaceOf&& place,
                MergeTable& merges) {
   const auto id = [&](const std::string& text) {
     const auto found = vocabulary.find(text);
-    if (!found) throw FormatError(place(), "the merge of \"" + left + "\" and \"" + right + "\" needs the token \"" + text + "\", which does not exist");
+    if (!found) {
+      throw FormatError(
+          place(), "the merge of \"" + left + "\" and \"" + right + "\" needs the token \"" + text + "\", which does not exist");
+    }
     return *found;
   };
-  merges.add(id(left), id(right), {static_cast<std::uint32_t>(rank), id(left + right)});
+  const std::int32_t left_id = id(left);
+  const std::int32_t right_id = id(right);
+  const auto joined = vocabulary.find(left + right);
+  if (joined) merges.add(left_id, right_id, {static_cast<std::uint32_t>(rank), *joined});
+  return joined.has_value();
 }
 
 /// Byte-level BPE: pre-tokenized words, each byte a symbol.
 class ByteLevelBpe final : public TokenizerModel {
  public:
-  /// `ignore_merges`: a word that is a token is that token, whatever the merges say. `unknown`: the token of a byte that has none, or -1.
-  ByteLevelBpe(const Vocabulary& vocabulary, PreTokenizer pre_tokenizer, MergeTable merges, bool ignore_merges, std::int32_t unknown)
-      : vocabulary_(vocabulary), pre_tokenizer_(std::move(pre_tokenizer)), merges_(std::move(merges)), ignore_merges_(ignore_merges) {
+  /// `ignore_merges`: a word that is a token is that token, whatever the merges say. `unknown`: the token of a byte that has
+  /// none, or -1.
+  ByteLevelBpe(const Vocabulary& vocabulary, PreTokenizer pre_tokenizer, MergeTable merges, bool ignore_merges,
+               std::int32_t unknown)
+      : vocabulary_(vocabulary),
+        pre_tokenizer_(std::move(pre_tokenizer)),
+        merges_(std::move(merges)),
+        ignore_merges_(ignore_merges) {
     for (unsigned byte = 0; byte < 256; ++byte) {
       byte_ids_[byte] = vocabulary.find(to_byte_level(std::string(1, static_cast<char>(byte)))).value_or(unknown);
     }

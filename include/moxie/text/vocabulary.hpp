@@ -37,14 +37,15 @@ struct TokenEntry {
 class Vocabulary {
  public:
   /// `tokens[id]`. Throws FormatError at `place` when two tokens have the same text.
-  Vocabulary(std::vector<TokenEntry> tokens, const Place& place) : tokens_(std::move(tokens)), slots_(std::bit_ceil(2 * tokens_.size() + 2)) {
+  Vocabulary(std::vector<TokenEntry> tokens, const Place& place)
+      : tokens_(std::move(tokens)), slots_(std::bit_ceil(2 * tokens_.size() + 2)) {
     for (std::size_t id = 0; id < tokens_.size(); ++id) {
       if (tokens_[id].kind == TokenKind::none) continue;
       const std::size_t hash = std::hash<std::string_view>()(tokens_[id].text);
       Slot& slot = slots_[slot_of(tokens_[id].text, hash)];
       if (slot.id >= 0) {
-        throw FormatError(place, "the token \"" + tokens_[id].text + "\" occurs twice, as id " + std::to_string(slot.id) + " and as id " +
-                                     std::to_string(id) + "; each must be unique");
+        throw FormatError(place, "the token \"" + tokens_[id].text + "\" occurs twice, as id " + std::to_string(slot.id) +
+                                     " and as id " + std::to_string(id) + "; each must be unique");
       }
       slot = {static_cast<std::uint32_t>(hash), static_cast<std::int32_t>(id)};
     }
@@ -72,8 +73,8 @@ class Vocabulary {
   // the slot of `text`, or the free one where it would stand
   std::size_t slot_of(std::string_view text, std::size_t hash) const noexcept {
     std::size_t slot = hash & (slots_.size() - 1);
-    while (slots_[slot].id >= 0 &&
-           (slots_[slot].hash != static_cast<std::uint32_t>(hash) || tokens_[static_cast<std::size_t>(slots_[slot].id)].text != text)) {
+    while (slots_[slot].id >= 0 && (slots_[slot].hash != static_cast<std::uint32_t>(hash) ||
+                                    tokens_[static_cast<std::size_t>(slots_[slot].id)].text != text)) {
       slot = (slot + 1) & (slots_.size() - 1);
     }
     return slot;
