@@ -24,6 +24,7 @@
 #include <moxie/kernels/unroll.hpp>
 #include <moxie/quant/panel.hpp>
 
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 namespace moxie::kernels {
 
 template <>
@@ -199,3 +200,4 @@ struct Ops<Avx2> {
 };
 
 }  // namespace moxie::kernels
+#endif
