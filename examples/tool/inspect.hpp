@@ -91,11 +91,12 @@ inline OrderedJson inspect_formats(const moxie::TensorMap& tensors) {
   return out;
 }
 
-/// The tokenizer's kind and tokens, and why moxie cannot use it where that is so; null where the model has none.
-inline OrderedJson inspect_tokenizer(const std::string& path, const std::string& kind) {
+/// The tokenizer's kind and tokens, or why moxie cannot use it.
+template <class Make>
+OrderedJson inspect_tokenizer(const std::string& kind, Make&& make) {
   OrderedJson out = {{"model", kind}};
   try {
-    const moxie::Tokenizer tokenizer = load_tokenizer(path);
+    const moxie::Tokenizer tokenizer = make();
     const auto id = [](const std::optional<std::int32_t>& token) { return token ? OrderedJson(*token) : OrderedJson(nullptr); };
     out["tokens"] = tokenizer.vocab_size();
     out["bos_id"] = id(tokenizer.bos_id());
@@ -130,14 +131,16 @@ inline OrderedJson inspect_model(const std::string& path) {
     tensors = file.tensors();
     description = moxie::describe_gguf(file.metadata(), tensors, path);
     const std::string kind = text("tokenizer.ggml.model");
-    if (!kind.empty() && kind != "none" && kind != "no_vocab") tokenizer = inspect_tokenizer(path, kind);
+    if (!kind.empty() && kind != "none" && kind != "no_vocab")
+      tokenizer = inspect_tokenizer(kind, [&] { return moxie::Tokenizer::from_gguf(file.metadata(), path); });
     chat_template = text("tokenizer.chat_template");
   } else {
     const moxie::HfFolder folder = moxie::HfFolder::open(path);
     out["kind"] = "hf";
     tensors = folder.tensors();
     description = moxie::describe_hf(folder.config, tensors, path);
-    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json")) tokenizer = inspect_tokenizer(path, "tokenizer.json");
+    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json"))
+      tokenizer = inspect_tokenizer("tokenizer.json", [&] { return load_tokenizer(path); });
     chat_template = moxie::hf_chat_template(folder);
   }
   const moxie::ModelConfig& config = description.config;

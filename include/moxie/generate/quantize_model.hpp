@@ -74,6 +74,8 @@ struct TensorSource {
     return !open && row_order.empty() &&
            std::all_of(weights.begin(), weights.end(), [&](const Weight& w) { return w.tensor.dtype == dtype && !w.scale_inv; });
   }
+  /// One tensor of the input, read from low to high.
+  bool in_file_order() const { return !open && row_order.empty() && weights.size() == 1; }
   Place place() const { return weights.empty() ? Place{{}, "tensor '" + name + "'", {}} : weights.front().tensor.place(); }
 
   RowReader reader() const {
@@ -179,17 +181,30 @@ inline std::string write_hf_tokenizer(const HfFolder& folder, std::int64_t vocab
   return left_out;
 }
 
-/// Encodes a tensor piece by piece into `sink`. `done` is told the weights of each piece.
-inline void write_tensor(const TensorSource& source, Threads threads, const TensorMap& mapped, const GgufWriter::Sink& sink,
-                         const std::function<void(std::uint64_t)>& done) {
-  if (source.is_copy()) {
-    for (const Weight& weight : source.weights) {
-      sink({weight.tensor.data, static_cast<std::size_t>(weight.tensor.bytes)});
-      done(static_cast<std::uint64_t>(weight.tensor.elements()));
-      mapped.release(weight.tensor);
+/// Bytes [first, first + count) of a mapped tensor will not be read again.
+inline void release_bytes(const TensorMap& mapped, const TensorView& tensor, std::uint64_t first, std::uint64_t count) {
+  TensorView part = tensor;
+  part.data += first;
+  part.bytes = count;
+  mapped.release(part);
+}
+
+inline void copy_tensor(const TensorSource& source, const TensorMap& mapped, const GgufWriter::Sink& sink, const std::function<void(std::uint64_t)>& done) {
+  constexpr std::uint64_t piece = std::uint64_t{16} << 20;
+  for (const Weight& weight : source.weights) {
+    const TensorView& tensor = weight.tensor;
+    for (std::uint64_t first = 0; first < tensor.bytes; first += piece) {
+      const std::uint64_t n = std::min(piece, tensor.bytes - first);
+      sink({tensor.data + first, static_cast<std::size_t>(n)});
+      release_bytes(mapped, tensor, first, n);
     }
-    return;
+    done(static_cast<std::uint64_t>(tensor.elements()));
   }
+}
+
+/// Encodes a tensor piece by piece into `sink`. `done` is told the weights of each piece.
+inline void encode_tensor(const TensorSource& source, Threads threads, const TensorMap& mapped, const GgufWriter::Sink& sink,
+                          const std::function<void(std::uint64_t)>& done) {
   constexpr Index piece_weights = Index{1} << 21;  // 8 MB of floats
   const Index columns = source.columns(), rows = source.rows();
   const std::uint64_t stride = row_bytes(source.dtype, static_cast<std::uint64_t>(columns));
@@ -206,14 +221,19 @@ inline void write_tensor(const TensorSource& source, Threads threads, const Tens
           row.resize(static_cast<std::size_t>(columns));
           read(first + i, row.data());
           for (Index c = 0; c < columns; ++c)
-            if (!(std::fabs(row.data()[c]) <= largest_encodable(source.dtype)))
-              throw FormatError(source.place(), "row " + std::to_string(first + i) + ", column " + std::to_string(c) + " is " + std::to_string(row.data()[c]) +
-                                                    ", which " + dtype_text(source.dtype) + " cannot hold; choose BF16 or F32, or repair the model");
+            if (!(std::fabs(row[static_cast<std::size_t>(c)]) <= largest_encodable(source.dtype)))
+              throw FormatError(source.place(), "row " + std::to_string(first + i) + ", column " + std::to_string(c) + " is " +
+                                                    std::to_string(row[static_cast<std::size_t>(c)]) + ", which " + dtype_text(source.dtype) +
+                                                    " cannot hold; choose BF16 or F32, or repair the model");
           encode_row(source.dtype, row.data(), bytes.data() + static_cast<std::uint64_t>(i) * stride, columns);
         },
         std::max<Index>(1, 8192 / columns));
     sink(bytes);
     done(static_cast<std::uint64_t>(n * columns));
+    if (source.in_file_order()) {
+      const TensorView& tensor = source.weights.front().tensor;
+      release_bytes(mapped, tensor, static_cast<std::uint64_t>(first) * tensor.row_stride(), static_cast<std::uint64_t>(n) * tensor.row_stride());
+    }
     first += n;
   }
   for (const Weight& weight : source.weights) mapped.release(weight.tensor);
@@ -241,7 +261,10 @@ inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sourc
   };
   for (const TensorSource& source : sources)
     writer.add_tensor(source.name, source.dtype, source.shape,
-                      [&, threads](const GgufWriter::Sink& sink) { write_tensor(source, threads, mapped, sink, add); });
+                      [&, threads](const GgufWriter::Sink& sink) {
+                        if (source.is_copy()) return copy_tensor(source, mapped, sink, add);
+                        encode_tensor(source, threads, mapped, sink, add);
+                      });
   writer.finish();
 }
 
@@ -251,6 +274,7 @@ inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sourc
 /// unknown type, FormatError for weights that the type cannot hold, SystemError; the file does not exist then, or is as it was.
 inline QuantizeReport quantize_model(const std::string& from, const std::string& to, const QuantizeOptions& options) {
   quantize_mix(options.type);
+  if (std::filesystem::is_directory(to)) throw SystemError({to, {}, {}}, "is a folder; name the file to write");
   QuantizeReport report;
   GgufWriter writer(to);
   std::vector<detail::TensorSource> sources;
@@ -260,6 +284,8 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
     const ModelDescription description = describe_gguf(file.metadata(), file.tensors(), from);  // what is written can be loaded
     writer.copy_metadata(file);
     for (const auto& [name, tensor] : file.tensors().all()) sources.push_back({name, tensor.shape, {{tensor, {}}}, {}});
+    const auto where = [](const detail::TensorSource& s) { return std::pair(std::string_view(s.weights.front().tensor.file), s.weights.front().tensor.offset); };
+    std::sort(sources.begin(), sources.end(), [&](const auto& a, const auto& b) { return where(a) < where(b); });
     detail::write_quantized(writer, sources, file.tensors(), model_of(description), options, report);
     return report;
   }
@@ -270,7 +296,7 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
   const nlohmann::json metadata = gguf_metadata(config, config.attention.kind == AttentionKind::mla);
   writer.set("general.architecture", gguf_architecture(config));
   writer.set("general.type", "model");
-  writer.set("general.name", config.name.empty() ? std::filesystem::weakly_canonical(from).filename().string() : config.name);
+  writer.set("general.name", config.name.empty() ? std::filesystem::canonical(from).filename().string() : config.name);
   for (const auto& [key, value] : metadata.items()) detail::set_gguf_value(writer, key, value);
   report.no_tokenizer = detail::write_hf_tokenizer(folder, config.vocab_size, writer);
   detail::write_quantized(writer, sources, folder.tensors(), model_of(description), options, report);

@@ -148,7 +148,7 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
       out[a + "attention.key_length_mla"] = qk;
       out[a + "attention.value_length_mla"] = attention.v_head_dim;
     }
-    if (attention.q_lora_rank != 0) out[a + "attention.q_lora_rank"] = attention.q_lora_rank;
+    out[a + "attention.q_lora_rank"] = attention.q_lora_rank;  // 0 too: llama.cpp asks for the key in most models
     out[a + "attention.kv_lora_rank"] = attention.kv_lora_rank;
     if (attention.latent_norm_eps != config.rms_norm_eps)
       out["moxie.attention.latent_norm_epsilon"] = static_cast<double>(attention.latent_norm_eps);

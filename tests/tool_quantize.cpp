@@ -1,0 +1,119 @@
+// moxie quantize: the file loads, says the same, has the types that llama.cpp's quantizer chooses, and is there only when it is complete.
+
+#include <csignal>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <moxie/io/gguf.hpp>
+
+#include "tool_run.hpp"
+
+using namespace test;
+using nlohmann::json;
+
+namespace {
+
+const Args f32{"--activations", "f32", "--kv", "f32", "--threads", "1"};
+
+Result scores(const std::string& model, const std::string& lines) { return run_well(with({"score", model, "-"}, f32), lines); }
+
+int vocabulary(const std::string& model) { return run_well({"inspect", model, "--json"}).lines().at(0)["vocab_size"]; }
+
+}  // namespace
+
+TEST_CASE("a quantized file in f32 gives the same scores, and one of 8 bits nearly the same") {
+  const TemporaryFolder folder;
+  const std::string wide = folder / "wide.gguf", narrow = folder / "narrow.gguf", again = folder / "again.gguf";
+  run_well({"quantize", tiny_r1(), wide, "--type", "f32"});
+  run_well({"quantize", wide, narrow, "--type", "Q8_0"});
+  run_well({"quantize", narrow, again, "--type", "Q8_0"});
+  const std::string lines = R"({"text":"<｜User｜>What is 7*8-5?<｜Assistant｜><think>\n7*8=56\n56-5=51\n</think>\n\n51"})";
+  const Result original = scores(tiny_r1(), lines), in_f32 = scores(wide, lines), in_q8 = scores(narrow, lines);
+  CHECK(largest_difference(original, in_f32, "logprobs") < 1e-3);
+  CHECK(largest_difference(original, in_q8, "logprobs") < 0.2);
+  CHECK(in_q8.out == scores(again, lines).out);
+  const json model = run_well({"inspect", narrow, "--json"}).lines().at(0);
+  CHECK(model["formats"][0]["type"] == "Q8_0");
+  CHECK(model["tokenizer"]["tokens"] == 384);
+  CHECK(run_well({"generate", narrow, "--chat", "What is 7*8-5?", "--temperature", "0", "--threads", "1"}).out.ends_with("51\n"));
+}
+
+TEST_CASE("every type that is offered makes a file that loads") {
+  const TemporaryFolder folder;
+  for (const std::string type : {"F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_S", "q4_k_m", "Q5_K", "Q6_K"}) {
+    CAPTURE(type);
+    run_well({"quantize", tiny_r1(), folder / "out.gguf", "--type", type});
+    const auto lines = run_well({"score", folder / "out.gguf", "-", "--threads", "1"}, R"({"text":"What is 7*8-5?"})").lines();
+    CHECK(lines.at(0)["logprobs"].size() == 9);
+  }
+  run_well({"quantize", tiny_r1(), folder / "out.gguf", "--type", "Q4_0", "--pure"});
+  const json formats = run_well({"inspect", folder / "out.gguf", "--json"}).lines().at(0)["formats"];
+  CHECK(formats.size() == 2);  // and F32
+}
+
+TEST_CASE("a Hugging Face folder in a type that holds its weights gives the folder's scores") {
+  struct Case {
+    std::string folder, type;
+    double tolerance;  // 0: the same bytes. mixtral: q and k are permuted in GGUF, their products are summed in another order
+  };
+  for (const Case& c : {Case{"trained/tiny-r1", "BF16", 0}, Case{"trained/tiny-shakespeare", "BF16", 0}, Case{"models/mixtral", "BF16", 5e-5},
+                        Case{"models/deepseek_v2", "BF16", 0}, Case{"models/deepseek_v3", "BF16", 0}, Case{"models/deepseek_v3_fp8", "F32", 0},
+                        Case{"models/qwen2_moe", "BF16", 0}, Case{"models/qwen3_moe_yarn", "BF16", 0}}) {
+    const auto model = shared_path(c.folder);
+    if (!model) return;
+    CAPTURE(c.folder);
+    const TemporaryFolder folder;
+    run_well({"quantize", *model, folder / "out.gguf", "--type", c.type});
+    const std::string lines = id_lines(vocabulary(*model));
+    const Result expected = scores(*model, lines), found = scores(folder / "out.gguf", lines);
+    if (c.tolerance == 0) CHECK(found.out == expected.out);
+    CHECK(largest_difference(expected, found, "logprobs") <= c.tolerance);
+    CHECK(largest_difference(expected, found, "entropy") <= c.tolerance);
+  }
+}
+
+TEST_CASE("tensors have the names, shapes and types that llama.cpp's converter and quantizer give, and in Q8_0 the same bytes") {
+  for (const std::string name : {"tiny-r1", "tiny-shakespeare"}) {
+    for (const std::string type : {"Q8_0", "Q6_K", "Q4_K_M", "Q4_0"}) {
+      const auto model = shared_path("trained/" + name);
+      if (!model) return;
+      CAPTURE(name);
+      CAPTURE(type);
+      const TemporaryFolder folder;
+      run_well({"quantize", *model, folder / "out.gguf", "--type", type});
+      const auto ours = moxie::GgufFile::open(folder / "out.gguf"), theirs = moxie::GgufFile::open(*model + "/" + name + "-" + type + ".gguf");
+      REQUIRE(ours.tensors().all().size() == theirs.tensors().all().size());
+      for (const auto& [tensor, expected] : theirs.tensors().all()) {
+        CAPTURE(tensor);
+        const moxie::TensorView* found = ours.tensors().find(tensor);
+        REQUIRE(found);
+        CHECK(found->dtype == expected.dtype);
+        CHECK(found->shape == expected.shape);
+        if (type == "Q8_0") CHECK(std::equal(found->data, found->data + found->bytes, expected.data, expected.data + expected.bytes));
+      }
+      for (const std::string key : {"general.architecture", "general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
+                              "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.chat_template"}) {
+        CAPTURE(key);
+        CHECK(ours.metadata().value(key, json()) == theirs.metadata().value(key, json()));
+      }
+    }
+  }
+}
+
+TEST_CASE("an interrupted run leaves the file as it was") {
+  const auto model = shared_path("trained/tiny-shakespeare");
+  if (!model) return;
+  for (const int signal : {SIGKILL, SIGINT, SIGTERM}) {
+    CAPTURE(signal);
+    const TemporaryFolder folder;
+    folder.write("out.gguf", "what was there before");
+    Process process({"quantize", *model, folder / "out.gguf", "--type", "Q4_K_M", "--threads", "1"}, "/dev/null", "/dev/null", "/dev/null");
+    while (process.running() && folder.names().size() < 2) std::this_thread::yield();  // until it has begun to write
+    process.signal(signal);
+    const int code = process.wait();
+    CHECK(code == (signal == SIGKILL ? -SIGKILL : 128 + signal));
+    CHECK(read_text(folder / "out.gguf") == "what was there before");
+    if (signal != SIGKILL) CHECK(folder.names().size() == 1);
+  }
+}
