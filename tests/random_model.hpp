@@ -1,0 +1,250 @@
+#pragma once
+// Small models with random weights, written as GGUF files: every attention, router and weight type without reference data.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <moxie/io/gguf_writer.hpp>
+#include <moxie/model/families/gguf_names.hpp>
+#include <moxie/quant/quantize.hpp>
+
+namespace test {
+
+inline const std::vector<moxie::Dtype> weight_types = {
+    moxie::Dtype::F32,  moxie::Dtype::F16,  moxie::Dtype::BF16, moxie::Dtype::Q8_0, moxie::Dtype::Q4_0, moxie::Dtype::Q4_1,
+    moxie::Dtype::Q5_0, moxie::Dtype::Q5_1, moxie::Dtype::Q4_K, moxie::Dtype::Q5_K, moxie::Dtype::Q6_K};
+
+/// The type itself where rows of `columns` can have it, else Q8_0, else F16.
+inline moxie::Dtype type_of_rows(moxie::Dtype type, std::int64_t columns) {
+  if (columns % moxie::dtype_info(type).block_elements == 0) return type;
+  return columns % 32 == 0 ? moxie::Dtype::Q8_0 : moxie::Dtype::F16;
+}
+
+/// Sizes that fill no tile of anything, as far as the blocks of the weight type allow.
+struct OddSizes {
+  std::int64_t hidden, width, heads, kv_heads, head_dim;           // grouped-query attention
+  std::int64_t mla_heads, nope, rope, v_head, kv_lora, q_lora;     // latent attention
+};
+inline OddSizes odd_sizes(moxie::Dtype type) {
+  switch (moxie::dtype_info(type).block_elements) {
+    case 1: return {76, 52, 6, 3, 22, 3, 20, 12, 28, 44, 36};
+    case 32: return {96, 160, 12, 3, 24, 3, 32, 16, 32, 64, 32};
+    default: return {256, 256, 12, 3, 24, 3, 32, 16, 32, 64, 64};
+  }
+}
+
+inline moxie::ModelConfig common_config(const char* family, const OddSizes& s) {
+  moxie::ModelConfig c;
+  c.family = family;
+  c.vocab_size = 700;
+  c.hidden_size = c.moe.hidden_size = s.hidden;
+  c.n_layers = 2;
+  c.context_length = 512;
+  c.intermediate_size = s.width;
+  c.moe.moe_intermediate_size = s.width;
+  c.is_moe_layer = {true, true};
+  return c;
+}
+
+/// qwen3_moe: grouped-query attention with q and k norms.
+inline moxie::ModelConfig qwen3_moe_config(moxie::Dtype type) {
+  const OddSizes s = odd_sizes(type);
+  moxie::ModelConfig c = common_config("qwen3_moe", s);
+  c.attention.n_heads = s.heads;
+  c.attention.n_kv_heads = s.kv_heads;
+  c.attention.head_dim = c.attention.rope.dims = s.head_dim;
+  c.attention.scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
+  c.attention.qk_norm = moxie::QkNorm::per_head;
+  c.moe.router.n_experts = 5;
+  c.moe.router.top_k = 2;
+  c.moe.router.norm_topk_prob = true;
+  return c;
+}
+
+/// qwen2_moe: biases on q, k and v, a gated shared expert.
+inline moxie::ModelConfig qwen2_moe_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "qwen2_moe";
+  c.attention.qk_norm = moxie::QkNorm::none;
+  c.moe.router.norm_topk_prob = false;
+  c.moe.shared_intermediate_size = c.moe.moe_intermediate_size;
+  c.moe.shared_expert_gate = true;
+  return c;
+}
+
+/// mixtral: interleaved rotation; a window of 75 keys.
+inline moxie::ModelConfig mixtral_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "mixtral";
+  c.attention.qk_norm = moxie::QkNorm::none;
+  c.attention.rope.layout = moxie::RopeLayout::interleaved;
+  c.attention.sliding_window = 75;
+  return c;
+}
+
+/// deepseek_v3: latent attention with a query rank, sigmoid scores with groups and a selection bias, a first dense layer.
+inline moxie::ModelConfig deepseek_v3_config(moxie::Dtype type) {
+  const OddSizes s = odd_sizes(type);
+  moxie::ModelConfig c = common_config("deepseek_v3", s);
+  c.attention.kind = moxie::AttentionKind::mla;
+  c.attention.n_heads = s.mla_heads;
+  c.attention.qk_nope_head_dim = s.nope;
+  c.attention.qk_rope_head_dim = c.attention.rope.dims = s.rope;
+  c.attention.rope.layout = moxie::RopeLayout::interleaved;
+  c.attention.v_head_dim = s.v_head;
+  c.attention.kv_lora_rank = s.kv_lora;
+  c.attention.q_lora_rank = s.q_lora;
+  c.attention.scale = 1.0f / std::sqrt(static_cast<float>(s.nope + s.rope));
+  c.moe.router = {8, 3, moxie::RouterScoring::sigmoid, 4, 2, moxie::GroupScore::best_two, true, 1e-20f, 2.5f};
+  c.moe.shared_intermediate_size = s.width;
+  c.is_moe_layer = {false, true};
+  return c;
+}
+
+/// deepseek_v2: latent attention with a direct query and an unsplit kv_b, softmax scores.
+inline moxie::ModelConfig deepseek_v2_config(moxie::Dtype type) {
+  moxie::ModelConfig c = deepseek_v3_config(type);
+  c.family = "deepseek_v2";
+  c.attention.q_lora_rank = 0;
+  c.moe.router = {6, 2, moxie::RouterScoring::softmax, 1, 1, moxie::GroupScore::best, false, 0.0f, 1.0f};
+  c.is_moe_layer = {true, true};
+  return c;
+}
+
+/// Writes a model of this configuration whose matrices have this type, as far as their rows allow. The embedding is F32.
+class RandomModelWriter {
+ public:
+  RandomModelWriter(const std::string& path, const moxie::ModelConfig& config, moxie::Dtype type, unsigned seed)
+      : writer_(path), config_(config), type_(type), seed_(seed) {}
+
+  void write() {
+    const bool split = config_.family == "deepseek_v3";
+    const nlohmann::json metadata = moxie::gguf_metadata(config_, split);
+    for (const auto& [key, value] : metadata.items()) {
+      if (value.is_boolean()) writer_.set(key, value.get<bool>());
+      else if (value.is_number_integer()) writer_.set(key, value.get<std::uint32_t>());
+      else if (value.is_number_float()) writer_.set(key, value.get<float>());
+      else if (value.is_string()) writer_.set(key, value.get<std::string>());
+    }
+    const std::int64_t h = config_.hidden_size;
+    matrix("token_embd.weight", {config_.vocab_size, h}, moxie::Dtype::F32, 1.0f);
+    norm("output_norm.weight", h);
+    matrix("output.weight", {config_.vocab_size, h}, type_, 2.5f);  // logits with a spread of 2.5: peaks and tails
+    for (std::int64_t i = 0; i < config_.n_layers; ++i) layer("blk." + std::to_string(i) + ".", i);
+    writer_.finish();
+  }
+
+ private:
+  void layer(const std::string& at, std::int64_t i) {
+    const moxie::AttentionConfig& a = config_.attention;
+    const moxie::MoeConfig& moe = config_.moe;
+    const std::int64_t h = config_.hidden_size, experts = moe.router.n_experts, width = moe.moe_intermediate_size;
+    norm(at + "attn_norm.weight", h);
+    norm(at + "ffn_norm.weight", h);
+    if (a.kind == moxie::AttentionKind::gqa) {
+      const std::int64_t q = a.n_heads * a.head_dim, kv = a.n_kv_heads * a.head_dim;
+      matrix(at + "attn_q.weight", {q, h}, type_);
+      matrix(at + "attn_k.weight", {kv, h}, type_);
+      matrix(at + "attn_v.weight", {kv, h}, type_);
+      matrix(at + "attn_output.weight", {h, q}, type_);
+      if (a.qk_norm == moxie::QkNorm::per_head) {
+        norm(at + "attn_q_norm.weight", a.head_dim, 2.0f);
+        norm(at + "attn_k_norm.weight", a.head_dim);
+      }
+      if (config_.family == "qwen2_moe") {
+        vector(at + "attn_q.bias", q, 0.0f);
+        vector(at + "attn_k.bias", kv, 0.0f);
+        vector(at + "attn_v.bias", kv, 0.0f);
+      }
+    } else {
+      const std::int64_t q = a.n_heads * (a.qk_nope_head_dim + a.qk_rope_head_dim);
+      if (a.q_lora_rank == 0) {
+        matrix(at + "attn_q.weight", {q, h}, type_, 2.0f);
+      } else {
+        matrix(at + "attn_q_a.weight", {a.q_lora_rank, h}, type_);
+        norm(at + "attn_q_a_norm.weight", a.q_lora_rank);
+        matrix(at + "attn_q_b.weight", {q, a.q_lora_rank}, type_, 2.0f);
+      }
+      matrix(at + "attn_kv_a_mqa.weight", {a.kv_lora_rank + a.qk_rope_head_dim, h}, type_);
+      norm(at + "attn_kv_a_norm.weight", a.kv_lora_rank);
+      if (config_.family == "deepseek_v3") {
+        matrix(at + "attn_k_b.weight", {a.n_heads, a.kv_lora_rank, a.qk_nope_head_dim}, type_);
+        matrix(at + "attn_v_b.weight", {a.n_heads, a.v_head_dim, a.kv_lora_rank}, type_);
+      } else {
+        matrix(at + "attn_kv_b.weight", {a.n_heads * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank}, type_);
+      }
+      matrix(at + "attn_output.weight", {h, a.n_heads * a.v_head_dim}, type_);
+    }
+    if (!config_.is_moe_layer[static_cast<std::size_t>(i)]) {
+      feed_forward(at, "", {}, config_.intermediate_size);
+      return;
+    }
+    matrix(at + "ffn_gate_inp.weight", {experts, h}, moxie::Dtype::F32);
+    if (config_.family == "deepseek_v3") vector(at + "exp_probs_b.bias", experts, 0.0f);
+    feed_forward(at, "_exps", {experts}, width);
+    if (moe.shared_intermediate_size != 0) feed_forward(at, "_shexp", {}, moe.shared_intermediate_size);
+    if (moe.shared_expert_gate) vector(at + "ffn_gate_inp_shexp.weight", h, 0.0f);
+  }
+
+  void feed_forward(const std::string& at, const std::string& suffix, std::vector<std::int64_t> stack, std::int64_t width) {
+    const auto shape = [&](std::int64_t rows, std::int64_t columns) {
+      std::vector<std::int64_t> s = stack;
+      s.push_back(rows);
+      s.push_back(columns);
+      return s;
+    };
+    matrix(at + "ffn_gate" + suffix + ".weight", shape(width, config_.hidden_size), type_);
+    matrix(at + "ffn_up" + suffix + ".weight", shape(width, config_.hidden_size), type_);
+    matrix(at + "ffn_down" + suffix + ".weight", shape(config_.hidden_size, width), type_);
+  }
+
+  void norm(const std::string& name, std::int64_t n, float middle = 1.0f) { vector(name, n, middle); }
+  void vector(const std::string& name, std::int64_t n, float middle) {
+    add(name, moxie::Dtype::F32, {n}, middle, 0.1f);
+  }
+  /// Elements of variance gain^2 / columns, so that rows of variance 1 give rows of variance gain^2.
+  void matrix(const std::string& name, std::vector<std::int64_t> shape, moxie::Dtype type, float gain = 1.0f) {
+    const std::int64_t columns = shape.back();
+    add(name, type_of_rows(type, columns), std::move(shape), 0.0f, name == "token_embd.weight" ? gain : gain / std::sqrt(static_cast<float>(columns)));
+  }
+  void add(const std::string& name, moxie::Dtype type, std::vector<std::int64_t> shape, float mean, float deviation) {
+    moxie::Index rows = 1;
+    for (std::size_t d = 0; d + 1 < shape.size(); ++d) rows *= shape[d];
+    const moxie::Index columns = shape.back();
+    const unsigned seed = seed_++;
+    writer_.add_tensor(name, type, std::move(shape), [=](const moxie::GgufWriter::Sink& sink) {
+      std::mt19937 random(seed);
+      std::normal_distribution<float> normal(mean, deviation);
+      const moxie::RowMatrix values = moxie::RowMatrix::NullaryExpr(rows, columns, [&] { return normal(random); });
+      sink(moxie::encode_matrix(type, values, moxie::Threads(2)));
+    });
+  }
+
+  moxie::GgufWriter writer_;
+  moxie::ModelConfig config_;
+  moxie::Dtype type_;
+  unsigned seed_;
+};
+
+inline std::string write_random_model(const std::string& path, const moxie::ModelConfig& config, moxie::Dtype type, unsigned seed = 1) {
+  RandomModelWriter(path, config, type, seed).write();
+  return path;
+}
+
+/// Random token ids.
+inline std::vector<std::int32_t> random_ids(std::mt19937& random, std::int64_t n, std::int64_t vocab) {
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(n));
+  for (std::int32_t& id : ids) id = std::uniform_int_distribution<std::int32_t>(0, static_cast<std::int32_t>(vocab) - 1)(random);
+  return ids;
+}
+
+}  // namespace test
