@@ -46,14 +46,17 @@ constexpr int chains = 12;  // latency 4, 2 a cycle: at least 8; the other regis
 template <int Bits>
 inline double run(std::int64_t n) {
   Register acc[chains], w = _mm512_set1_epi8(3), a = _mm512_set1_epi8(5);
-  for (auto& r : acc) r = _mm512_setzero_si512();
+#pragma GCC unroll 16
+  for (int c = 0; c < chains; ++c) acc[c] = _mm512_setzero_si512();
   hide(w);
   hide(a);
-  for (std::int64_t i = 0; i < n; ++i)
+  for (std::int64_t i = 0; i < n; ++i) {
+#pragma GCC unroll 16
     for (int c = 0; c < chains; ++c) {
       acc[c] = _mm512_dpbusd_epi32(acc[c], w, a);
       hide(acc[c]);
     }
+  }
   return static_cast<double>(n) * chains * 64 * 2;
 }
 #elif defined(__AVX2__)
@@ -63,12 +66,15 @@ template <int Bits>
 inline double run(std::int64_t n) {
   constexpr int sums = Bits == 4 ? 8 : Bits == 5 ? 4 : Bits == 6 ? 2 : 1;
   Register acc[chains], w = _mm256_set1_epi8(3), a = _mm256_set1_epi8(5), ones = _mm256_set1_epi16(1);
-  for (auto& r : acc) r = _mm256_setzero_si256();
+#pragma GCC unroll 16
+  for (int c = 0; c < chains; ++c) acc[c] = _mm256_setzero_si256();
   hide(w);
   hide(a);
-  for (std::int64_t i = 0; i < n; ++i)
+  for (std::int64_t i = 0; i < n; ++i) {
+#pragma GCC unroll 16
     for (int c = 0; c < chains; ++c) {
       Register s = _mm256_setzero_si256();
+#pragma GCC unroll 8
       for (int j = 0; j < sums; ++j) {
         Register b = a;
         if constexpr (Bits == 8) b = _mm256_sign_epi8(b, w);
@@ -79,6 +85,7 @@ inline double run(std::int64_t n) {
       acc[c] = _mm256_add_epi32(acc[c], _mm256_madd_epi16(s, ones));
       hide(acc[c]);
     }
+  }
   return static_cast<double>(n) * chains * sums * 32 * 2;
 }
 #else

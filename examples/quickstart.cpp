@@ -17,8 +17,8 @@
 
 namespace {
 
-constexpr std::string_view question = "What is 7*8-5?";
-constexpr std::string_view expected = "51";
+constexpr std::string_view question = "What is 12*7-5?";
+constexpr std::string_view expected = "79";
 
 std::string stripped(std::string_view text) {
   const auto first = text.find_first_not_of(" \t\r\n");

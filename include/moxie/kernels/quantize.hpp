@@ -43,7 +43,7 @@ void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int
     unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA {
       v[i] = F::load_unaligned(x + i * lanes);
       const I magnitude = xsimd::bitwise_cast<I>(v[i]) & I(0x7fffffff);
-      most = xsimd::select(magnitude > most, magnitude, most);
+      most = xsimd::max(magnitude, most);
     });
     alignas(64) std::int32_t codes[block_k];
     most.store_aligned(codes);
@@ -57,7 +57,7 @@ void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int
       continue;
     }
 
-    float best_error = 0.0f, inverse = 0.0f;
+    float best_error = 0.0f, best_scale = 0.0f, inverse = 0.0f;
     for (int c = 0; c < candidates; ++c) {
       const float steps = static_cast<float>(127 - c), scale = largest / steps, inv = steps / largest;
       alignas(64) float errors[16];
@@ -69,22 +69,24 @@ void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int
       const float error = detail::tree_sum(errors) * (scale * scale);
       if (c == 0 || error < best_error) {
         best_error = error;
+        best_scale = scale;
         inverse = inv;
       }
     }
     alignas(64) float products[16];
     unroll<half>([&](int i) MOXIE_INLINE_LAMBDA {
-      const F y = xsimd::nearbyint(v[i] * F(inverse)), z = xsimd::nearbyint(v[i + half] * F(inverse));
-      xsimd::batch_cast<std::int32_t>(y).store_aligned(codes + i * lanes);
-      xsimd::batch_cast<std::int32_t>(z).store_aligned(codes + (i + half) * lanes);
-      madd(v[i + half], z, v[i] * y).store_aligned(products + i * lanes);
+      const F y = v[i] * F(inverse), z = v[i + half] * F(inverse);
+      const F y_code = xsimd::nearbyint(y), z_code = xsimd::nearbyint(z);
+      xsimd::batch_cast<std::int32_t>(y_code).store_aligned(codes + i * lanes);
+      xsimd::batch_cast<std::int32_t>(z_code).store_aligned(codes + (i + half) * lanes);
+      madd(z, z_code, y * y_code).store_aligned(products + i * lanes);
     });
     std::int32_t squares = 0, sums[2] = {0, 0};
     for (int i = 0; i < block_k; ++i) q[i] = static_cast<std::int8_t>(codes[i]);
     for (int i = 0; i < block_k; ++i) squares += codes[i] * codes[i];
     for (int i = 0; i < 16; ++i) sums[0] += codes[i];
     for (int i = 16; i < block_k; ++i) sums[1] += codes[i];
-    d[block] = detail::tree_sum(products) / static_cast<float>(squares);  // the largest code is at least 124
+    d[block] = best_scale * (detail::tree_sum(products) / static_cast<float>(squares));  // the largest code is at least 124
     sum[2 * block] = static_cast<std::int16_t>(sums[0]);
     sum[2 * block + 1] = static_cast<std::int16_t>(sums[1]);
   }
