@@ -84,9 +84,10 @@ TEST_CASE("tensors have the names, shapes and types that llama.cpp's converter a
       run_well({"quantize", *model, folder / "out.gguf", "--type", type});
       const auto ours = moxie::GgufFile::open(folder / "out.gguf"), theirs = moxie::GgufFile::open(*model + "/" + name + "-" + type + ".gguf");
       REQUIRE(ours.tensors().all().size() == theirs.tensors().all().size());
-      for (const auto& [tensor, expected] : theirs.tensors().all()) {
-        CAPTURE(tensor);
-        const moxie::TensorView* found = ours.tensors().find(tensor);
+      for (const auto& entry : theirs.tensors().all()) {
+        const moxie::TensorView& expected = entry.second;
+        INFO(expected.name);
+        const moxie::TensorView* found = ours.tensors().find(expected.name);
         REQUIRE(found);
         CHECK(found->dtype == expected.dtype);
         CHECK(found->shape == expected.shape);

@@ -8,6 +8,7 @@
 
 #include <moxie/generate/batch.hpp>
 #include <moxie/generate/model.hpp>
+#include <moxie/generate/quantize_model.hpp>
 #include <moxie/generate/session.hpp>
 #include <moxie/grpo/advantages.hpp>
 #include <moxie/grpo/logprobs.hpp>
