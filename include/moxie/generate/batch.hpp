@@ -116,9 +116,8 @@ class Batch {
   /// and after remove() of a sequence step() can be called again.
   std::vector<Event> step() {
     plan();
-    if (work_.empty()) return {};
     reserve();
-    forward();
+    if (!work_.empty()) forward();
     return draw();
   }
 
@@ -145,12 +144,17 @@ class Batch {
     if (it == members_.end()) throw ArgumentError("the batch has no sequence " + std::to_string(id));
     return it->second;
   }
+  /// Whether a token may be drawn: neither max_tokens nor the model's context is reached.
+  bool has_room(const Member& m) const noexcept {
+    return static_cast<std::int64_t>(m.sequence.samples.size()) < m.options.max_tokens &&
+           static_cast<std::int64_t>(m.sequence.ids.size()) < model_.config().context_length;
+  }
   void plan() {
     work_.clear();
     std::int64_t room = model_.options().chunk;
     for (const bool prompts : {false, true}) {
       for (auto& [id, m] : members_) {
-        if (!m.active() || m.leader || room == 0 || (m.pending() > 1) != prompts) continue;
+        if (!m.active() || m.leader || m.pending() == 0 || room == 0 || (m.pending() > 1) != prompts) continue;
         const std::int64_t rows = std::min(room, m.pending());
         work_.push_back({&m, rows});
         room -= rows;
@@ -195,13 +199,13 @@ class Batch {
   }
 
   std::vector<Event> draw() {
-    std::vector<Member*> ready;
-    for (const Work& work : work_)
-      if (work.member->pending() == 0) ready.push_back(work.member);
+    std::vector<Member*> ready;  // those whose last token has been run
+    for (auto& [id, m] : members_)
+      if (m.active() && !m.leader && m.pending() == 0) ready.push_back(&m);
     for (auto& [id, m] : members_) {  // groups whose prompt has just been run
       if (!m.leader) continue;
       Member& leader = members_.at(*m.leader);
-      if (leader.pending() != 0 || std::find(ready.begin(), ready.end(), &leader) == ready.end()) continue;
+      if (leader.pending() != 0) continue;
       m.kv = leader.kv.fork();
       m.hidden = leader.hidden;
       m.sequence.routes = leader.sequence.routes;
@@ -218,26 +222,29 @@ class Batch {
       const std::span<const float> row(logits + i * vocab, static_cast<std::size_t>(vocab));
       Event& event = events[static_cast<std::size_t>(i)];
       event.id = m.sequence.id;
-      if (m.options.max_tokens == 0) return;
-      event.sample = m.sampler.draw(*model_.context().kernels, row, m.options, m.sequence.prompt(), m.sequence.output(), m.stream, m.sequence.ids.size());
+      if (!has_room(m)) return;
+      try {
+        event.sample = m.sampler.draw(*model_.context().kernels, row, m.options, m.sequence.prompt(), m.sequence.output(), m.stream, m.sequence.ids.size());
+      } catch (const ArgumentError& error) {
+        throw ArgumentError({{}, "sequence " + std::to_string(m.sequence.id), {}}, error.what());
+      }
     });
     for (std::size_t i = 0; i < ready.size(); ++i) {
       Sequence& sequence = ready[i]->sequence;
-      const GenerateOptions& options = ready[i]->options;
-      if (options.max_tokens > 0) {
+      const bool drawn = has_room(*ready[i]);
+      if (drawn) {
         sequence.ids.push_back(events[i].sample.id);
         sequence.samples.push_back(events[i].sample);
       }
-      if (options.max_tokens > 0 && !options.ignore_eos && model_.is_end(events[i].sample.id)) {
+      if (drawn && !ready[i]->options.ignore_eos && model_.is_end(events[i].sample.id)) {
         sequence.finish = FinishReason::stop;
-      } else if (static_cast<std::int64_t>(sequence.samples.size()) >= options.max_tokens ||
-                 static_cast<std::int64_t>(sequence.ids.size()) >= model_.config().context_length) {
+      } else if (!has_room(*ready[i])) {
         sequence.finish = FinishReason::length;
       }
       events[i].finish = sequence.finish;
       if (sequence.finish != FinishReason::none) ready[i]->kv.truncate(0);
     }
-    std::erase_if(events, [&](const Event& e) { return members_.at(e.id).options.max_tokens == 0; });
+    std::erase_if(events, [&](const Event& e) { return at(e.id).samples.empty(); });
     return events;
   }
 

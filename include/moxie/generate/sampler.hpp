@@ -53,10 +53,10 @@ class Sampler {
     } else {
       const double lse = z.data() == logits.data() ? whole.lse : log_sum_exp(kernels, z, temperature).lse;
       const double u = uniform_draw(options.seed, sequence, position);
-      if (options.top_k == 0 && options.top_p == 1.0f && options.min_p == 0.0f) {
-        draw_from_all(z, temperature, lse, u, sample);
-      } else {
+      if (truncates(options)) {
         draw_from(keep(z, options, lse), u, sample);
+      } else {
+        draw_from_all(z, temperature, lse, u, sample);
       }
     }
     sample.logprob = whole.logprob(logits[static_cast<std::size_t>(sample.id)], temperature);
@@ -69,7 +69,7 @@ class Sampler {
     const float largest = *std::max_element(penalized_logits.begin(), penalized_logits.end()) / options.temperature;
     // Truncation nearly always keeps tokens near the largest, so only those are looked at, and more when they do not suffice.
     for (float depth = options.min_p > 0.0f ? 1.0f - std::log(options.min_p) : 10.0f;; depth *= 4.0f) {
-      const bool all = depth > 200.0f;
+      const bool all = depth > 200.0f || !truncates(options);
       gather(penalized_logits, options.temperature, all ? -std::numeric_limits<float>::infinity() : largest - depth, lse);
       // Without top_p, what min_p would drop anyway cannot change the set.
       if (truncate(options, all || (options.min_p > 0.0f && options.top_p == 1.0f))) return kept_;
@@ -103,6 +103,7 @@ class Sampler {
   }
 
  private:
+  static bool truncates(const GenerateOptions& options) noexcept { return options.top_k > 0 || options.top_p < 1.0f || options.min_p > 0.0f; }
   static bool before(const Candidate& a, const Candidate& b) noexcept { return a.z > b.z || (a.z == b.z && a.id < b.id); }
   static double sum_of(std::span<const Candidate> candidates) noexcept {
     double sum = 0.0;

@@ -1,5 +1,6 @@
 #pragma once
-// Stop texts in a stream: text is given out only when no stop text can begin in it any more.
+// Stop texts in a stream: text is given out only when no stop text can begin in it any more. The stop text that is complete first
+// ends the stream (of two that end together, the longer one), so that the result does not depend on how the text is cut into pieces.
 
 #include <algorithm>
 #include <string>
@@ -17,11 +18,16 @@ class StopTexts {
   std::string push(std::string_view text) {
     if (matched_) return {};
     held_ += text;
-    std::size_t first = std::string::npos;
-    for (const std::string& stop : texts_) first = std::min(first, held_.find(stop));
-    if (first != std::string::npos) {
+    std::size_t begin = std::string::npos, end = begin;
+    for (const std::string& stop : texts_) {
+      const std::size_t at = held_.find(stop);
+      if (at == std::string::npos || std::pair(at + stop.size(), at) >= std::pair(end, begin)) continue;
+      begin = at;
+      end = at + stop.size();
+    }
+    if (begin != std::string::npos) {
       matched_ = true;
-      held_.resize(first);
+      held_.resize(begin);
       return std::exchange(held_, {});
     }
     std::size_t keep = 0;  // the longest end of held_ that begins a stop text
