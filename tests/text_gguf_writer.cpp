@@ -32,8 +32,6 @@ TEST_CASE("a tokenizer written to GGUF gives the ids of its tokenizer.json") {
     while (std::getline(lines, line)) {
       const json row = json::parse(line);
       if (row.value("nfc_of_old_unicode", false)) continue;
-      // a word of Qwen's vocabulary, which llama.cpp takes for a control token whatever the file says
-      if (row["s"].get<std::string>().find("</s>") != std::string::npos) continue;
       ++rows;
       different += tokenizer.encode(row["s"].get<std::string>()) != row["ids"].get<std::vector<std::int32_t>>();
     }

@@ -94,7 +94,7 @@ class GgufTokenizerKeys {
 /// fill-in-the-middle prompts. llama.cpp takes them for control tokens whatever the file says.
 inline bool is_marker_text(std::string_view text) {
   static constexpr std::string_view markers =
-      " </s> <|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <|eom_id|> <EOT> _<EOT> "
+      " <|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <|eom_id|> <EOT> _<EOT> "
       "<｜end▁of▁sentence｜> <end_of_utterance> "
       "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> "
       "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> "
