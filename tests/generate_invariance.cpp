@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -43,6 +45,9 @@ struct Form {
 };
 const std::vector<Form> forms = {{Activations::int8, KvType::f16}, {Activations::int8, KvType::bf16}, {Activations::int8, KvType::f32},
                                  {Activations::f32, KvType::f16},  {Activations::f32, KvType::bf16},  {Activations::f32, KvType::f32}};
+
+/// Float weights are packed in another way for each form of activations.
+Model load(const std::string& path, const Form& form) { return Model::load(path, {.threads = 2, .activations = form.activations}); }
 
 /// A sequence alone: one pass, one thread.
 struct Alone {
@@ -238,8 +243,8 @@ void check_all_types(const std::vector<ModelConfig (*)(Dtype)>& configs) {
     const Dtype type = test::weight_types[t];
     const ModelConfig config = configs[t % configs.size()](type);
     const std::string path = test::write_random_model(folder.file("model.gguf"), config, type, ++seed);
-    const Model model = Model::load(path, {.threads = 2});
     for (const Form& form : forms) {
+      const Model model = load(path, form);
       CAPTURE(dtype_info(type).name);
       CAPTURE(config.family);
       CAPTURE(static_cast<int>(form.activations));
@@ -266,11 +271,11 @@ TEST_CASE("long sequences over many KV pages, with and without a window, give th
   Tally tally;
   unsigned seed = 100;
   for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::deepseek_v3_config}) {
-    const Model model = Model::load(test::write_random_model(folder.file("model.gguf"), config(Dtype::Q4_0), Dtype::Q4_0), {.threads = 2});
-    for (const Form& form : {forms[0], forms[5]}) check_in_company(model, form, 4, 220, ++seed, tally);
+    const std::string path = test::write_random_model(folder.file("model.gguf"), config(Dtype::Q4_0), Dtype::Q4_0);
+    for (const Form& form : {forms[0], forms[5]}) check_in_company(load(path, form), form, 4, 220, ++seed, tally);
   }
-  const Model embedded = Model::load(std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf", {.threads = 2});
-  for (const Form& form : {forms[0], forms[5]}) check_in_company(embedded, form, 4, 120, ++seed, tally);
+  const std::string embedded = std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf";
+  for (const Form& form : {forms[0], forms[5]}) check_in_company(load(embedded, form), form, 4, 120, ++seed, tally);
   MESSAGE(tally.cases << " random cases, " << tally.rows << " rows compared");
 }
 
@@ -278,8 +283,7 @@ TEST_CASE("FP8 weights with block scales give the same bits in any company") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");
   if (!folder) return;
   Tally tally;
-  const Model model = Model::load(*folder, {.threads = 2});
-  for (const Form& form : {forms[0], forms[5]}) check_in_company(model, form, 3, 60, 7, tally);
+  for (const Form& form : {forms[0], forms[5]}) check_in_company(load(*folder, form), form, 3, 60, 7, tally);
 }
 
 TEST_CASE("scores are the same bits for every batch, chunk, number of threads and KV budget") {

@@ -21,7 +21,7 @@ struct GenerateOptions {
   float frequency_penalty = 0.0f;   ///< subtracted times the token's count in the output
   std::uint64_t seed = 0;
   std::int64_t max_tokens = 256;
-  std::vector<std::string> stop = {};   ///< generation ends before the first of these texts
+  std::vector<std::string> stop = {};   ///< generation ends before the first of these texts to be complete
   bool ignore_eos = false;          ///< end-of-sequence tokens are ordinary tokens
 
   /// Temperature at which logprobs are reported.
