@@ -5,7 +5,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <limits>
 #include <optional>
 #include <random>
@@ -21,6 +23,7 @@
 #include <moxie/generate/batch.hpp>
 #include <moxie/generate/session.hpp>
 
+#include "child_process.hpp"
 #include "fidelity.hpp"
 #include "io_files.hpp"
 #include "random_model.hpp"
@@ -672,4 +675,33 @@ TEST_CASE("errors of a batch: what is wrong is said, and the other sequences go 
   CHECK(other.at(id).samples.empty());
   other.remove(id);
   CHECK(other.step().empty());
+}
+
+TEST_CASE("child: load a model" * doctest::skip()) {
+  if (test::child_argument().empty()) return;
+  const Model model = Model::load(test::child_argument(), {.threads = 2});
+  const std::int64_t peak = test::process_bytes("VmHWM");
+  Session session(model);
+  session.feed(Ids{1, 2, 3});
+  std::cout << "peak=" << peak << " resident=" << test::process_bytes("VmRSS") << " packed=" << model.decoder().bytes() << "\n";
+}
+
+TEST_CASE("loading a model takes at most its file, 10% and 100 MB of resident memory") {
+  const test::TemporaryFolder folder;
+  ModelConfig config = test::qwen3_moe_config(Dtype::Q4_K);
+  config.hidden_size = config.moe.hidden_size = 1024;
+  config.moe.moe_intermediate_size = config.intermediate_size = 768;
+  config.moe.router.n_experts = 16;
+  const std::vector<Dtype> types = {Dtype::Q4_K, Dtype::Q6_K, Dtype::F32, Dtype::Q8_0, Dtype::BF16, Dtype::Q4_0};
+  config.n_layers = static_cast<std::int64_t>(types.size());
+  config.is_moe_layer.assign(types.size(), true);
+  const std::string path = folder.file("model.gguf");
+  test::RandomModelWriter(path, config, types, 1).write();
+  const auto size = static_cast<std::int64_t>(std::filesystem::file_size(path));
+  const std::string output = test::run_child("child: load a model", path);
+  const std::int64_t peak = test::number_in(output, "peak"), packed = test::number_in(output, "packed");
+  MESSAGE("file " << size / 1000000 << " MB, packed " << packed / 1000000 << " MB, resident at most " << peak / 1000000 << " MB while loading");
+  CHECK(size > 300000000);
+  CHECK(peak <= size + size / 10 + 100000000);
+  CHECK(packed <= size + size * 3 / 100);
 }

@@ -120,11 +120,12 @@ inline moxie::ModelConfig deepseek_v2_config(moxie::Dtype type) {
   return c;
 }
 
-/// Writes a model of this configuration whose matrices have this type, as far as their rows allow. The embedding is F32.
+/// Writes a model of this configuration whose matrices have these types, one for each layer in turn, as far as their rows allow. The
+/// embedding is F32. Matrices of more than 4 million elements are filled with one byte, which is quick, and finite in every type.
 class RandomModelWriter {
  public:
-  RandomModelWriter(const std::string& path, const moxie::ModelConfig& config, moxie::Dtype type, unsigned seed)
-      : writer_(path), config_(config), type_(type), seed_(seed) {}
+  RandomModelWriter(const std::string& path, const moxie::ModelConfig& config, std::vector<moxie::Dtype> types, unsigned seed)
+      : writer_(path), config_(config), types_(std::move(types)), type_(types_.front()), seed_(seed) {}
 
   void write() {
     const bool split = config_.family == "deepseek_v3";
@@ -139,7 +140,10 @@ class RandomModelWriter {
     matrix("token_embd.weight", {config_.vocab_size, h}, moxie::Dtype::F32, 1.0f);
     norm("output_norm.weight", h);
     matrix("output.weight", {config_.vocab_size, h}, type_, 2.5f);  // logits with a spread of 2.5: peaks and tails
-    for (std::int64_t i = 0; i < config_.n_layers; ++i) layer("blk." + std::to_string(i) + ".", i);
+    for (std::int64_t i = 0; i < config_.n_layers; ++i) {
+      type_ = types_[static_cast<std::size_t>(i) % types_.size()];
+      layer("blk." + std::to_string(i) + ".", i);
+    }
     writer_.finish();
   }
 
@@ -222,6 +226,11 @@ class RandomModelWriter {
     const moxie::Index columns = shape.back();
     const unsigned seed = seed_++;
     writer_.add_tensor(name, type, std::move(shape), [=](const moxie::GgufWriter::Sink& sink) {
+      if (rows * columns > 1 << 22) {
+        const std::vector<std::byte> row(moxie::row_bytes(type, static_cast<std::uint64_t>(columns)), std::byte{0x11});
+        for (moxie::Index r = 0; r < rows; ++r) sink(row);
+        return;
+      }
       std::mt19937 random(seed);
       std::normal_distribution<float> normal(mean, deviation);
       const moxie::RowMatrix values = moxie::RowMatrix::NullaryExpr(rows, columns, [&] { return normal(random); });
@@ -231,12 +240,13 @@ class RandomModelWriter {
 
   moxie::GgufWriter writer_;
   moxie::ModelConfig config_;
+  std::vector<moxie::Dtype> types_;
   moxie::Dtype type_;
   unsigned seed_;
 };
 
 inline std::string write_random_model(const std::string& path, const moxie::ModelConfig& config, moxie::Dtype type, unsigned seed = 1) {
-  RandomModelWriter(path, config, type, seed).write();
+  RandomModelWriter(path, config, {type}, seed).write();
   return path;
 }
 

@@ -51,6 +51,9 @@ inline void check(const Model& model, std::span<const std::vector<std::int32_t>>
     throw ArgumentError(std::to_string(options.replay.size()) + " routing traces were given for " + std::to_string(sequences.size()) + " sequences");
   const ModelConfig& config = model.config();
   for (std::size_t s = 0; s < sequences.size(); ++s) {
+    if (static_cast<std::int64_t>(sequences[s].size()) > config.context_length)
+      throw ArgumentError("sequence " + std::to_string(s) + " has " + std::to_string(sequences[s].size()) + " tokens; the model's context is " +
+                          std::to_string(config.context_length));
     for (const std::int32_t id : sequences[s])
       if (id < 0 || id >= config.vocab_size)
         throw ArgumentError("sequence " + std::to_string(s) + ": token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config.vocab_size));

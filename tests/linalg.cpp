@@ -1,0 +1,254 @@
+// Matrices of every weight type against double precision, on ragged shapes, packed from files or floats; FP8 with block scales.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <moxie/kernels/kernels.hpp>
+#include <moxie/linalg/linear.hpp>
+#include <moxie/quant/quantize.hpp>
+
+#include "safetensors_mini.hpp"
+#include "shared.hpp"
+
+using namespace moxie;
+
+namespace {
+
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+const std::vector<Dtype> types = {Dtype::F32,  Dtype::F16,  Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1,
+                                  Dtype::Q5_0, Dtype::Q5_1, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K};
+
+RowMatrix random_matrix(Index rows, Index columns, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  return RowMatrix::NullaryExpr(rows, columns, [&] { return normal(random); });
+}
+
+Context context_of(Activations activations, int threads = 1) { return {&kernels::native_table(), Threads(threads), activations}; }
+
+RowMatrix product(const Linear& linear, const Context& context, const RowMatrix& x) {
+  PreparedRows prepared;
+  const bool int8 = linear.takes_int8(context.activations);
+  prepared.assign(context, x.data(), x.rows(), x.cols(), x.outerStride(), int8, !int8);
+  RowMatrix y = RowMatrix::Constant(x.rows(), linear.outputs() + 3, 77.0f);
+  linear.forward(context, prepared, y.data(), y.outerStride());
+  CHECK((y.rightCols(3).array() == 77.0f).all());  // nothing beyond the outputs
+  return y.leftCols(linear.outputs());
+}
+
+/// x as int8 activations hold it, in blocks of 32 with a scale each.
+Matrix rounded_to_int8(const RowMatrix& x) {
+  PreparedRows prepared;
+  prepared.assign(context_of(Activations::int8), x.data(), x.rows(), x.cols(), x.cols(), true, false);
+  Matrix rounded(x.rows(), x.cols());
+  for (Index r = 0; r < x.rows(); ++r)
+    for (Index i = 0; i < x.cols(); ++i) {
+      const Index at = r * x.cols() + i;
+      rounded(r, i) = static_cast<double>(prepared.view().d[at / 32]) * prepared.view().q[at];
+      const float most = x.row(r).segment(i / 32 * 32, 32).cwiseAbs().maxCoeff();
+      if (std::abs(rounded(r, i) - static_cast<double>(x(r, i))) > 0.006 * static_cast<double>(most)) FAIL_CHECK("row " << r << ", input " << i << " is rounded too far");
+    }
+  return rounded;
+}
+
+TensorView view_of(const std::vector<std::byte>& bytes, Dtype dtype, Index rows, Index columns) {
+  return {"weight", dtype, {rows, columns}, bytes.data(), bytes.size(), "memory", 0};
+}
+
+/// Largest error over the size that a sum of these products has.
+double error_of(const RowMatrix& y, const Matrix& expected, const Matrix& size) {
+  return ((y.cast<double>() - expected).array().abs() / size.array()).maxCoeff();
+}
+
+}  // namespace
+
+TEST_CASE("products are those of the decoded weights in double precision, for every type, shape and form of activations") {
+  unsigned seed = 1;
+  for (const Dtype type : types) {
+    const Index block = dtype_info(type).block_elements;
+    const std::vector<Index> columns = block == 1 ? std::vector<Index>{1, 31, 76, 320} : block == 32 ? std::vector<Index>{32, 96, 320} : std::vector<Index>{256, 768};
+    for (const Index k : columns)
+      for (const Index outputs : {1, 16, 33, 150})
+        for (const Index rows : {1, 3, 21}) {
+          const RowMatrix w = random_matrix(outputs, k, ++seed), x = random_matrix(rows, k, ++seed);
+          const std::vector<std::byte> bytes = encode_matrix(type, w);
+          RowMatrix decoded(outputs, k);
+          decode_rows(type, bytes.data(), decoded);
+          CAPTURE(dtype_info(type).name);
+          CAPTURE(k);
+          CAPTURE(outputs);
+          CAPTURE(rows);
+          for (const Activations activations : {Activations::int8, Activations::f32}) {
+            const Context context = context_of(activations, 2);
+            const Linear packed = Linear::pack(context, view_of(bytes, type, outputs, k)), made = Linear::from_rows(context, type, w);
+            CHECK(packed.outputs() == outputs);
+            CHECK(packed.inputs() == k);
+            CHECK(packed.dtype() == type);
+            Matrix activation = packed.takes_int8(activations) ? rounded_to_int8(x) : Matrix(x.cast<double>());
+            const Matrix expected = activation * decoded.cast<double>().transpose();
+            const Matrix size = (activation.cwiseAbs() * decoded.cast<double>().cwiseAbs().transpose()).array() + 1e-30;
+            const RowMatrix y = product(packed, context, x);
+            // bf16 weights through oneDNN: activations are bf16 too.
+            const bool bf16 = type == Dtype::BF16 && activations == Activations::int8;
+            CHECK(error_of(y, expected, size) < (bf16 ? 4e-3 : 2e-6));
+            if (!bf16 && type != Dtype::F32) CHECK(product(made, context, x) == y);
+          }
+        }
+  }
+}
+
+TEST_CASE("columns and listed rows can be asked for in parts, with the bits of the whole") {
+  unsigned seed = 100;
+  for (const Dtype type : types)
+    for (const Activations activations : {Activations::int8, Activations::f32}) {
+      CAPTURE(dtype_info(type).name);
+      const Index outputs = 200, k = 256, rows = 12;
+      const std::vector<std::byte> bytes = encode_matrix(type, random_matrix(outputs, k, ++seed));
+      const Context context = context_of(activations);
+      const Linear linear = Linear::pack(context, view_of(bytes, type, outputs, k));
+      const RowMatrix x = random_matrix(rows, k, ++seed), whole = product(linear, context, x);
+      for (int threads = 2; threads <= 4; ++threads) CHECK(product(linear, context_of(activations, threads), x) == whole);
+      PreparedRows prepared;
+      const bool int8 = linear.takes_int8(activations);
+      prepared.assign(context, x.data(), rows, k, k, int8, !int8);
+      const std::vector<std::int32_t> listed = {11, 0, 0, 5, 7};
+      for (Index begin = 0; begin < outputs; begin += linear.granularity())
+        for (const Index end : {std::min(outputs, begin + linear.granularity()), outputs}) {
+          RowMatrix part = RowMatrix::Constant(5, outputs, 77.0f);
+          linear.multiply(prepared.view(), activations, listed.data(), 5, begin, end, part.data(), outputs);
+          for (Index i = 0; i < 5; ++i) {
+            CHECK(part.row(i).segment(begin, end - begin) == whole.row(listed[static_cast<std::size_t>(i)]).segment(begin, end - begin));
+            CHECK((part.row(i).head(begin).array() == 77.0f).all());
+            CHECK((part.row(i).tail(outputs - end).array() == 77.0f).all());
+          }
+        }
+    }
+}
+
+TEST_CASE("rows with a stride are taken as they lie, and a buffer can be used for other sizes") {
+  const Context context = context_of(Activations::f32);
+  const RowMatrix wide = random_matrix(7, 100, 1), w = random_matrix(40, 60, 2);
+  const Linear linear = Linear::from_rows(context, Dtype::F32, w);
+  PreparedRows prepared;
+  for (const Index rows : {7, 2, 5}) {
+    prepared.assign(context, wide.data() + 10, rows, 60, 100, false, true);
+    CHECK(prepared.rows() == rows);
+    RowMatrix y(rows, 40);
+    linear.forward(context, prepared, y.data(), 40);
+    CHECK(y == product(linear, context, wide.block(0, 10, rows, 60)));
+  }
+}
+
+TEST_CASE("activations that are not finite give results that are not finite") {
+  for (const Dtype type : {Dtype::Q4_0, Dtype::Q6_K, Dtype::F16, Dtype::F32})
+    for (const Activations activations : {Activations::int8, Activations::f32})
+      for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+        CAPTURE(dtype_info(type).name);
+        const Context context = context_of(activations);
+        const Linear linear = Linear::from_rows(context, type, random_matrix(32, 256, 3));
+        RowMatrix x = random_matrix(3, 256, 4);
+        x(1, 130) = bad;
+        const RowMatrix y = product(linear, context, x);
+        CHECK(y.row(0).allFinite());
+        CHECK(y.row(2).allFinite());
+        CHECK_FALSE(y.row(1).allFinite());
+      }
+}
+
+TEST_CASE("FP8 weights with block scales multiply as their values") {
+  const auto path = test::shared_path("quant/fp8_blocks_128x128.safetensors");
+  if (!path) return;
+  const test::MiniTensors tensors = test::read_safetensors(*path);
+  for (const char* name : {"even", "ragged", "small"}) {
+    CAPTURE(name);
+    const test::MiniTensor& weight = tensors.at(std::string(name) + ".weight");
+    const test::MiniTensor& scales = tensors.at(std::string(name) + ".weight_scale_inv");
+    const auto values = tensors.at(std::string(name) + ".values").as<float>();
+    const Index outputs = weight.shape[0], k = weight.shape[1];
+    const TensorView scale_view{"scale", Dtype::F32, scales.shape, scales.data.data(), scales.data.size(), "memory", 0};
+    const Eigen::Map<const RowMatrix> decoded(values.data(), outputs, k);
+    for (const Activations activations : {Activations::f32, Activations::int8}) {
+      const Context context = context_of(activations, 2);
+      const Linear linear = Linear::pack(context, view_of(weight.data, Dtype::F8_E4M3, outputs, k), nullptr, &scale_view);
+      CHECK_FALSE(linear.takes_int8(activations));
+      const RowMatrix x = random_matrix(9, k, 5);
+      const Matrix expected = x.cast<double>() * decoded.cast<double>().transpose();
+      const Matrix size = x.cast<double>().cwiseAbs() * decoded.cast<double>().cwiseAbs().transpose();
+      CHECK(error_of(product(linear, context, x), expected, size) < 2e-6);
+      // Codes alone: scales of one.
+      const Linear plain = Linear::pack(context, view_of(weight.data, Dtype::F8_E4M3, outputs, k));
+      RowMatrix codes(outputs, k);
+      decode_rows(Dtype::F8_E4M3, weight.data.data(), codes);
+      CHECK(error_of(product(plain, context, x), x.cast<double>() * codes.cast<double>().transpose(),
+                     x.cast<double>().cwiseAbs() * codes.cast<double>().cwiseAbs().transpose()) < 2e-6);
+    }
+  }
+}
+
+TEST_CASE("panels take at most 3% more than the blocks of the file, with the padding of ragged shapes left out") {
+  for (const Dtype type : types)
+    for (const Activations activations : {Activations::int8, Activations::f32}) {
+      CAPTURE(dtype_info(type).name);
+      const Index outputs = 512, k = 1024;
+      const std::vector<std::byte> bytes(row_bytes(type, static_cast<std::uint64_t>(outputs * k)), std::byte{0x11});
+      const Linear linear = Linear::pack(context_of(activations), view_of(bytes, type, outputs, k));
+      CHECK(linear.bytes() <= bytes.size() * 103 / 100);
+    }
+}
+
+TEST_CASE("mapped bytes are released as they are packed, each once") {
+  const Index outputs = 3000, k = 256;
+  for (const Dtype type : {Dtype::Q4_K, Dtype::BF16}) {
+    const std::vector<std::byte> bytes(row_bytes(type, static_cast<std::uint64_t>(outputs * k)), std::byte{0x11});
+    std::mutex guard;
+    std::map<const std::byte*, std::uint64_t> released;
+    const TensorMap source({}, nullptr, [&](const std::byte* p, std::uint64_t n) {
+      const std::lock_guard lock(guard);
+      released[p] += n;
+    });
+    Linear::pack(context_of(Activations::int8, 2), view_of(bytes, type, outputs, k), &source);
+    const std::byte* at = bytes.data();
+    for (const auto& [p, n] : released) {
+      CHECK(p == at);
+      at = p + n;
+    }
+    CHECK(at == bytes.data() + bytes.size());
+    CHECK(released.size() > 1);
+  }
+}
+
+TEST_CASE("what is no matrix, or has no kernel, is an error that says so") {
+  const Context context = context_of(Activations::int8);
+  const std::vector<std::byte> bytes(4096);
+  const auto message = [&](const TensorView& view, const TensorView* scales = nullptr) -> std::string {
+    try {
+      Linear::pack(context, view, nullptr, scales);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "nothing was thrown";
+  };
+  const auto contains = [](const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; };
+  TensorView view = view_of(bytes, Dtype::Q4_0, 2, 64);
+  view.shape = {2, 64, 1};
+  CHECK(contains(message(view), "matrix"));
+  CHECK(contains(message(view_of(bytes, Dtype::I32, 2, 64)), "I32"));
+  CHECK(contains(message(view_of(bytes, Dtype::Q2_K, 1, 256)), "Q2_K"));
+  CHECK(contains(message(view_of(bytes, Dtype::Q4_0, 2, 40)), "multiple"));
+  const TensorView scales = view_of(bytes, Dtype::F32, 1, 1);
+  CHECK(contains(message(view_of(bytes, Dtype::Q4_0, 2, 64), &scales), "F8_E4M3"));
+  CHECK_THROWS_AS(Linear::from_rows(context, Dtype::F8_E4M3, random_matrix(2, 64, 1)), UnsupportedError);
+  CHECK_THROWS_AS(Linear::from_rows(context, Dtype::Q4_K, random_matrix(2, 64, 1)), ArgumentError);
+}
