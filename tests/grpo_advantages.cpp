@@ -28,10 +28,11 @@ void check_cases(const std::string& folder) {
     REQUIRE(want.rows() == result.advantages.size());
     CHECK((want.col(0) - result.advantages).abs().maxCoeff() <= 1e-9 * std::max(1.0, want.abs().maxCoeff()));
     CHECK(result.metrics.size() == c["metrics"].size());
-    for (const auto& [name, value] : c["metrics"].items()) {
+    for (const auto& item : c["metrics"].items()) {
+      const std::string& name = item.key();
       INFO(name);
       REQUIRE(result.metrics.count(name) == 1);
-      CHECK(test::relative_error(result.metrics.at(name), test::number_or_nan(value)) <= 1e-7);
+      CHECK(test::relative_error(result.metrics.at(name), test::number_or_nan(item.value())) <= 1e-7);
     }
   }
 }

@@ -23,10 +23,11 @@ constexpr double metric_tolerance = 1e-7;    // TRL counts clipped tokens in f32
 
 void check_metrics(const Metrics& got, const nlohmann::json& want) {
   CHECK(got.size() == want.size());
-  for (const auto& [name, value] : want.items()) {
+  for (const auto& item : want.items()) {
+    const std::string& name = item.key();
     INFO(name);
     REQUIRE(got.count(name) == 1);
-    CHECK(test::relative_error(got.at(name), test::number_or_nan(value)) <= metric_tolerance);
+    CHECK(test::relative_error(got.at(name), test::number_or_nan(item.value())) <= metric_tolerance);
   }
 }
 
@@ -59,7 +60,9 @@ void check_case(const nlohmann::json& c, const test::GoldenBatch& golden) {
 /// Every case of a cases.json, with the batch files beside it.
 void check_cases(const std::string& folder) {
   const nlohmann::json index = nlohmann::json::parse(test::read_text(folder + "/cases.json"));
-  for (const auto& [name, described] : index["batches"].items()) {
+  for (const auto& item : index["batches"].items()) {
+    const std::string& name = item.key();
+    const nlohmann::json& described = item.value();
     const test::GoldenBatch golden(folder + "/" + described["file"].get<std::string>());
     for (const nlohmann::json& sampling : described["importance_sampling"]) {
       INFO(name << " " << sampling["ratio"].get<std::string>());

@@ -11,5 +11,9 @@
 #include <moxie/generate/quantize_model.hpp>
 #include <moxie/generate/session.hpp>
 #include <moxie/grpo/advantages.hpp>
+#include <moxie/grpo/importance.hpp>
+#include <moxie/grpo/leave_one_out.hpp>
+#include <moxie/grpo/load_balancing.hpp>
 #include <moxie/grpo/logprobs.hpp>
+#include <moxie/grpo/losses.hpp>
 #include <moxie/moe/moe_layer.hpp>

@@ -49,8 +49,6 @@ struct AdvantageOptions {
 
 namespace detail {
 
-inline constexpr double deviation_offset = 1e-4;
-
 inline Advantages sum_then_normalize(const Rewards& rewards, const AdvantageOptions& options) {
   const Eigen::ArrayXd sums = weighted_sum(rewards.values, rewards.reward_weights);
   const Index rows = sums.size(), group = rewards.num_generations;

@@ -15,8 +15,8 @@
 #include <Eigen/Core>
 
 #include <moxie/core/error.hpp>
-#include <moxie/grpo/advantages.hpp>
 #include <moxie/grpo/option_names.hpp>
+#include <moxie/grpo/rewards.hpp>
 
 namespace moxie::grpo {
 
@@ -40,7 +40,7 @@ inline Advantages leave_one_out_advantages(const Rewards& rewards, const LeaveOn
   if (options.reward_clip_range) {
     const auto [lowest, highest] = *options.reward_clip_range;
     check_option(lowest <= highest, "reward_clip_range", lowest, "at most the second of the range");
-    sums = sums.unaryExpr([lowest, highest](double s) { return std::clamp(s, lowest, highest); });
+    sums = sums.unaryExpr([lowest = lowest, highest = highest](double s) { return std::clamp(s, lowest, highest); });
   }
   if (options.beta != 0.0) sums -= options.beta * kl;
 
@@ -56,7 +56,7 @@ inline Advantages leave_one_out_advantages(const Rewards& rewards, const LeaveOn
   }
   if (options.normalize_advantages) {
     const NanStatistics of_batch = nan_statistics(advantages);
-    advantages = (advantages - of_batch.mean) / (of_batch.std + detail::deviation_offset);
+    advantages = (advantages - of_batch.mean) / (of_batch.std + deviation_offset);
   }
   return {advantages.unaryExpr(&or_zero), reward_metrics(rewards, deviations)};
 }

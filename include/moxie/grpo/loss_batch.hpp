@@ -11,7 +11,8 @@
 
 namespace moxie::grpo {
 
-/// Arrays left empty are absent. TRL's names stand in brackets.
+/// Arrays left empty are absent; `array.resize(0, 0)` empties one (to Eigen `array = {}` means all 0). TRL's names stand in
+/// brackets.
 struct LossBatch {
   TokenArray logprobs = {};    ///< [B, T] x, under the policy that is trained [per_token_logps]
   TokenMask mask = {};         ///< [B, T] m, true where a token counts [completion_mask, times tool_mask]

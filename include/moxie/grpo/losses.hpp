@@ -16,10 +16,9 @@
 //
 // Masks, w, phi, x_old, x_ref, x_s and A carry no gradient. The KL term is touched neither by the masks nor by w.
 
-#include <algorithm>
-
 #include <moxie/core/error.hpp>
 #include <moxie/grpo/adaptive_entropy.hpp>
+#include <moxie/grpo/clip_metrics.hpp>
 #include <moxie/grpo/kl.hpp>
 #include <moxie/grpo/loss_batch.hpp>
 #include <moxie/grpo/loss_options.hpp>
@@ -42,15 +41,14 @@ struct LossResult {
   EntropySum entropy;       ///< over the tokens of the entropy bonus, for AdaptiveEntropy::add; empty sum without bonus
 };
 
-/// A loss: options in, loss, gradients and metrics of a (micro-)batch out. Metrics, where mean is over tokens with m = 1, and
-/// over rows for what has one value for a row (ratios of sequences):
-///   kl                                    mean of the KL term without beta; with beta
-///   entropy                               mean of H; where entropies are given
-///   clip_ratio/{low,high,region}_mean     share clipped at the lower bound (A < 0), at the upper bound (A > 0), at either;
-///   losses with a clip clip_ratio/{low_min,high_max}         smallest and largest share in a row cispo_clip_ratio share with r >
-///   epsilon_high and A > 0; cispo vespo/phi_seq_mean                    mean of phi; vespo policy_loss the loss before entropy
-///   bonus, auxiliary loss and division by acc; with entropy bonus entropy_coef                          with entropy bonus in
-///   training; with AdaptiveEntropy it is what step() returns aux_loss                              as given
+/// A loss: options in; loss, gradients and metrics of a (micro-)batch out. Metrics:
+///   kl                    mean of the KL term, without beta; where beta is not 0
+///   entropy               mean of H; where entropies are given
+///   clip_ratio/..., cispo_clip_ratio, vespo/phi_seq_mean
+///                         see clip_metrics
+///   policy_loss           the loss before entropy bonus, auxiliary loss and division by acc; with entropy bonus
+///   entropy_coef          with entropy bonus, in training; with AdaptiveEntropy it is what step() returns
+///   aux_loss              as given
 class Loss {
  public:
   /// Throws ArgumentError for options out of their range.
@@ -63,8 +61,7 @@ class Loss {
   LossResult operator()(const LossBatch& batch) const {
     if (options_.use_adaptive_entropy)
       throw ArgumentError(
-          "use_adaptive_entropy needs the coefficient that applies: call loss(batch, control.applied()) of an AdaptiveEntropy "
-          "control");
+          "use_adaptive_entropy needs the coefficient that applies: call loss(batch, AdaptiveEntropy::applied())");
     return compute(batch, options_.entropy_coef);
   }
   /// For `use_adaptive_entropy`: entropy_coef = AdaptiveEntropy::applied().
@@ -106,46 +103,52 @@ class Loss {
       result.metrics["aux_loss"] = *batch.aux_loss;
     }
     if (batch.entropies.size() > 0) result.metrics["entropy"] = masked_mean(batch.entropies, batch.mask);
-    add_clip_metrics(batch, terms, result.metrics);
+    result.metrics.merge(clip_metrics(o, terms.ratio, terms.phi, batch.advantages, batch.mask));
     return result;
+  }
+
+  /// What the policy term of a token is multiplied by: its masks and the correction for the sampler.
+  double factor(const LossBatch& batch, const Terms& terms, Index i, Index t) const {
+    if (terms.keep.size() > 0 && !at(terms.keep, i, t)) return 0.0;
+    if (terms.high_entropy.size() > 0 && !terms.high_entropy(i, t)) return 0.0;
+    const bool corrects = batch.importance_sampling_ratio.size() > 0 && options_.loss_type != LossType::vespo;
+    return corrects ? at(batch.importance_sampling_ratio, i, t) : 1.0;
+  }
+
+  /// KL with its derivatives.
+  TokenTerm kl_term(double ratio, const KlEstimate& kl) const {
+    if (!options_.use_bias_correction_kl) return {kl.value, 0.0, kl.d_logprob};
+    return {ratio * kl.value, kl.value, ratio * kl.d_logprob};
   }
 
   /// The policy and KL terms: their share of the loss, the gradient, and the metrics of both.
   void add_tokens(const LossBatch& batch, const Terms& terms, LossResult& result) const {
-    const LossOptions& o = options_;
-    const Normalization normal = normalization(o, batch);
-    const bool corrects = batch.importance_sampling_ratio.size() > 0 && o.loss_type != LossType::vespo;
+    const Normalization normal = normalization(options_, batch);
     TokenArray d_ratio = TokenArray::Zero(batch.rows(), batch.cols());
     TokenArray kl = TokenArray::Zero(batch.rows(), batch.cols());
     result.d_logprobs = TokenArray::Zero(batch.rows(), batch.cols());
     double policy_loss = 0.0;
     for (Index i = 0; i < batch.rows(); ++i) {
       const double weight = normal.row_weight[i];
-      policy_loss += weight * sum_over_row(batch.mask, i, [&](Index t) {
-                       const double r = at(terms.ratio, i, t), x = batch.logprobs(i, t);
-                       const double phi = terms.phi.size() > 0 ? at(terms.phi, i, t) : 0.0;
-                       PolicyTerm l = policy_term(o, r, at(batch.advantages, i, t), x, phi);
-                       double factor = corrects ? at(batch.importance_sampling_ratio, i, t) : 1.0;
-                       if (terms.keep.size() > 0 && !at(terms.keep, i, t)) factor = 0.0;
-                       if (terms.high_entropy.size() > 0 && !terms.high_entropy(i, t)) factor = 0.0;
-                       l = {factor * l.value, factor * l.d_ratio, factor * l.d_logprob};
-                       if (o.beta != 0.0) {
-                         const KlEstimate k = k3(x, batch.ref_logprobs(i, t));
-                         const double correction = o.use_bias_correction_kl ? r : 1.0;
-                         kl(i, t) = correction * k.value;
-                         l.value += o.beta * kl(i, t);
-                         l.d_logprob += o.beta * correction * k.d_logprob;
-                         if (o.use_bias_correction_kl) l.d_ratio += o.beta * k.value;
-                       }
-                       result.d_logprobs(i, t) = weight / normal.accumulation * l.d_logprob;
-                       d_ratio(i, t) = weight / normal.accumulation * l.d_ratio;
-                       return l.value;
-                     });
+      const double row_sum = sum_over_row(batch.mask, i, [&](Index t) {
+        const double r = at(terms.ratio, i, t), x = batch.logprobs(i, t);
+        const double phi = terms.phi.size() > 0 ? at(terms.phi, i, t) : 0.0;
+        TokenTerm l = factor(batch, terms, i, t) * policy_term(options_, r, at(batch.advantages, i, t), x, phi);
+        if (options_.beta != 0.0) {
+          const TokenTerm divergence = kl_term(r, k3(x, batch.ref_logprobs(i, t)));
+          kl(i, t) = divergence.value;
+          l += options_.beta * divergence;
+        }
+        result.d_logprobs(i, t) = weight / normal.accumulation * l.d_logprob;
+        d_ratio(i, t) = weight / normal.accumulation * l.d_ratio;
+        return l.value;
+      });
+      policy_loss += weight * row_sum;
     }
-    add_ratio_gradient(terms.ratio, batch.mask, o.importance_sampling_level, d_ratio, result.d_logprobs);
+    add_ratio_gradient(terms.ratio, batch.mask, options_.importance_sampling_level, d_ratio, result.d_logprobs);
     result.loss = policy_loss / normal.accumulation;
-    if (o.has_entropy_bonus()) result.metrics["policy_loss"] = policy_loss;
-    if (o.beta != 0.0) result.metrics["kl"] = masked_mean(kl, batch.mask);
+    if (options_.has_entropy_bonus()) result.metrics["policy_loss"] = policy_loss;
+    if (options_.beta != 0.0) result.metrics["kl"] = masked_mean(kl, batch.mask);
   }
 
   void add_entropy_bonus(const LossBatch& batch, const Terms& terms, double entropy_coef, LossResult& result) const {
@@ -157,34 +160,6 @@ class Loss {
     result.loss -= coefficient * result.entropy.mean();
     result.d_entropies = effective.cast<double>() * (-coefficient / at_least_one(result.entropy.tokens));
     if (options_.training && !options_.use_adaptive_entropy) result.metrics["entropy_coef"] = entropy_coef;
-  }
-
-  void add_clip_metrics(const LossBatch& batch, const Terms& terms, Metrics& metrics) const {
-    if (options_.loss_type == LossType::sapo) return;
-    if (options_.loss_type == LossType::vespo) {
-      metrics["vespo/phi_seq_mean"] = masked_mean(terms.phi, batch.mask);
-      return;
-    }
-    const Clip clip(options_);
-    const auto flags = [&](auto&& is_clipped) {
-      TokenArray flag(batch.rows(), std::max(terms.ratio.cols(), batch.advantages.cols()));
-      for (Index i = 0; i < flag.rows(); ++i)
-        for (Index t = 0; t < flag.cols(); ++t)
-          flag(i, t) = is_clipped(at(terms.ratio, i, t), at(batch.advantages, i, t)) ? 1.0 : 0.0;
-      return flag;
-    };
-    if (options_.loss_type == LossType::cispo) {
-      metrics["cispo_clip_ratio"] =
-          masked_mean(flags([&](double r, double a) { return r > options_.clip_high() && a > 0.0; }), batch.mask);
-      return;
-    }
-    const TokenArray low = flags([&](double r, double a) { return clip.is_low(r, a); });
-    const TokenArray high = flags([&](double r, double a) { return clip.is_high(r, a); });
-    metrics["clip_ratio/low_mean"] = masked_mean(low, batch.mask);
-    metrics["clip_ratio/high_mean"] = masked_mean(high, batch.mask);
-    metrics["clip_ratio/region_mean"] = masked_mean(low + high, batch.mask);
-    metrics["clip_ratio/low_min"] = row_mean_range(low, batch.mask).smallest;
-    metrics["clip_ratio/high_max"] = row_mean_range(high, batch.mask).largest;
   }
 
   void check_needs(const LossBatch& batch) const {

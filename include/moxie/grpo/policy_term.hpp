@@ -3,15 +3,26 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include <moxie/grpo/loss_options.hpp>
 
 namespace moxie::grpo {
 
-struct PolicyTerm {
+struct TokenTerm {
   double value = 0.0;
   double d_ratio = 0.0;    ///< dl/dr
   double d_logprob = 0.0;  ///< dl/dx where x occurs beside the ratio
+
+  TokenTerm& operator+=(const TokenTerm& other) {
+    value += other.value;
+    d_ratio += other.d_ratio;
+    d_logprob += other.d_logprob;
+    return *this;
+  }
+  friend TokenTerm operator*(double factor, const TokenTerm& l) {
+    return {factor * l.value, factor * l.d_ratio, factor * l.d_logprob};
+  }
 };
 
 /// PPO's clip with asymmetric bounds (DAPO's clip-higher, arXiv 2503.14476) and an upper bound delta on the unclipped branch
@@ -28,7 +39,7 @@ struct Clip {
   bool is_low(double ratio, double advantage) const { return capped(ratio) < low && advantage < 0.0; }
   bool is_high(double ratio, double advantage) const { return capped(ratio) > high && advantage > 0.0; }
 
-  PolicyTerm term(double ratio, double advantage) const {
+  TokenTerm term(double ratio, double advantage) const {
     const double free = capped(ratio) * advantage, clipped = std::clamp(ratio, low, high) * advantage;
     const double d_free = delta && ratio > *delta ? 0.0 : advantage;
     const double d_clipped = ratio < low || ratio > high ? 0.0 : advantage;
@@ -41,7 +52,7 @@ struct Clip {
 };
 
 /// l = -stop(weight) A x: the policy gradient with a constant weight.
-inline PolicyTerm weighted_logprob(double weight, double advantage, double logprob) {
+inline TokenTerm weighted_logprob(double weight, double advantage, double logprob) {
   return {-weight * advantage * logprob, 0.0, -weight * advantage};
 }
 
@@ -51,14 +62,14 @@ inline double cispo_weight(double ratio, double epsilon_high) { return std::min(
 
 /// SAPO (arXiv 2511.20347): l = -A (4 / tau) sigmoid(tau (r - 1)); tau = sapo_temperature_pos where A > 0, else
 /// sapo_temperature_neg.
-inline PolicyTerm sapo_term(const LossOptions& o, double ratio, double advantage) {
+inline TokenTerm sapo_term(const LossOptions& o, double ratio, double advantage) {
   const double tau = advantage > 0.0 ? o.sapo_temperature_pos : o.sapo_temperature_neg;
   const double gate = 1.0 / (1.0 + std::exp(-tau * (ratio - 1.0)));
   return {-advantage * 4.0 / tau * gate, -advantage * 4.0 * gate * (1.0 - gate), 0.0};
 }
 
 /// l for any loss type; phi: VESPO's weight (vespo.hpp), not read by the others.
-inline PolicyTerm policy_term(const LossOptions& o, double ratio, double advantage, double logprob, double phi) {
+inline TokenTerm policy_term(const LossOptions& o, double ratio, double advantage, double logprob, double phi) {
   switch (o.loss_type) {
     case LossType::cispo:
       return weighted_logprob(cispo_weight(ratio, o.clip_high()), advantage, logprob);

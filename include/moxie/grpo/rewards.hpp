@@ -51,6 +51,9 @@ inline Eigen::ArrayXd weighted_sum(const ConstTokens& rewards, const std::vector
   return sums;
 }
 
+/// What TRL adds to a standard deviation before dividing by it.
+inline constexpr double deviation_offset = 1e-4;
+
 /// Standard deviation for scaling: that of a single number is 0, which happens in evaluation only.
 inline double scale_of(const NanStatistics& statistics, Index size) { return size > 1 ? statistics.std : 0.0; }
 
