@@ -1,5 +1,6 @@
 #pragma once
-// moxie inspect: what a model is, from its description; the weights are not read.
+// moxie inspect: what a model is, from its description; the weights are not read. Of a file that holds no model (a safetensors file
+// alone, a GGUF file without an embedding, as those with only a vocabulary), what the container holds is shown.
 
 #include <cstdint>
 #include <cstdio>
@@ -115,7 +116,17 @@ inline OrderedJson inspect_chat_format(const std::string& chat_template, const s
   }
 }
 
+/// A container without a model: its tensors, and the tokenizer of a vocabulary-only file.
+inline OrderedJson inspect_container(const std::string& path, const char* kind, const moxie::TensorMap& tensors, OrderedJson tokenizer) {
+  OrderedJson list = OrderedJson::array();
+  for (const auto& [name, tensor] : tensors.all())
+    list.push_back({{"name", name}, {"type", moxie::dtype_text(tensor.dtype)}, {"shape", tensor.shape}, {"bytes", tensor.bytes}});
+  return {{"path", path}, {"kind", kind}, {"family", nullptr}, {"formats", inspect_formats(tensors)}, {"tokenizer", std::move(tokenizer)}, {"tensors", std::move(list)}};
+}
+
 inline OrderedJson inspect_model(const std::string& path) {
+  if (path.ends_with(".safetensors") && std::filesystem::is_regular_file(path))
+    return inspect_container(path, "safetensors", moxie::SafetensorsFile::open(path).tensors(), nullptr);
   OrderedJson out = {{"path", path}};
   moxie::ModelDescription description;
   moxie::TensorMap tensors;
@@ -129,10 +140,11 @@ inline OrderedJson inspect_model(const std::string& path) {
     };
     out["kind"] = "gguf";
     tensors = file.tensors();
-    description = moxie::describe_gguf(file.metadata(), tensors, path);
     const std::string kind = text("tokenizer.ggml.model");
     if (!kind.empty() && kind != "none" && kind != "no_vocab")
       tokenizer = inspect_tokenizer(kind, [&] { return moxie::Tokenizer::from_gguf(file.metadata(), path); });
+    if (!tensors.find("token_embd.weight")) return inspect_container(path, "gguf", tensors, tokenizer);
+    description = moxie::describe_gguf(file.metadata(), tensors, path);
     chat_template = text("tokenizer.chat_template");
   } else {
     const moxie::HfFolder folder = moxie::HfFolder::open(path);
@@ -197,6 +209,18 @@ inline std::string inspect_text(const OrderedJson& j) {
     }
     return text;
   };
+  const auto formats = [&] {
+    for (const OrderedJson& format : j["formats"])
+      line("format", format["type"].get<std::string>() + ": " + show(format["tensors"]) + " tensors, " + number("%.1f MB", format["bytes"].get<double>() * 1e-6) + ", " +
+                         number("%.2f bits per weight", format["bits_per_weight"].get<double>()));
+    line("tokenizer", j["tokenizer"].is_null() ? "none" : fields(j["tokenizer"], true));
+  };
+  if (j["family"].is_null()) {
+    line("file", show(j["path"]) + ", " + j["kind"].get<std::string>() + ", holds no model");
+    formats();
+    for (const OrderedJson& tensor : j["tensors"]) line("tensor", show(tensor["name"]) + " " + tensor["type"].get<std::string>() + " " + tensor["shape"].dump());
+    return out;
+  }
   line("model", show(j["path"]) + (j["name"] == "" ? "" : " " + show(j["name"])));
   line("family", j["family"].get<std::string>() + ", " + show(j["n_layers"]) + " layers (" + show(j["n_moe_layers"]) + " MoE), hidden " + show(j["hidden_size"]) +
                      ", vocabulary " + show(j["vocab_size"]) + ", context " + show(j["context_length"]));
@@ -205,10 +229,7 @@ inline std::string inspect_text(const OrderedJson& j) {
   line("attention", fields(j["attention"], true));
   line("rope", fields(j["rope"], false));
   line("experts", fields(j["moe"], false));
-  for (const OrderedJson& format : j["formats"])
-    line("format", format["type"].get<std::string>() + ": " + show(format["tensors"]) + " tensors, " + number("%.1f MB", format["bytes"].get<double>() * 1e-6) + ", " +
-                       number("%.2f bits per weight", format["bits_per_weight"].get<double>()));
-  line("tokenizer", j["tokenizer"].is_null() ? "none" : fields(j["tokenizer"], true));
+  formats();
   line("chat format", j["chat_format"].is_null() ? "unknown" : j["chat_format"].get<std::string>());
   return out;
 }

@@ -186,11 +186,15 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
   const auto n = static_cast<std::int64_t>(scratch.tiles.size());
   const bool single_rows =
       std::all_of(scratch.tiles.begin(), scratch.tiles.end(), [](const auto& tile) { return tile.rows == 1; });
+  std::int64_t keys = 0;  // that all rows see together
+  for (const AttendRow& row : rows) keys += config.sliding_window == 0 ? row.position + 1 : std::min(row.position + 1, config.sliding_window);
   const bool several_pages = std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.position >= kv_page; });
   if (n < context.threads.count() && single_rows && several_pages)
     attend_by_pages(context, tile_of, kernel, rows, config.sliding_window, v_dim, queries, scratch);
   else
-    context.threads.for_each(n, [&](std::int64_t i, int thread) { kernel(tile_of(i, thread)); });
+    context.threads.for_each(
+        n, [&](std::int64_t i, int thread) { kernel(tile_of(i, thread)); },
+        keys * config.n_heads * (wanted.k_dim + v_dim) < worth_a_team ? std::max<std::int64_t>(1, n) : 1);
 }
 
 }  // namespace detail

@@ -18,6 +18,9 @@
 
 namespace moxie {
 
+/// Waking a team and waiting for it takes some microseconds: less work than this many multiply-adds is done by the calling thread alone.
+inline constexpr std::int64_t worth_a_team = std::int64_t{1} << 19;
+
 class Threads {
  public:
   /// `n` threads; 0 means one for each processor of the machine. Throws ArgumentError when n is negative or above 4096.

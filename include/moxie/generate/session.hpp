@@ -204,7 +204,8 @@ class Generation {
   }
   Iterator end() noexcept { return {}; }
 
-  /// Draws one token; false when generation is over. piece() is its text, empty while a character or a stop text is incomplete.
+  /// Draws one token, or ends the generation; false when it had ended before, or ends without more text. piece() is the text that became
+  /// complete, often empty.
   bool step() {
     piece_.clear();
     if (finish_ != FinishReason::none) return false;
@@ -245,10 +246,10 @@ class Generation {
   bool advance() {
     while (step())
       if (!piece_.empty()) return true;
-    return !piece_.empty();
+    return false;
   }
 
-  /// Gives out what was held back.
+  /// Gives out what was held back; false when that is nothing.
   bool finish(FinishReason reason) {
     finish_ = reason;
     if (decoder_) {
@@ -256,7 +257,7 @@ class Generation {
       piece_ += stops_.finish();
       text_ += piece_;
     }
-    return false;
+    return !piece_.empty();
   }
 
   Session* session_;

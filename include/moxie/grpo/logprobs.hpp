@@ -4,7 +4,8 @@
 //   logprobs[t] = log softmax(z_t)[ids[t + 1]], entropy[t] = -sum_i p_i log p_i, p = softmax(z_t), z_t = logits_t / temperature   (nats)
 //
 // The same bits as the logprob that sampling reported when the token was drawn, however sequences are batched, chunked or threaded.
-// Memory beside the KV pages of the sequences that run together: at most 64 MB for any number of tokens and any vocabulary.
+// Memory beside the KV pages of the sequences that run together: at most 64 MB for any number of tokens and any vocabulary (more only where the
+// activations of 64 rows take more, as in DeepSeek-R1).
 
 #include <algorithm>
 #include <cstdint>
@@ -70,6 +71,8 @@ inline std::vector<SequenceLogprobs> logprobs(const Model& model, std::span<cons
   detail::check(model, sequences, options);
   const KvPool pool(model.decoder().kv_shape(model.options().kv), options.kv_budget_bytes);
   const Index width = model.config().hidden_size;
+  // Fewer rows a pass where their activations would take more than 32 MB, but enough to be no slower than need be.
+  const auto chunk = std::min<std::int64_t>(model.options().chunk, std::max<std::int64_t>(64, (std::int64_t{32} << 20) / static_cast<std::int64_t>(model.decoder().scratch_bytes_per_row())));
   std::vector<SequenceLogprobs> results(sequences.size());
   std::int64_t total = 0, done = 0;
   for (const auto& ids : sequences) total += static_cast<std::int64_t>(ids.size());
@@ -114,7 +117,7 @@ inline std::vector<SequenceLogprobs> logprobs(const Model& model, std::span<cons
     for (std::size_t i = 0; i < running.size(); ++i) {
       const auto& ids = sequences[running[i].sequence];
       const auto length = static_cast<std::int64_t>(ids.size());
-      taken[i] = std::min(model.options().chunk - static_cast<std::int64_t>(rows.size()), length - running[i].run);
+      taken[i] = std::min(chunk - static_cast<std::int64_t>(rows.size()), length - running[i].run);
       for (std::int64_t p = running[i].run; p < running[i].run + taken[i]; ++p) {
         rows.push_back({ids[static_cast<std::size_t>(p)], running[i].kv.get(), p});
         targets.push_back(p + 1 < length ? ids[static_cast<std::size_t>(p + 1)] : -1);

@@ -89,9 +89,13 @@ class Linear {
     // Eight items a thread even out unequal speeds; an item has at least 64 outputs, so that taking it costs nothing beside its work.
     const Index unit = std::max<Index>(64, granularity());
     const Index step = std::max<Index>(1, outputs_ / unit / (8 * context.threads.count())) * unit;
-    context.threads.for_each((outputs_ + step - 1) / step, [&](std::int64_t item, int) {
-      multiply(x.view(), context.activations, nullptr, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out, out_stride);
-    });
+    const Index items = (outputs_ + step - 1) / step;
+    context.threads.for_each(
+        items,
+        [&](std::int64_t item, int) {
+          multiply(x.view(), context.activations, nullptr, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out, out_stride);
+        },
+        x.rows() * outputs_ * inputs_ < worth_a_team ? std::max<Index>(1, items) : 1);
   }
 
  private:

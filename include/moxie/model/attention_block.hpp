@@ -210,11 +210,15 @@ class AttentionBlock {
     buffers.head_rows.resize(static_cast<std::size_t>(n * heads));
     for (Index h = 0; h < heads; ++h)
       for (Index r = 0; r < n; ++r) buffers.head_rows[static_cast<std::size_t>(h * n + r)] = static_cast<std::int32_t>(r * heads + h);
-    context.threads.for_each(heads, [&](std::int64_t h, int) {
-      const Linear& matrix = matrices[static_cast<std::size_t>(h)];
-      matrix.multiply(buffers.prepared_latent.view(), context.activations, buffers.head_rows.data() + h * n, n, 0, matrix.outputs(), y + h * y_head,
-                      heads * y_head);
-    });
+    const Linear& first = matrices.front();
+    context.threads.for_each(
+        heads,
+        [&](std::int64_t h, int) {
+          const Linear& matrix = matrices[static_cast<std::size_t>(h)];
+          matrix.multiply(buffers.prepared_latent.view(), context.activations, buffers.head_rows.data() + h * n, n, 0, matrix.outputs(),
+                          y + h * y_head, heads * y_head);
+        },
+        n * heads * first.outputs() * first.inputs() < worth_a_team ? heads : 1);
   }
 
   AttentionConfig config_;

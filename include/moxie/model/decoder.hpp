@@ -97,6 +97,16 @@ class Decoder {
     norm(context, stream, n, output_norm_, hidden);
   }
 
+  /// About what a row takes of the scratch memory of a pass: activations of attention and of the MoE layer.
+  std::size_t scratch_bytes_per_row() const noexcept {
+    const AttentionConfig& a = config_.attention;
+    const std::int64_t attention = a.kind == AttentionKind::mla
+                                       ? a.n_heads * (a.qk_nope_head_dim + 2 * (a.kv_lora_rank + a.qk_rope_head_dim) + a.v_head_dim + a.kv_lora_rank)
+                                       : (2 * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
+    const std::int64_t experts = config_.moe.router.top_k * config_.moe.moe_intermediate_size + config_.moe.shared_intermediate_size;
+    return static_cast<std::size_t>(attention + 2 * experts + 6 * config_.hidden_size) * sizeof(float);
+  }
+
   /// Bytes of packed weights.
   std::size_t bytes() const noexcept {
     std::size_t total = output_.bytes();

@@ -145,10 +145,14 @@ class FeedForwardPass {
     });
     const std::size_t tile = static_cast<std::size_t>(tile_rows) * static_cast<std::size_t>(widest);
     s_.tiles_.resize(2 * tile * static_cast<std::size_t>(context_.threads.count()));
-    context_.threads.for_each(static_cast<std::int64_t>(items.size()), [&](std::int64_t i, int thread) {
-      float* gate = s_.tiles_.data() + 2 * tile * static_cast<std::size_t>(thread);
-      gate_and_up_item(x, items[static_cast<std::size_t>(i)], gate, gate + tile);
-    });
+    const auto n_items = static_cast<std::int64_t>(items.size());
+    context_.threads.for_each(
+        n_items,
+        [&](std::int64_t i, int thread) {
+          float* gate = s_.tiles_.data() + 2 * tile * static_cast<std::size_t>(thread);
+          gate_and_up_item(x, items[static_cast<std::size_t>(i)], gate, gate + tile);
+        },
+        2 * volume * networks.front().weights->hidden_size() < worth_a_team ? n_items : 1);
   }
 
   void gate_and_up_item(const kernels::ActivationRows& x, const FeedForwardScratch::Item& item, float* gate, float* up) const {
@@ -189,14 +193,18 @@ class FeedForwardPass {
     const Index step = clamp_columns(columns / (items_per_thread * context_.threads.count()), most, unit);
     const std::size_t tile = static_cast<std::size_t>(n_positions_) * static_cast<std::size_t>(step);
     s_.tiles_.resize(tile * static_cast<std::size_t>(context_.threads.count()));
-    context_.threads.for_each((columns + step - 1) / step, [&](std::int64_t i, int thread) {
-      const Index begin = i * step, end = std::min(columns, begin + step);
-      float* results = s_.tiles_.data() + tile * static_cast<std::size_t>(thread);
-      for (const FeedForwardScratch::Network& network : s_.networks_)
-        network.weights->down.multiply(hidden_rows(network), context_.activations, nullptr, network.n_rows, begin, end,
-                                       results + network.position * step - begin, step);
-      combine(results, step, begin, end);
-    });
+    const Index n_items = (columns + step - 1) / step;
+    context_.threads.for_each(
+        n_items,
+        [&](std::int64_t i, int thread) {
+          const Index begin = i * step, end = std::min(columns, begin + step);
+          float* results = s_.tiles_.data() + tile * static_cast<std::size_t>(thread);
+          for (const FeedForwardScratch::Network& network : s_.networks_)
+            network.weights->down.multiply(hidden_rows(network), context_.activations, nullptr, network.n_rows, begin, end,
+                                           results + network.position * step - begin, step);
+          combine(results, step, begin, end);
+        },
+        static_cast<Index>(n_hidden_) * columns < worth_a_team ? n_items : 1);
   }
 
   static kernels::ActivationRows rows_from(const kernels::ActivationRows& rows, Index first, Index k) {
