@@ -28,9 +28,13 @@ function(check_includes name compiler)
   set(stamp ${CMAKE_CURRENT_BINARY_DIR}/headers/${name}.stamp)
   cmake_path(GET stamp PARENT_PATH directory)
   file(MAKE_DIRECTORY ${directory})
+  set(warnings ${MOXIE_WARNINGS})
+  if(compiler MATCHES "g\\+\\+[-0-9.]*$" AND NOT compiler MATCHES "clang")
+    list(APPEND warnings ${MOXIE_GNU_WARNINGS})
+  endif()
   add_custom_command(
     OUTPUT ${stamp}
-    COMMAND ${compiler} -std=c++20 -fsyntax-only -fopenmp ${MOXIE_WARNINGS} ${include_flags} ${ARGN}
+    COMMAND ${compiler} -std=c++20 -fsyntax-only -fopenmp ${warnings} ${include_flags} ${ARGN}
             -MD -MF ${stamp}.d -MT ${stamp} -x c++ /dev/null
     COMMAND ${CMAKE_COMMAND} -E touch ${stamp}
     DEPFILE ${stamp}.d

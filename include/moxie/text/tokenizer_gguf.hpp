@@ -133,7 +133,9 @@ std::vector<TokenEntry> gguf_tokens(const GgufTokenizerKeys& keys, BytesOf&& byt
                           "must be 1 (normal), 2 (unknown), 3 (control), 4 (user-defined), 5 (unused) or 6 (byte)");
       }
       entry.kind = static_cast<TokenKind>(type.get<int>());
-      if (is_marker_text(entry.text)) entry.kind = TokenKind::special;
+      // In vocabularies of SentencePiece it ends a sequence; elsewhere it is a word of HTML.
+      const bool sentence_end = entry.text == "</s>" && keys.string("tokenizer.ggml.model").value_or("") == "llama";
+      if (sentence_end || is_marker_text(entry.text)) entry.kind = TokenKind::special;
     }
     entry.bytes = bytes_of(entry.text, entry.kind);
   }
