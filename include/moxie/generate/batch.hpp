@@ -24,6 +24,7 @@ namespace moxie {
 struct BatchOptions {
   std::size_t kv_budget_bytes = 0;  ///< what KV pages may take together; 0: no limit
   bool record_routes = false;       ///< keep the experts of every token that was run
+  const OutputAdapter* adapter = nullptr;  ///< on the output matrix; must outlive the batch
 };
 
 class Batch {
@@ -49,8 +50,11 @@ class Batch {
     FinishReason finish = FinishReason::none;  ///< none while the sequence goes on
   };
 
+  /// Throws ArgumentError when the adapter does not fit.
   explicit Batch(const Model& model, const BatchOptions& options = {})
-      : model_(model), options_(options), pool_(model.decoder().kv_shape(model.options().kv), options.kv_budget_bytes) {}
+      : model_(model), options_(options), pool_(model.decoder().kv_shape(model.options().kv), options.kv_budget_bytes) {
+    if (options_.adapter) options_.adapter->check(model_.config().vocab_size, model_.config().hidden_size);
+  }
 
   /// Adds a sequence; its prompt runs in the next steps. `stream` numbers its random draws. Stop texts are not looked for: they are for
   /// Session. Throws ArgumentError.
@@ -102,6 +106,11 @@ class Batch {
     members_.erase(id);
   }
 
+  /// A held sequence is not run on and draws nothing, until it is released. It may wait for the prompt of its group meanwhile, so that it
+  /// keeps pages which others hold anyway. The first of a group must not be held before its prompt has been run.
+  void hold(Id id) { member(id).held = true; }
+  void release(Id id) { member(id).held = false; }
+
   /// The sequence of an id from add() or fork(), until it is removed.
   const Sequence& at(Id id) const { return const_cast<Batch*>(this)->member(id).sequence; }
   std::size_t size() const noexcept { return members_.size(); }
@@ -129,6 +138,7 @@ class Batch {
     KvSequence kv;
     std::vector<float> hidden;  // of the last token that was run
     std::optional<Id> leader;   // whose prompt this one shares, until it has been run
+    bool held = false;
     Sampler sampler{};
 
     bool active() const noexcept { return sequence.finish == FinishReason::none; }
@@ -154,7 +164,7 @@ class Batch {
     std::int64_t room = model_.options().chunk;
     for (const bool prompts : {false, true}) {
       for (auto& [id, m] : members_) {
-        if (!m.active() || m.leader || m.pending() == 0 || room == 0 || (m.pending() > 1) != prompts) continue;
+        if (!m.active() || m.held || m.leader || m.pending() == 0 || room == 0 || (m.pending() > 1) != prompts) continue;
         const std::int64_t rows = std::min(room, m.pending());
         work_.push_back({&m, rows});
         room -= rows;
@@ -164,7 +174,13 @@ class Batch {
 
   void reserve() {
     std::size_t pages = 0;
-    for (const Work& work : work_) pages += work.member->kv.pages_to_reserve(work.member->kv.length() + work.rows);
+    std::map<const std::byte*, std::int64_t> writers;  // of pages that several sequences hold; each copies, but the last holder
+    for (const Work& work : work_) {
+      const KvSequence& kv = work.member->kv;
+      pages += kv.pages_to_reserve(kv.length() + work.rows);
+      if (const std::int64_t holders = kv.last_page_holders(); holders > 1)
+        pages -= ++writers[kv.pages()[kv.length() / kv_page]] == holders;
+    }
     const std::size_t needed = pages * pool_.page_bytes(), used = pool_.bytes_in_use(), budget = pool_.budget_bytes();
     if (budget != 0 && used + needed > budget)
       throw MemoryError("the next step needs " + std::to_string(needed) + " bytes of KV pages; " + std::to_string(used) + " of the budget of " +
@@ -201,7 +217,7 @@ class Batch {
   std::vector<Event> draw() {
     std::vector<Member*> ready;  // those whose last token has been run
     for (auto& [id, m] : members_)
-      if (m.active() && !m.leader && m.pending() == 0) ready.push_back(&m);
+      if (m.active() && !m.held && !m.leader && m.pending() == 0) ready.push_back(&m);
     for (auto& [id, m] : members_) {  // groups whose prompt has just been run
       if (!m.leader) continue;
       Member& leader = members_.at(*m.leader);
@@ -210,13 +226,13 @@ class Batch {
       m.hidden = leader.hidden;
       m.sequence.routes = leader.sequence.routes;
       m.leader.reset();
-      ready.push_back(&m);
+      if (!m.held) ready.push_back(&m);
     }
     std::vector<Event> events(ready.size());
     const Index width = model_.config().hidden_size, vocab = model_.config().vocab_size;
     gathered_.resize(ready.size() * static_cast<std::size_t>(width));
     for (std::size_t i = 0; i < ready.size(); ++i) std::copy(ready[i]->hidden.begin(), ready[i]->hidden.end(), gathered_.data() + i * static_cast<std::size_t>(width));
-    const float* logits = ready.empty() ? nullptr : compute_logits(model_, gathered_.data(), static_cast<Index>(ready.size()), scratch_);
+    const float* logits = ready.empty() ? nullptr : compute_logits(model_, gathered_.data(), static_cast<Index>(ready.size()), scratch_, options_.adapter);
     model_.context().threads.for_each(static_cast<std::int64_t>(ready.size()), [&](std::int64_t i, int) {
       Member& m = *ready[static_cast<std::size_t>(i)];
       const std::span<const float> row(logits + i * vocab, static_cast<std::size_t>(vocab));

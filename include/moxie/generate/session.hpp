@@ -43,9 +43,12 @@ class Generation;
 
 class Session {
  public:
-  /// `kv_budget_bytes`: what the pages of this session and its forks may take together; 0: no limit.
-  explicit Session(const Model& model, std::size_t kv_budget_bytes = 0)
-      : model_(model), pool_(model.decoder().kv_shape(model.options().kv), kv_budget_bytes), kv_(pool_), cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
+  /// `kv_budget_bytes`: what the pages of this session and its forks may take together; 0: no limit. `adapter` (may be nullptr) must outlive the
+  /// session and its forks. Throws ArgumentError when the adapter does not fit.
+  explicit Session(const Model& model, std::size_t kv_budget_bytes = 0, const OutputAdapter* adapter = nullptr)
+      : model_(model), pool_(model.decoder().kv_shape(model.options().kv), kv_budget_bytes), kv_(pool_), adapter_(adapter), cancelled_(std::make_shared<std::atomic<bool>>(false)) {
+    if (adapter_) adapter_->check(model_.config().vocab_size, model_.config().hidden_size);
+  }
 
   /// Appends tokens and runs them. Throws ArgumentError for an id outside the vocabulary or past the model's context, MemoryError when the
   /// budget is too small, Cancelled; the session is then as before.
@@ -88,7 +91,7 @@ class Session {
     if (ids_.empty()) throw ArgumentError("the session is empty: feed a prompt first");
     run({});
     if (!logits_valid_) {
-      compute_logits(model_, hidden_.data(), 1, scratch_);
+      compute_logits(model_, hidden_.data(), 1, scratch_, adapter_);
       logits_valid_ = true;
     }
     return {scratch_.logits.data(), static_cast<std::size_t>(model_.config().vocab_size)};
@@ -106,6 +109,7 @@ class Session {
     other.ids_ = ids_;
     other.hidden_ = hidden_;
     other.stream_ = stream;
+    other.adapter_ = adapter_;
     return other;
   }
 
@@ -156,6 +160,7 @@ class Session {
   Model model_;
   KvPool pool_;
   KvSequence kv_;
+  const OutputAdapter* adapter_ = nullptr;
   std::vector<std::int32_t> ids_;
   std::vector<float> hidden_;  // of the last token that was run
   std::vector<DecoderRow> rows_;

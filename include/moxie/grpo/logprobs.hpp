@@ -29,6 +29,7 @@ struct LogprobOptions {
   /// Experts to use instead of the router's choice, one trace for each sequence; empty: none.
   std::span<const RoutingTrace> replay = {};
   std::size_t kv_budget_bytes = 0;  ///< what KV pages may take together; 0: no limit. A sequence alone must fit
+  const OutputAdapter* adapter = nullptr;  ///< on the output matrix
   /// Told the number of tokens done and in all; may throw to stop.
   std::function<void(std::int64_t done, std::int64_t total)> progress = {};
 };
@@ -51,6 +52,7 @@ inline void check(const Model& model, std::span<const std::vector<std::int32_t>>
   if (!options.replay.empty() && options.replay.size() != sequences.size())
     throw ArgumentError(std::to_string(options.replay.size()) + " routing traces were given for " + std::to_string(sequences.size()) + " sequences");
   const ModelConfig& config = model.config();
+  if (options.adapter) options.adapter->check(config.vocab_size, config.hidden_size);
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     if (static_cast<std::int64_t>(sequences[s].size()) > config.context_length)
       throw ArgumentError("sequence " + std::to_string(s) + " has " + std::to_string(sequences[s].size()) + " tokens; the model's context is " +
@@ -133,7 +135,8 @@ inline std::vector<SequenceLogprobs> logprobs(const Model& model, std::span<cons
     model.decoder().forward(model.context(), rows, scratch.hidden.data(), scratch.decoder, options.record_routes ? &record : nullptr,
                             options.replay.empty() ? nullptr : &replay);
     scores.resize(rows.size());
-    score_hidden(model.context(), model.decoder().output(), scratch.hidden.data(), targets, options.temperature, options.top_n, scores, logprob_scratch);
+    score_hidden(model.context(), model.decoder().output(), scratch.hidden.data(), targets, options.temperature, options.top_n, scores, logprob_scratch,
+                 {.adapter = options.adapter});
 
     std::size_t row = 0;
     for (std::size_t i = 0; i < running.size(); ++i) {

@@ -16,6 +16,7 @@
 #include <moxie/core/memory.hpp>
 #include <moxie/linalg/linear.hpp>
 #include <moxie/model/log_softmax.hpp>
+#include <moxie/model/output_head.hpp>
 
 namespace moxie {
 
@@ -38,14 +39,18 @@ struct LogprobScratch {
   std::vector<AlignedBuffer<float>> tiles;  // one for each thread, [rows, vocabulary_tile]
   std::vector<kernels::SoftmaxPartial> partials;
   std::vector<float> target_logits;
+  AlignedBuffer<float> adapted;  // [rows, rank]
   std::vector<TokenLogprob> candidates;  // [rows, tiles, top_n], logprob holds the logit
 };
 
 /// Scores hidden rows [rows, hidden] against `output` [vocab, hidden]. targets[r] is a token id, or -1 for none. `scores` [rows] is written.
-/// Throws ArgumentError for a target outside the vocabulary.
+/// Throws ArgumentError for a target outside the vocabulary, and when the head does not fit.
 inline void score_hidden(const Context& context, const Linear& output, const float* hidden, std::span<const std::int32_t> targets, float temperature,
-                         Index top_n, std::span<PositionScore> scores, LogprobScratch& scratch) {
+                         Index top_n, std::span<PositionScore> scores, LogprobScratch& scratch,
+                         const OutputHead& head = {}) {
   const Index vocab = output.outputs(), tiles = vocabulary_tiles(vocab), width = output.inputs();
+  head.check(output);
+  const Index rank = head.adapter ? head.adapter->rank() : 0;
   top_n = std::min(top_n, vocab);
   for (const std::int32_t target : targets)
     if (target < -1 || target >= vocab)
@@ -62,14 +67,19 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
     scratch.target_logits.resize(static_cast<std::size_t>(n));
     scratch.candidates.resize(static_cast<std::size_t>(n * tiles * kept));
     const bool int8 = output.takes_int8(context.activations);
-    scratch.prepared.assign(context, hidden + first * width, n, width, width, int8, !int8);
+    scratch.prepared.assign(context, hidden + first * width, n, width, width, int8, !int8 || head.adapter);
+    if (head.adapter) {
+      scratch.adapted.resize(static_cast<std::size_t>(n * rank));
+      head.adapter->project(context, scratch.prepared, scratch.adapted.data());
+    }
     context.threads.for_each(tiles, [&](std::int64_t tile, int thread) {
       AlignedBuffer<float>& logits = scratch.tiles[static_cast<std::size_t>(thread)];
       logits.resize(static_cast<std::size_t>(n * vocabulary_tile));
       const Index begin = tile * vocabulary_tile, end = std::min(vocab, begin + vocabulary_tile);
       output.multiply(scratch.prepared.view(), context.activations, nullptr, n, begin, end, logits.data() - begin, vocabulary_tile);
       for (Index r = 0; r < n; ++r) {
-        const float* z = logits.data() + r * vocabulary_tile;
+        float* z = logits.data() + r * vocabulary_tile;
+        head.apply(*context.kernels, scratch.adapted.data() + r * rank, begin, end, z);
         scratch.partials[static_cast<std::size_t>(r * tiles + tile)] = context.kernels->softmax_partial(z, end - begin, temperature);
         const Index target = targets[static_cast<std::size_t>(first + r)];
         if (target >= begin && target < end) scratch.target_logits[static_cast<std::size_t>(r)] = z[target - begin];
