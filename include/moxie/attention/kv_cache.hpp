@@ -173,10 +173,15 @@ class KvSequence {
   std::int64_t length() const noexcept { return length_; }
   std::int64_t reserved() const noexcept { return reserved_; }
 
+  /// Sequences that hold the page of position length(); 0 when there is no such page yet.
+  std::int64_t last_page_holders() const noexcept {
+    const std::size_t last = full_pages();
+    return last < pages_.size() ? pages_[last]->references.load(std::memory_order_acquire) : 0;
+  }
   /// Pages that reserve(n) would take from the pool.
   std::size_t pages_to_reserve(std::int64_t n) const noexcept {
     const std::size_t needed = pages_for(n);
-    return (needed > pages_.size() ? needed - pages_.size() : 0) + (n > length_ && last_is_shared());
+    return (needed > pages_.size() ? needed - pages_.size() : 0) + (n > length_ && last_page_holders() > 1);
   }
   /// Makes positions [length, n) writable; a last page that others share is copied first. Throws MemoryError, and then
   /// nothing has changed, or ArgumentError when n is below the length.
@@ -184,7 +189,7 @@ class KvSequence {
     if (n < length_)
       throw ArgumentError("cannot reserve " + std::to_string(n) + " positions of a sequence of length " +
                           std::to_string(length_) + "; truncate it first");
-    const bool copy = n > length_ && last_is_shared();
+    const bool copy = n > length_ && last_page_holders() > 1;
     const std::size_t taken = pages_to_reserve(n);
     try {
       state_->take(taken, pages_, data_);
@@ -259,11 +264,6 @@ class KvSequence {
 
   static std::size_t pages_for(std::int64_t n) noexcept { return static_cast<std::size_t>(n / kv_page + (n % kv_page != 0)); }
   std::size_t full_pages() const noexcept { return static_cast<std::size_t>(length_ / kv_page); }
-  /// The page that position `length` falls into exists and is not ours alone.
-  bool last_is_shared() const noexcept {
-    const std::size_t last = full_pages();
-    return last < pages_.size() && pages_[last]->references.load(std::memory_order_acquire) != 1;
-  }
   void drop_pages(std::size_t kept) noexcept {
     while (pages_.size() > kept) {
       state_->give_back(pages_.back());

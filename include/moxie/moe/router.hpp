@@ -11,6 +11,7 @@
 #include <moxie/core/matrix.hpp>
 #include <moxie/linalg/linear.hpp>
 #include <moxie/moe/routing_rule.hpp>
+#include <moxie/moe/routing_trace.hpp>
 
 namespace moxie {
 
@@ -31,7 +32,7 @@ class Router {
   std::size_t bytes() const noexcept { return weight_.bytes(); }
 
   /// Routes the rows of x, which have their f32 form. ids, weights [rows, top_k] are written; with `replay` [rows, top_k] these
-  /// experts are used. `scores` [rows, n_experts] is scratch. Errors are those of RoutingRule, with the row counted from `first_row`.
+  /// experts are used, but in rows of router_chooses. `scores` [rows, n_experts] is scratch. Errors are those of RoutingRule, with the row counted from `first_row`.
   void route(const Context& context, const PreparedRows& x, const std::int32_t* replay, float* scores, std::int32_t* ids, float* weights,
              Index first_row = 0) const {
     const Index n = config().n_experts, k = config().top_k;
@@ -41,9 +42,10 @@ class Router {
         [&](std::int64_t r, int) {
           const auto place = [&] { return Place{{}, "router, row " + std::to_string(first_row + r), {}}; };
           try {
-            if (replay) {
-              rule_.replay(scores + r * n, replay + r * k, weights + r * k);
-              std::copy_n(replay + r * k, k, ids + r * k);
+            const std::int32_t* given = replay ? replay + r * k : nullptr;
+            if (given && std::any_of(given, given + k, [](std::int32_t id) { return id != router_chooses; })) {
+              rule_.replay(scores + r * n, given, weights + r * k);
+              std::copy_n(given, k, ids + r * k);
             } else {
               rule_.choose(scores + r * n, ids + r * k, weights + r * k);
             }

@@ -16,6 +16,9 @@
 
 namespace moxie {
 
+/// In the ids of a token to be replayed: all its top_k ids are this, and the router chooses. For tokens that the recording pass did not run.
+inline constexpr std::int32_t router_chooses = -1;
+
 /// The routing of one layer for the rows of one pass. All [rows, top_k], nullptr where not wanted.
 struct RoutingRows {
   const std::int32_t* replay = nullptr;  ///< experts to use instead of the router's choice
