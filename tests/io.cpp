@@ -1,6 +1,8 @@
 // Reading and writing of model files against references: golden.json beside the GGUF files (made with gguf-py and llama.cpp),
 // Hugging Face folders, and round trips.
 
+#include <sys/stat.h>
+
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -395,4 +397,6 @@ TEST_CASE("a path that is no model is refused with what to do") {
   CHECK(moxie::detect_model(folder.path()) == moxie::ModelFileKind::hf_folder);
   CHECK(has(error_of([&] { GgufFile::open(folder.path()); }), "not a regular file"));
   CHECK(has(error_of([&] { GgufFile::open(folder.file("none")); }), "cannot open the file"));
+  REQUIRE(::mkfifo(folder.file("pipe").c_str(), 0600) == 0);
+  CHECK(has(detect(folder.file("pipe")), "not a regular file"));  // and at once, though nobody writes to it
 }

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -78,7 +79,8 @@ class GgufFile {
   void open_parts(const std::string& base, std::uint64_t parts, std::vector<MappedFile>& files, gguf::Tensors& tensors) {
     for (std::uint64_t i = 0; i < parts; ++i) {
       const std::string name = base + split_suffix(i, parts);
-      if (!std::filesystem::exists(name)) {
+      std::error_code error;
+      if (!std::filesystem::exists(name, error)) {
         throw FormatError({name, {}, {}}, "part " + std::to_string(i + 1) + " of " + std::to_string(parts) +
                                               " of a split model is missing; all parts must lie in the same folder");
       }
