@@ -122,6 +122,37 @@ TEST_CASE("deepseek_v3 gives the results of transformers") {
 }
 TEST_CASE("deepseek_v3 in FP8 gives the results of transformers") { compare_with_transformers("deepseek_v3_fp8"); }
 
+TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
+  const auto folder = test::shared_path("models/deepseek_v3_fp8");
+  if (!folder) return;
+  const HfFolder file = HfFolder::open(*folder);
+  ModelDescription model = describe_hf(file.config, file.tensors(), *folder);
+  const Index vocab = model.config.vocab_size, width = model.config.hidden_size;
+  std::vector<std::byte> codes(static_cast<std::size_t>(vocab * width));
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::byte>((i * 37 + i / 7) % 0x70 | (i % 3 == 0 ? 0x80 : 0));
+  std::vector<float> scales(static_cast<std::size_t>((vocab + 127) / 128 * ((width + 127) / 128)));
+  for (std::size_t i = 0; i < scales.size(); ++i) scales[i] = 0.003f * static_cast<float>(i + 1);
+  const Weight fp8{{"embedding", Dtype::F8_E4M3, {vocab, width}, codes.data(), codes.size(), {}, 0},
+                   TensorView{"scales", Dtype::F32, {(vocab + 127) / 128, (width + 127) / 128}, reinterpret_cast<const std::byte*>(scales.data()),
+                              scales.size() * sizeof(float), {}, 0}};
+  const RowMatrix decoded = load_rows(fp8, 0, vocab);
+  const Weight plain{{"embedding", Dtype::F32, {vocab, width}, reinterpret_cast<const std::byte*>(decoded.data()),
+                      static_cast<std::size_t>(decoded.size()) * sizeof(float), {}, 0}, std::nullopt};
+  const Context context{&kernels::native_table(), Threads(1), Activations::f32};
+  const auto hidden = [&](const Weight& embedding) {
+    model.tensors.embedding = embedding;
+    const Decoder decoder(context, model.config, model.tensors, file.tensors());
+    KvSequence kv(KvPool(decoder.kv_shape(KvType::f32)));
+    kv.reserve(3);
+    const std::vector<DecoderRow> rows = {{1, &kv, 0}, {static_cast<std::int32_t>(vocab - 1), &kv, 1}, {130, &kv, 2}};
+    RowMatrix out(3, width);
+    DecoderScratch scratch;
+    decoder.forward(context, rows, out.data(), scratch);
+    return out;
+  };
+  CHECK(hidden(fp8) == hidden(plain));
+}
+
 TEST_CASE("qwen3moe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   compare_with_llama_cpp("qwen3moe");
 }

@@ -21,6 +21,7 @@
 #include <moxie/moe/moe_block.hpp>
 #include <moxie/moe/routing_trace.hpp>
 #include <moxie/moe/scratch.hpp>
+#include <moxie/quant/quantize.hpp>
 
 namespace moxie {
 
@@ -39,7 +40,8 @@ class Decoder {
  public:
   /// Packs all weights. Throws Error when the sizes do not fit together or a weight type has no kernel.
   Decoder(const Context& context, const ModelConfig& config, const DecoderTensors& tensors, TensorMap source, const LoadProgress& progress = {})
-      : config_(config), source_(std::move(source)), rope_(config.attention.rope), embedding_(tensors.embedding.tensor) {
+      : config_(config), source_(std::move(source)), rope_(config.attention.rope), embedding_(tensors.embedding) {
+    with_format(embedding_.tensor.dtype, [](auto) {}, embedding_.tensor.place());  // its rows are decoded as they are needed
     std::uint64_t total = 0, done = 0;
     for (const auto& [name, tensor] : source_.all()) total += tensor.bytes;
     const auto packed = [&](std::uint64_t bytes) {
@@ -154,7 +156,11 @@ class Decoder {
   void embed(std::int32_t id, float* to) const {
     if (id < 0 || id >= config_.vocab_size)
       throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config_.vocab_size));
-    dequantize(embedding_.slice_rows(id, 1), to);
+    if (embedding_.scale_inv) {
+      decode_fp8_blocks(embedding_.tensor, *embedding_.scale_inv, id, 1, to);
+    } else {
+      dequantize(embedding_.tensor.slice_rows(id, 1), to);
+    }
   }
   void norm(const Context& context, const float* x, Index rows, const Vector& weight, float* y) const {
     const Index width = config_.hidden_size;
@@ -169,7 +175,7 @@ class Decoder {
   ModelConfig config_;
   TensorMap source_;  // keeps the mapped embedding alive
   Rope rope_;
-  TensorView embedding_;
+  Weight embedding_;
   std::vector<Layer> layers_;
   Vector output_norm_;
   Linear output_;
