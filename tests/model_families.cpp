@@ -18,6 +18,7 @@
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
+#include <moxie/attention/rope.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/io/gguf.hpp>
 #include <moxie/io/hf_folder.hpp>
@@ -591,8 +592,7 @@ TEST_CASE("options that would change the result are refused, not ignored") {
   CHECK(contains(refused("mixtral", {{"hidden_act", "gelu"}}),
                  "hidden_act: is \"gelu\"; moxie has this family only with \"silu\""));
   CHECK(contains(refused("mixtral", {{"model_type", "olmoe"}}), "deepseek_v2, deepseek_v3, qwen2_moe, qwen3_moe, mixtral"));
-  CHECK(contains(refused("mixtral", {{"rope_parameters", {{"rope_type", "dynamic"}}}}), "linear, yarn and llama3"));
-  CHECK(contains(refused("mixtral", {{"rope_scaling", {{"type", "longrope"}}}}), "longrope"));
+  CHECK(contains(refused("mixtral", {{"rope_scaling", {{"type", "longrope"}}}}), "linear, dynamic, yarn and llama3"));
   CHECK(contains(refused("mixtral", {{"quantization_config", {{"quant_method", "awq"}}}}), "convert the model to GGUF"));
   CHECK(contains(refused("mixtral", {{"attention_bias", true}}), "attention_bias"));
   CHECK(contains(refused("deepseek_v2", {{"moe_layer_freq", 2}}), "moe_layer_freq"));
@@ -601,6 +601,21 @@ TEST_CASE("options that would change the result are refused, not ignored") {
   CHECK(contains(refused("deepseek_v3_moonlight", {{"topk_method", "greedy"}}), "noaux_tc"));
   CHECK(contains(refused("deepseek_v3_fp8", {{"quantization_config", {{"weight_block_size", {64, 64}}}}}), "weight_block_size"));
   CHECK(contains(refused("qwen3_moe", {{"rope_parameters", {{"partial_rotary_factor", 0.5}}}}), "partial_rotary_factor"));
+}
+
+TEST_CASE("dynamic NTK scaling, which begins beyond max_position_embeddings, leaves the frequencies of a context as they are") {
+  const auto path = test::shared_path("models/mixtral");
+  if (!path) return;
+  const moxie::HfFolder opened = moxie::HfFolder::open(*path);
+  json config = opened.config;
+  const moxie::ModelConfig plain = moxie::describe_hf(config, opened.tensors(), *path).config;
+  config.merge_patch({{"rope_parameters", nullptr}, {"rope_theta", plain.attention.rope.theta}, {"rope_scaling", {{"type", "dynamic"}, {"factor", 4.0}}}});
+  const moxie::ModelConfig dynamic = moxie::describe_hf(config, opened.tensors(), *path).config;
+  CHECK(moxie::Rope(dynamic.attention.rope).frequencies() == moxie::Rope(plain.attention.rope).frequencies());
+  CHECK(dynamic.context_length == plain.context_length);
+  CHECK(dynamic.attention.scale == plain.attention.scale);
+  config["rope_scaling"].erase("factor");
+  CHECK_THROWS_AS(moxie::describe_hf(config, opened.tensors(), *path), moxie::FormatError);
 }
 
 TEST_CASE("sliding windows follow use_sliding_window, layer_types and max_window_layers") {

@@ -97,9 +97,12 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
     rope.high_freq_factor = r.number("high_freq_factor", 1e-3, 1e6);
     r.check_missing();
     if (rope.high_freq_factor <= rope.low_freq_factor) r.fail("high_freq_factor", "must be larger than low_freq_factor");
+  } else if (kind == "dynamic") {
+    // NTK scaling that grows with the sequence beyond max_position_embeddings. Up to there, which is as far as a sequence goes here, it is none.
+    r.number("factor", 1e-3, highest_factor);
   } else if (kind != "default") {
     r.unsupported(r.contains("rope_type") ? "rope_type" : "type",
-                  "is " + Fields::show(kind) + "; moxie has default, linear, yarn and llama3 for this family");
+                  "is " + Fields::show(kind) + "; moxie has default, linear, dynamic, yarn and llama3 for this family");
   }
   r.check_missing();
   return softmax_mscale;
