@@ -1,6 +1,7 @@
 #include <moxie/text/chat.hpp>
 #include <moxie/text/tokenizer.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <sstream>
 #include <string>
@@ -84,6 +85,36 @@ TEST_CASE("the formats of DeepSeek-V2 and Qwen2 are those of their templates") {
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
 }
 
+TEST_CASE("R1's format is V3's without the thinking of earlier answers, and its prompt begins the thinking; so does Qwen3 Thinking's") {
+  using moxie::ChatFormat;
+  const moxie::Message messages[] = {{"system", "Be short."}, {"user", "Hi"}, {"assistant", "<think>\nA greeting.\n</think>\n\nHello!"}, {"user", "Bye"}};
+  const std::string start = "<｜begin▁of▁sentence｜>Be short.<｜User｜>Hi<｜Assistant｜>";
+  CHECK(moxie::render_chat(ChatFormat::deepseek_r1, messages) == start + "\n\nHello!<｜end▁of▁sentence｜><｜User｜>Bye<｜Assistant｜><think>\n");
+  CHECK(moxie::render_chat(ChatFormat::deepseek_v3, messages) ==
+        start + "<think>\nA greeting.\n</think>\n\nHello!<｜end▁of▁sentence｜><｜User｜>Bye<｜Assistant｜>");
+  CHECK(moxie::render_chat(ChatFormat::qwen3_thinking, messages) == moxie::render_chat(ChatFormat::qwen3, messages) + "<think>\n");
+  moxie::ChatOptions options;
+  options.add_generation_prompt = false;
+  CHECK(moxie::render_chat(ChatFormat::qwen3_thinking, messages, options) == moxie::render_chat(ChatFormat::qwen3, messages, options));
+}
+
+TEST_CASE("templates of other models that look alike are refused, or give their text") {
+  for (const std::string name : {"deepseek-ai-DeepSeek-V3.1", "Qwen-QwQ-32B", "LFM2-8B-A1B", "moonshotai-Kimi-K2", "inclusionai-ling-3.0-flash"}) {
+    CAPTURE(name);
+    if (const auto file = test::shared_path("text/templates/" + name + ".jinja"))
+      CHECK_THROWS_AS(moxie::detect_chat_format(test::read_text(*file), "qwen3_moe"), moxie::UnsupportedError);
+  }
+  const auto coder = test::shared_path("text/templates/Qwen3-Coder.jinja");
+  if (!coder) return;
+  const moxie::ChatFormat format = moxie::detect_chat_format(test::read_text(*coder), "qwen3_moe");
+  std::istringstream lines(test::read_text(*test::shared_path("text/templates/Qwen3-Coder.jsonl")));
+  for (std::string line; std::getline(lines, line);) {
+    const ordered_json row = ordered_json::parse(line);
+    const bool calls = std::any_of(row["messages"].begin(), row["messages"].end(), [](const auto& m) { return m.contains("tool_calls") || m["role"] == "tool"; });
+    if (row["tools"].is_null() && !calls && row.contains("text")) CHECK(render_row(format, row) == row["text"].get<std::string>());
+  }
+}
+
 TEST_CASE("a model's format is found from its template, else from its family") {
   using moxie::ChatFormat;
   using moxie::detect_chat_format;
@@ -97,6 +128,12 @@ TEST_CASE("a model's format is found from its template, else from its family") {
   CHECK(detect_chat_format("{{ bos_token }}{% if x %}{{ 'User: ' + m + '\n\n' }}{{ 'Assistant:' }}", "deepseek_v2") ==
         ChatFormat::deepseek_v2);
   CHECK(detect_chat_format("{{'<|im_start|>' + message['role']}}", "qwen3_moe") == ChatFormat::chatml);
+  CHECK(detect_chat_format("{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}", "qwen2_moe") == ChatFormat::qwen2);
+  CHECK(detect_chat_format("{{'<｜User｜>' + c}}{% set c = c.split('</think>')[-1] %}{{'<｜Assistant｜><think>\\n'}}", "deepseek_v3") ==
+        ChatFormat::deepseek_r1);
+  CHECK(detect_chat_format("{{'<|im_start|>' + message.reasoning_content + '</think>'}}{{ '<|im_start|>assistant\\n<think>\\n' }}", "qwen3_moe") ==
+        ChatFormat::qwen3_thinking);
+  CHECK_THROWS_AS(detect_chat_format("{{ '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud.' }}", "qwen2_moe"), moxie::UnsupportedError);
   CHECK_THROWS_AS(detect_chat_format("{{ 'Human: ' }}", "mixtral"), moxie::UnsupportedError);
   CHECK_THROWS_AS(detect_chat_format("", "gpt_oss"), moxie::UnsupportedError);
   CHECK_THROWS_AS(moxie::chat_format("alpaca"), moxie::ArgumentError);

@@ -20,7 +20,7 @@
 
 namespace moxie {
 
-enum class ChatFormat { chatml, deepseek_v2, deepseek_v3, mixtral, qwen2, qwen3 };
+enum class ChatFormat { chatml, deepseek_r1, deepseek_v2, deepseek_v3, mixtral, qwen2, qwen3, qwen3_thinking };
 
 namespace chat {
 
@@ -46,11 +46,13 @@ inline std::string render_mixtral(std::span<const Message> messages, const ChatO
 
 inline constexpr FormatEntry formats[] = {
     {ChatFormat::chatml, "chatml", render_chatml},
+    {ChatFormat::deepseek_r1, "deepseek_r1", render_deepseek_r1},
     {ChatFormat::deepseek_v2, "deepseek_v2", render_deepseek_v2},
     {ChatFormat::deepseek_v3, "deepseek_v3", render_deepseek_v3},
     {ChatFormat::mixtral, "mixtral", render_mixtral},
     {ChatFormat::qwen2, "qwen2", render_qwen2},
     {ChatFormat::qwen3, "qwen3", render_qwen3},
+    {ChatFormat::qwen3_thinking, "qwen3_thinking", render_qwen3_thinking},
 };
 
 inline std::string format_names() {
@@ -110,13 +112,26 @@ inline std::string render_chat(ChatFormat format, std::span<const Message> messa
 }
 
 /// The format of a model from its chat template (Jinja text; empty if it has none), else from its family ("qwen3_moe").
+/// Templates that look alike and differ in what they do with thinking, or begin with more, are told apart by the parts they have.
 /// Throws UnsupportedError where neither tells.
 inline ChatFormat detect_chat_format(std::string_view chat_template, std::string_view family) {
   const auto has = [&](std::string_view part) { return chat_template.find(part) != std::string_view::npos; };
-  if (has("<｜User｜>")) return ChatFormat::deepseek_v3;
+  const auto unknown = [] { return UnsupportedError("the model's chat template is none that moxie knows; choose from " + chat::format_names()); };
+  const bool thinks = has("</think>");
+  if (has("<｜User｜>")) {
+    if (!thinks) return ChatFormat::deepseek_v3;
+    if (has(".split('</think>')[-1]") && has("<｜Assistant｜><think>") && !has("<｜Assistant｜><think></think>")) return ChatFormat::deepseek_r1;
+    throw unknown();  // of DeepSeek-V3.1, say
+  }
   if (has("<|im_start|>")) {
-    if (has("enable_thinking") || has("reasoning_content")) return ChatFormat::qwen3;
-    return has("You are a helpful assistant") ? ChatFormat::qwen2 : ChatFormat::chatml;
+    if (thinks && has("reasoning_content")) {
+      if (has("enable_thinking")) return ChatFormat::qwen3;
+      return has("<|im_start|>assistant\\n<think>") || has("<|im_start|>assistant\n<think>") ? ChatFormat::qwen3_thinking : ChatFormat::qwen3;
+    }
+    if (thinks || has("bos_token")) throw unknown();
+    if (has("system\\nYou are a helpful assistant.<|im_end|>") || has("system\nYou are a helpful assistant.<|im_end|>")) return ChatFormat::qwen2;
+    if (has("You are a helpful assistant") || has("You are Qwen, created by")) throw unknown();  // another system message where there is none
+    return ChatFormat::chatml;
   }
   if (has("[INST]") && !has("<<SYS>>") && !has("[AVAILABLE_TOOLS]")) return ChatFormat::mixtral;
   if (has("User: ") && has("Assistant:")) return ChatFormat::deepseek_v2;
@@ -129,7 +144,7 @@ inline ChatFormat detect_chat_format(std::string_view chat_template, std::string
     throw UnsupportedError("the model has no chat template, and \"" + std::string(family) + "\" has no usual one; choose from " +
                            chat::format_names());
   }
-  throw UnsupportedError("the model's chat template is none that moxie knows; choose from " + chat::format_names());
+  throw unknown();
 }
 
 }  // namespace moxie

@@ -1,11 +1,13 @@
 #pragma once
-// The chat formats of DeepSeek-V2 and of DeepSeek-V3 and R1.
+// The chat formats of DeepSeek-V2, V3 and R1.
 //
 //   V2:       BOS User: TEXT⏎⏎ Assistant: TEXT EOS           (a system message is its text and ⏎⏎)
-//   V3, R1:   BOS SYSTEM <｜User｜>TEXT<｜Assistant｜>TEXT<｜end▁of▁sentence｜>    (system messages go first, joined by ⏎⏎)
+//   V3:       BOS SYSTEM <｜User｜>TEXT<｜Assistant｜>TEXT<｜end▁of▁sentence｜>    (system messages go first, joined by ⏎⏎)
+//   R1:       as V3; of an answer only what follows </think>, and a prompt for an answer begins its thinking: <｜Assistant｜><think>⏎
 //
 // Source: the chat_template of their tokenizer_config.json.
 
+#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
@@ -32,7 +34,8 @@ inline std::string render_deepseek_v2(std::span<const Message> messages, const C
   return out;
 }
 
-inline std::string render_deepseek_v3(std::span<const Message> messages, const ChatOptions& options) {
+/// V3, or with `thinks` R1.
+inline std::string render_deepseek(std::span<const Message> messages, const ChatOptions& options, bool thinks) {
   const std::string eos(deepseek_eos);  // the template writes this one, whatever the model's is
   std::string out = options.bos.value_or(std::string(deepseek_bos));
   bool first_system = true;
@@ -62,7 +65,9 @@ inline std::string render_deepseek_v3(std::span<const Message> messages, const C
         first_call = false;
       }
     } else if (message.role == "assistant") {
-      out += (after_tool ? "<｜tool▁outputs▁end｜>" : "<｜Assistant｜>") + *message.content + eos;
+      std::string_view text = *message.content;
+      if (const std::size_t end = text.rfind("</think>"); thinks && !after_tool && end != std::string_view::npos) text.remove_prefix(end + 8);
+      ((out += after_tool ? "<｜tool▁outputs▁end｜>" : "<｜Assistant｜>") += text) += eos;
       after_tool = false;
     } else if (message.role == "tool") {
       after_tool = true;
@@ -72,8 +77,15 @@ inline std::string render_deepseek_v3(std::span<const Message> messages, const C
     }
   }
   if (after_tool) out += "<｜tool▁outputs▁end｜>";
-  if (options.add_generation_prompt && !after_tool) out += "<｜Assistant｜>";
+  if (options.add_generation_prompt && !after_tool) out += thinks ? "<｜Assistant｜><think>\n" : "<｜Assistant｜>";
   return out;
+}
+
+inline std::string render_deepseek_v3(std::span<const Message> messages, const ChatOptions& options) {
+  return render_deepseek(messages, options, false);
+}
+inline std::string render_deepseek_r1(std::span<const Message> messages, const ChatOptions& options) {
+  return render_deepseek(messages, options, true);
 }
 
 }  // namespace moxie::chat

@@ -4,7 +4,7 @@
 //   <|im_start|>ROLE⏎TEXT<|im_end|>⏎ ...
 //
 // Qwen2 begins with a system message of its own where there is none. Qwen3 has tools, and keeps the thinking of an assistant
-// message only after the last question.
+// message only after the last question. Its models that always think (Qwen3 Thinking 2507) begin the thinking in the prompt.
 // Source: the chat_template of their tokenizer_config.json.
 
 #include <algorithm>
@@ -83,7 +83,8 @@ inline std::string qwen3_system(std::span<const Message> messages, const nlohman
   return im_block("system", text);
 }
 
-inline std::string render_qwen3(std::span<const Message> messages, const ChatOptions& options) {
+/// The conversation without the start of an answer.
+inline std::string qwen3_messages(std::span<const Message> messages, const ChatOptions& options) {
   // the last user message that is a question and not the result of a tool
   std::size_t last_question = messages.size() - 1;
   for (std::size_t i = messages.size(); i-- > 0;) {
@@ -114,11 +115,20 @@ inline std::string render_qwen3(std::span<const Message> messages, const ChatOpt
       if (!is_tool(i + 1)) out += "<|im_end|>\n";
     }
   }
+  return out;
+}
+
+inline std::string render_qwen3(std::span<const Message> messages, const ChatOptions& options) {
+  std::string out = qwen3_messages(messages, options);
   if (options.add_generation_prompt) {
     out += "<|im_start|>assistant\n";
     if (!options.enable_thinking) out += "<think>\n\n</think>\n\n";
   }
   return out;
+}
+
+inline std::string render_qwen3_thinking(std::span<const Message> messages, const ChatOptions& options) {
+  return qwen3_messages(messages, options) + (options.add_generation_prompt ? "<|im_start|>assistant\n<think>\n" : "");
 }
 
 }  // namespace moxie::chat
