@@ -123,5 +123,18 @@ SoftmaxPartial softmax_partial(const float* logits, std::int64_t n, float temper
   return {max, static_cast<float>(rows::sum<A>(sums)), static_cast<float>(rows::sum<A>(weighted))};
 }
 
+template <class A>
+void softmax_gradient(const float* logits, std::int64_t n, float temperature, float lse, float entropy, float g, float e, float* out) noexcept {
+  using F = Floats<A>;
+  const F divisor(temperature), minus_lse(-lse), middle(entropy), of_logprob(g), of_entropy(e), zero(0.0f);
+  rows::map<A>(
+      n, out,
+      [&](F z) MOXIE_INLINE_LAMBDA {
+        const F log_p = z / divisor + minus_lse, p = exp_fixed(log_p);
+        return xsimd::select(p == zero, zero, -p * madd(of_entropy, log_p + middle, of_logprob) / divisor);
+      },
+      logits);
+}
+
 }  // namespace moxie::kernels
 MOXIE_KERNELS_END

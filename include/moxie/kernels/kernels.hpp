@@ -68,6 +68,7 @@ constexpr FormatKernels format_kernels() noexcept {
   if constexpr (f32::has_block_scales<Format>) k.pack_scaled = &pack_scaled<A, Format>;
   if constexpr (!f32::FloatPanel<Format>) k.int8 = &matmul_int8<A, Format>;
   k.f32 = &matmul_f32<A, Format>;
+  k.unpack = &f32::unpack<A, Format>;
   return k;
 }
 
@@ -91,6 +92,7 @@ constexpr Table make_table() noexcept {
   t.axpy = &axpy<A>;
   t.add = &add<A>;
   t.softmax_partial = &softmax_partial<A>;
+  t.softmax_gradient = &softmax_gradient<A>;
   t.attend_gqa = &attend<A, false>;
   t.attend_mla = &attend<A, true>;
   t.merge_attention = &merge_attention<A>;

@@ -57,6 +57,8 @@ struct FormatKernels {
   void (*pack_scaled)(const std::byte* const* rows, std::int64_t k_file, const float* scales, std::byte* panel);
   MatmulFn int8;  ///< nullptr for float formats (F32, F16, BF16, F8_E4M3): they multiply f32 activations
   MatmulFn f32;
+  /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks][32][16]; first is a multiple of 8, blocks at most 8.
+  void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out);
 };
 
 struct Table {
@@ -76,6 +78,9 @@ struct Table {
   void (*add)(const float* x, std::int64_t n, float* y);
   /// Partial softmax of n logits, each divided by the temperature first.
   SoftmaxPartial (*softmax_partial)(const float* logits, std::int64_t n, float temperature);
+  /// Gradient of g * logprob + e * entropy with respect to n logits, without the part of the target (+ g / temperature):
+  /// out = -p (g + e (log p + entropy)) / temperature, log p = z / temperature - lse. out may be logits.
+  void (*softmax_gradient)(const float* logits, std::int64_t n, float temperature, float lse, float entropy, float g, float e, float* out);
   /// Grouped-query attention, and multi-head latent attention over latent rows (attention.hpp).
   void (*attend_gqa)(const AttentionTile&);
   void (*attend_mla)(const AttentionTile&);

@@ -84,6 +84,28 @@ class Linear {
     (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
   }
 
+  /// Outputs [begin, end) (as in multiply) as rows of floats, `stride` apart: what the weights are, exactly. From any thread.
+  void unpack(Index begin, Index end, float* out, Index stride) const {
+    if (onednn_) return onednn_->unpack(begin, end, out, stride);
+    constexpr int together = 8;
+    alignas(memory_alignment) float blocks[together * kernels::block_k * kernels::panel_rows];
+    const Index k = padded_inputs();
+    const auto panel_bytes = static_cast<std::size_t>(kernels_->panel_bytes(k));
+    for (Index first = begin; first < end; first += kernels::panel_rows) {
+      const std::byte* panel = panels_.data() + static_cast<std::size_t>(first / kernels::panel_rows) * panel_bytes;
+      const Index rows = std::min<Index>(kernels::panel_rows, end - first);
+      for (Index b = 0; b * kernels::block_k < k; b += together) {
+        const auto count = static_cast<int>(std::min<Index>(together, k / kernels::block_k - b));
+        kernels_->unpack(panel, k, b, count, blocks);
+        const Index input = b * kernels::block_k, inputs = std::min<Index>(count * kernels::block_k, inputs_ - input);
+        for (Index r = 0; r < rows; ++r) {
+          float* to = out + (first - begin + r) * stride + input;
+          for (Index i = 0; i < inputs; ++i) to[i] = blocks[i * kernels::panel_rows + r];
+        }
+      }
+    }
+  }
+
   /// All columns of all rows, shared out to the threads by column ranges.
   void forward(const Context& context, const PreparedRows& x, float* out, Index out_stride) const {
     // Eight items a thread even out unequal speeds; an item has at least 64 outputs, so that taking it costs nothing beside its work.

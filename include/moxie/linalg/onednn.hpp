@@ -119,6 +119,25 @@ class OneDnnMatrix {
     });
   }
 
+  /// Outputs [begin, end) as rows of floats, `stride` apart: begin a multiple of chunk_outputs, end too or outputs(). From any thread.
+  void unpack(Index begin, Index end, float* out, Index stride) const {
+    guarded([&] {
+      const Index k = padded_inputs();
+      AlignedBuffer<float> rows(static_cast<std::size_t>(k * chunk_outputs));
+      const dnnl::memory::desc dense({k, chunk_outputs}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ba);
+      dnnl::memory to(dense, engine_, rows.data());
+      const dnnl::reorder reorder(dnnl::reorder::primitive_desc(engine_, weights_, engine_, dense));
+      dnnl::stream stream(engine_);
+      for (Index first = begin; first < end; first += chunk_outputs) {
+        dnnl::memory from = chunks_[static_cast<std::size_t>(first / chunk_outputs)];
+        reorder.execute(stream, from, to);
+        stream.wait();
+        for (Index o = first; o < std::min(end, first + chunk_outputs); ++o)
+          std::memcpy(out + (o - begin) * stride, rows.data() + (o - first) * k, static_cast<std::size_t>(inputs_) * sizeof(float));
+      }
+    });
+  }
+
   /// out[i * out_stride + o] = sum over inputs of w[o][.] * x[rows[i]][.] for o in [begin, end), begin a multiple of
   /// chunk_outputs, end too or outputs(). x is dense, its rows padded with zeros to a multiple of 32 floats; rows == nullptr
   /// means 0, 1, 2, .. From any thread.

@@ -70,6 +70,10 @@ class OutputAdapter {
     for (Index i = 0; i < hidden.rows() * rank(); ++i) u[i] *= packed_scale_;
   }
 
+  /// b as it was packed, transposed: [rank, vocab].
+  const RowMatrix& packed_b() const noexcept { return packed_b_; }
+  float packed_scale() const noexcept { return packed_scale_; }
+
   /// Adds the adapter's part to logits [begin, end) of a row, `logits` being that of token `begin`; u [rank] from project().
   void add(const kernels::Table& kernels, const float* u, Index begin, Index end, float* logits) const noexcept {
     for (Index k = 0; k < packed_b_.rows(); ++k) kernels.axpy(u[k], packed_b_.data() + k * packed_b_.cols() + begin, end - begin, logits);
