@@ -62,6 +62,14 @@ struct Way {
 template <class A, class P>
 using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template needs_start<P>, P::has_offset>;
 
+/// The outputs of a panel for one row; all but a matrix's last panel have 16.
+MOXIE_INLINE void copy_columns(float* to, const float* from, std::size_t columns) noexcept {
+  if (columns == panel_rows)
+    __builtin_memcpy(to, from, panel_rows * sizeof(float));
+  else
+    __builtin_memcpy(to, from, columns * sizeof(float));
+}
+
 MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bit_cast(float, load_u32(p)); }
 
 /// Tokens of the next tile when `rest` are left.
@@ -271,10 +279,13 @@ void matmul_int8(const MatmulArgs& m) noexcept {
         float* out = m.out + row * m.out_stride + p * panel_rows;
         const std::int64_t left = m.n - p * panel_rows;
         const auto columns = static_cast<std::size_t>(left < panel_rows ? left : panel_rows);
-        for (int t = 0; t < tokens; ++t) {
-          for (int r = 0; r < panel_rows; ++r) sums[panel_rows * t + r] = 0;
-          if (first > 0) __builtin_memcpy(sums + panel_rows * t, out + t * m.out_stride, columns * sizeof(float));
-        }
+        if (first == 0)
+          __builtin_memset(sums, 0, static_cast<std::size_t>(tokens) * panel_rows * sizeof(float));
+        else
+          for (int t = 0; t < tokens; ++t) {
+            if (columns < panel_rows) __builtin_memset(sums + panel_rows * t, 0, panel_rows * sizeof(float));
+            copy_columns(sums + panel_rows * t, out + t * m.out_stride, columns);
+          }
         if (tokens == 1) {
           run_direct<A, Format, 1>(panel, first, blocks, tiles, sums);
         } else if (tokens == 2) {
@@ -291,7 +302,7 @@ void matmul_int8(const MatmulArgs& m) noexcept {
             run_tiles<A, W>(staged, n, tiles, blocks, skipped, tokens, sums, ahead, block_bytes<Format>);
           }
         }
-        for (int t = 0; t < tokens; ++t) __builtin_memcpy(out + t * m.out_stride, sums + panel_rows * t, columns * sizeof(float));
+        for (int t = 0; t < tokens; ++t) copy_columns(out + t * m.out_stride, sums + panel_rows * t, columns);
       }
     }
   }

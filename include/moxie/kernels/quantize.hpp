@@ -20,11 +20,39 @@ namespace moxie::kernels {
 
 namespace detail {
 
-/// Sum of 16 floats as a balanced tree, neighbours 8 apart first.
-MOXIE_INLINE float tree_sum(float (&v)[16]) noexcept {
-  for (int step = 8; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) v[i] += v[i + step];
-  return v[0];
+// Vectors of 4, which every architecture has and compilers shuffle as they like.
+using Four = float __attribute__((vector_size(16)));
+using FourInts = std::int32_t __attribute__((vector_size(16)));
+
+template <class V, class T>
+MOXIE_INLINE V load_four(const T* p) noexcept {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+/// The sums of 4 times 16 floats, each as a balanced tree: neighbours 8 apart first, then 4, 2 and 1.
+MOXIE_INLINE Four tree_sums(const float (&v)[4][16]) noexcept {
+  Four s[4];
+  unroll<4>([&](int c) MOXIE_INLINE_LAMBDA {
+    s[c] = (load_four<Four>(v[c]) + load_four<Four>(v[c] + 8)) + (load_four<Four>(v[c] + 4) + load_four<Four>(v[c] + 12));
+  });
+  const Four a = __builtin_shufflevector(s[0], s[1], 0, 4, 1, 5), b = __builtin_shufflevector(s[2], s[3], 0, 4, 1, 5);
+  const Four c = __builtin_shufflevector(s[0], s[1], 2, 6, 3, 7), d = __builtin_shufflevector(s[2], s[3], 2, 6, 3, 7);
+  const Four lane0 = __builtin_shufflevector(a, b, 0, 1, 4, 5), lane1 = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  const Four lane2 = __builtin_shufflevector(c, d, 0, 1, 4, 5), lane3 = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+  return (lane0 + lane2) + (lane1 + lane3);
+}
+
+/// 16 codes to bytes.
+MOXIE_INLINE void narrow(const std::int32_t* codes, std::int8_t* q) noexcept {
+#if defined(__SSE2__)
+  const auto four = [&](int i) MOXIE_INLINE_LAMBDA { return _mm_load_si128(reinterpret_cast<const __m128i*>(codes + i)); };
+  const __m128i bytes = _mm_packs_epi16(_mm_packs_epi32(four(0), four(4)), _mm_packs_epi32(four(8), four(12)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), bytes);
+#else
+  for (int i = 0; i < 16; ++i) q[i] = static_cast<std::int8_t>(codes[i]);
+#endif
 }
 
 }  // namespace detail
@@ -47,8 +75,13 @@ void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int
     });
     alignas(64) std::int32_t codes[block_k];
     most.store_aligned(codes);
-    std::int32_t largest_bits = codes[0];
-    for (int i = 1; i < lanes; ++i) largest_bits = codes[i] > largest_bits ? codes[i] : largest_bits;
+    detail::FourInts four = detail::load_four<detail::FourInts>(codes);
+    unroll<lanes / 4 - 1>([&](int i) MOXIE_INLINE_LAMBDA {
+      const auto more = detail::load_four<detail::FourInts>(codes + 4 * (i + 1));
+      four = more > four ? more : four;
+    });
+    const std::int32_t low = four[0] > four[1] ? four[0] : four[1], high = four[2] > four[3] ? four[2] : four[3];
+    const std::int32_t largest_bits = low > high ? low : high;
     const float largest = __builtin_bit_cast(float, largest_bits);
     if (!(largest >= 1e-30f && largest_bits < 0x7f800000)) {
       d[block] = largest_bits < 0x7f800000 ? 0.0f : largest;
@@ -57,38 +90,41 @@ void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int
       continue;
     }
 
-    float best_error = 0.0f, best_scale = 0.0f, inverse = 0.0f;
-    for (int c = 0; c < candidates; ++c) {
-      const float steps = static_cast<float>(127 - c), scale = largest / steps, inv = steps / largest;
-      alignas(64) float errors[16];
+    const float reciprocal = 1.0f / largest;
+    alignas(64) float errors[candidates][16];
+    unroll<candidates>([&](int c) MOXIE_INLINE_LAMBDA {
+      const F inverse(static_cast<float>(127 - c) * reciprocal);
       unroll<half>([&](int i) MOXIE_INLINE_LAMBDA {
-        const F y = v[i] * F(inv), z = v[i + half] * F(inv);
+        const F y = v[i] * inverse, z = v[i + half] * inverse;
         const F r = y - xsimd::nearbyint(y), s = z - xsimd::nearbyint(z);
-        madd(s, s, r * r).store_aligned(errors + i * lanes);
+        madd(s, s, r * r).store_aligned(errors[c] + i * lanes);
       });
-      const float error = detail::tree_sum(errors) * (scale * scale);
-      if (c == 0 || error < best_error) {
-        best_error = error;
-        best_scale = scale;
-        inverse = inv;
-      }
-    }
-    alignas(64) float products[16];
+    });
+    const detail::Four error = detail::tree_sums(errors);
+    float steps = 127.0f, best = error[0] * (1.0f / (127.0f * 127.0f));  // squared errors are in units of 1 / steps^2
+    unroll<candidates - 1>([&](int i) MOXIE_INLINE_LAMBDA {
+      const float candidate = static_cast<float>(126 - i), e = error[i + 1] * (1.0f / (candidate * candidate));
+      steps = e < best ? candidate : steps;
+      best = e < best ? e : best;
+    });
+
+    const F inverse(steps * reciprocal);
+    alignas(64) float terms[4][16];  // value times code, code squared, codes of the first and of the last 16: exact integers but the first
     unroll<half>([&](int i) MOXIE_INLINE_LAMBDA {
-      const F y = v[i] * F(inverse), z = v[i + half] * F(inverse);
+      const F y = v[i] * inverse, z = v[i + half] * inverse;
       const F y_code = xsimd::nearbyint(y), z_code = xsimd::nearbyint(z);
       xsimd::batch_cast<std::int32_t>(y_code).store_aligned(codes + i * lanes);
       xsimd::batch_cast<std::int32_t>(z_code).store_aligned(codes + (i + half) * lanes);
-      madd(z, z_code, y * y_code).store_aligned(products + i * lanes);
+      madd(z, z_code, y * y_code).store_aligned(terms[0] + i * lanes);
+      madd(z_code, z_code, y_code * y_code).store_aligned(terms[1] + i * lanes);
+      y_code.store_aligned(terms[2] + i * lanes);
+      z_code.store_aligned(terms[3] + i * lanes);
     });
-    std::int32_t squares = 0, sums[2] = {0, 0};
-    for (int i = 0; i < block_k; ++i) q[i] = static_cast<std::int8_t>(codes[i]);
-    for (int i = 0; i < block_k; ++i) squares += codes[i] * codes[i];
-    for (int i = 0; i < 16; ++i) sums[0] += codes[i];
-    for (int i = 16; i < block_k; ++i) sums[1] += codes[i];
-    d[block] = best_scale * (detail::tree_sum(products) / static_cast<float>(squares));  // the largest code is at least 124
-    sum[2 * block] = static_cast<std::int16_t>(sums[0]);
-    sum[2 * block + 1] = static_cast<std::int16_t>(sums[1]);
+    unroll<2>([&](int i) MOXIE_INLINE_LAMBDA { detail::narrow(codes + 16 * i, q + 16 * i); });
+    const detail::Four totals = detail::tree_sums(terms);
+    d[block] = largest / steps * (totals[0] / totals[1]);  // the largest code is at least 124
+    sum[2 * block] = static_cast<std::int16_t>(totals[2]);
+    sum[2 * block + 1] = static_cast<std::int16_t>(totals[3]);
   }
 }
 
