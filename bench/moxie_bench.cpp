@@ -256,6 +256,11 @@ std::vector<std::int64_t> numbers(const std::string& text) {
   return list;
 }
 
+moxie::Activations activations(const std::string& text) {
+  if (text != "int8" && text != "f32") throw std::invalid_argument("--activations must be int8 or f32");
+  return text == "f32" ? moxie::Activations::f32 : moxie::Activations::int8;
+}
+
 Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
@@ -271,11 +276,12 @@ Options parse(int argc, char** argv) {
     else if (arg == "--score") options.score = numbers(value());
     else if (arg == "--threads") options.threads = std::stoi(value());
     else if (arg == "--repeat") options.repeat = std::stoi(value());
-    else if (arg == "--activations") options.activations = value() == "f32" ? moxie::Activations::f32 : moxie::Activations::int8;
+    else if (arg == "--activations") options.activations = activations(value());
     else if (arg.starts_with("-") || !options.model.empty()) throw std::invalid_argument(arg);
     else options.model = arg;
   }
   if (options.model.empty()) throw std::invalid_argument("no model");
+  if (options.repeat < 1 || options.decode < 0) throw std::invalid_argument("--repeat must be at least 1 and --tg at least 0");
   return options;
 }
 
