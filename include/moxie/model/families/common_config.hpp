@@ -23,7 +23,7 @@ inline constexpr std::int64_t max_width = 1 << 20;  // hidden size, feed-forward
 inline constexpr std::int64_t max_heads = 1 << 14;
 inline constexpr std::int64_t max_head_dim = 1 << 14;
 inline constexpr std::int64_t max_vocab = 1 << 24;
-inline constexpr std::int64_t max_context = std::int64_t{1} << 32;
+inline constexpr std::int64_t max_context = (std::int64_t{1} << 32) - 1;  // what the u32 of a GGUF file holds
 inline constexpr std::int64_t max_experts = 1 << 14;
 inline constexpr std::int64_t max_expert_matrices = 1 << 16;  // layers * experts: about 1 KB of description each
 
