@@ -232,12 +232,6 @@ inline Tokenizer sentencepiece_from_gguf(const GgufTokenizerKeys& keys) {
   return Tokenizer(std::move(parts));
 }
 
-/// False for files that say they have no tokenizer, or say nothing of one: such models take and give token ids only.
-inline bool gguf_has_tokenizer(const nlohmann::json& metadata) {
-  const auto model = metadata.find("tokenizer.ggml.model");
-  return metadata.contains("tokenizer.ggml.tokens") || (model != metadata.end() && *model != "none");
-}
-
 inline Tokenizer Tokenizer::from_gguf(const nlohmann::json& metadata, std::string file) {
   const GgufTokenizerKeys keys(metadata, std::move(file));
   const std::string model_key = "tokenizer.ggml.model";
