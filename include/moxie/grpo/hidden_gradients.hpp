@@ -187,11 +187,12 @@ class HiddenGradients {
   /// Rows [at, at + group) of a tile of W into panels; those past `count` are zero.
   void unpack_weights(Index begin, Index at, Index count, AlignedBuffer<float>& own) {
     constexpr Index lanes = kernels::panel_rows;
-    const Index stride = (width_ + lanes - 1) / lanes * lanes, group = std::min(output_.granularity(), vocabulary_tile - at);
+    const Index padded = (width_ + lanes - 1) / lanes * lanes, group = std::min(output_.granularity(), vocabulary_tile - at);
+    const Index stride = padded + lanes;  // rows of a power of two would fall on the same few sets of the first-level cache
     own.resize(static_cast<std::size_t>(group * stride));
-    std::fill(own.data(), own.data() + own.size(), 0.0f);
+    if (count < group || padded != width_) std::fill(own.data(), own.data() + own.size(), 0.0f);
     if (count > 0) output_.unpack(begin + at, begin + at + count, own.data(), stride);
-    for (Index c = 0; c < stride; c += lanes)
+    for (Index c = 0; c < padded; c += lanes)
       for (Index v = 0; v < group; ++v)
         std::copy(own.data() + v * stride + c, own.data() + v * stride + c + lanes, s_.weights.data() + c * vocabulary_tile + (at + v) * lanes);
   }

@@ -23,6 +23,7 @@
 #include <moxie/linalg/context.hpp>
 #include <moxie/linalg/onednn.hpp>
 #include <moxie/linalg/prepared_rows.hpp>
+#include <moxie/linalg/transpose.hpp>
 #include <moxie/quant/formats.hpp>
 
 namespace moxie {
@@ -98,10 +99,7 @@ class Linear {
         const auto count = static_cast<int>(std::min<Index>(together, k / kernels::block_k - b));
         kernels_->unpack(panel, k, b, count, blocks);
         const Index input = b * kernels::block_k, inputs = std::min<Index>(count * kernels::block_k, inputs_ - input);
-        for (Index r = 0; r < rows; ++r) {
-          float* to = out + (first - begin + r) * stride + input;
-          for (Index i = 0; i < inputs; ++i) to[i] = blocks[i * kernels::panel_rows + r];
-        }
+        panel_to_rows(blocks, inputs, rows, out + (first - begin) * stride + input, stride);
       }
     }
   }
