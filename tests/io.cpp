@@ -375,6 +375,8 @@ TEST_CASE("a folder that is not complete says what is missing") {
   CHECK(model.tensors().find("v")->file == folder.file("s2.safetensors"));
   test::write_file(index, R"({"weight_map": {"t": "../s1.safetensors"}})");
   CHECK(has(open(), "must be the name of a file beside the index"));
+  test::write_file(index, R"({"weight_map": {"t": ")" + std::string(300, 'x') + R"("}})");  // longer than a file's name can be
+  CHECK(has(open(), "the file is missing"));
   test::write_file(index, R"({"weight_map": 3})");
   CHECK(has(open(), "key 'weight_map'"));
 }

@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -163,7 +164,8 @@ class Model {
 
   static void load_folder(State& state, const std::string& path) {
     const HfFolder folder = HfFolder::open(path);
-    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json")) take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
+    std::error_code ignored;
+    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json", ignored)) take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
     build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors());
     take_chat_format(state, hf_chat_template(folder));
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {

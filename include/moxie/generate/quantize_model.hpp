@@ -18,6 +18,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -158,7 +159,8 @@ inline std::string write_hf_tokenizer(const HfFolder& folder, std::int64_t vocab
   const std::filesystem::path file = std::filesystem::path(folder.path()) / "tokenizer.json";
   nlohmann::json metadata = {{"tokenizer.ggml.model", "none"}};
   std::string left_out;
-  if (std::filesystem::exists(file)) {
+  std::error_code ignored;
+  if (std::filesystem::exists(file, ignored)) {
     try {
       metadata = gguf_tokenizer_metadata(folder.load_tokenizer_json(), folder.tokenizer_config, file.string(), vocab_size);
     } catch (const UnsupportedError& error) {
@@ -274,7 +276,8 @@ inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sourc
 /// unknown type, FormatError for weights that the type cannot hold, SystemError; the file does not exist then, or is as it was.
 inline QuantizeReport quantize_model(const std::string& from, const std::string& to, const QuantizeOptions& options) {
   quantize_mix(options.type);
-  if (std::filesystem::is_directory(to)) throw SystemError({to, {}, {}}, "is a folder; name the file to write");
+  std::error_code ignored;  // where the file cannot be made, the writer says so
+  if (std::filesystem::is_directory(to, ignored)) throw SystemError({to, {}, {}}, "is a folder; name the file to write");
   QuantizeReport report;
   GgufWriter writer(to);
   std::vector<detail::TensorSource> sources;
@@ -296,7 +299,7 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
   const nlohmann::json metadata = gguf_metadata(config, config.attention.kind == AttentionKind::mla);
   writer.set("general.architecture", gguf_architecture(config));
   writer.set("general.type", "model");
-  writer.set("general.name", config.name.empty() ? std::filesystem::canonical(from).filename().string() : config.name);
+  writer.set("general.name", config.name.empty() ? std::filesystem::weakly_canonical(from, ignored).filename().string() : config.name);
   for (const auto& [key, value] : metadata.items()) detail::set_gguf_value(writer, key, value);
   report.no_tokenizer = detail::write_hf_tokenizer(folder, config.vocab_size, writer);
   detail::write_quantized(writer, sources, folder.tensors(), model_of(description), options, report);

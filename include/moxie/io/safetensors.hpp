@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -63,7 +64,8 @@ class SafetensorsFile {
     const std::filesystem::path folder = std::filesystem::path(path).parent_path();
     for (const std::string& name : names) {
       const std::string shard = (folder / name).string();
-      if (!std::filesystem::exists(shard))
+      std::error_code error;
+      if (!std::filesystem::exists(shard, error))
         throw FormatError({shard, {}, {}}, "the file is missing; " + in_quotes(path) + " names it");
       safetensors::Tensors found;
       model.read(files->emplace_back(shard), budget, found);
