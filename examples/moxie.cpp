@@ -16,6 +16,7 @@
 #include "tool/generate.hpp"
 #include "tool/inspect.hpp"
 #include "tool/quantize.hpp"
+#include "tool/rollout.hpp"
 #include "tool/score.hpp"
 #include "tool/tokenize.hpp"
 
@@ -41,6 +42,7 @@ int parse_and_run(int argc, char** argv) {
   tool::add_inspect(app, run);
   tool::add_generate(app, run);
   tool::add_chat(app, run);
+  tool::add_rollout(app, run);
   tool::add_score(app, run);
   tool::add_tokenize(app, run);
   tool::add_quantize(app, run);

@@ -35,7 +35,7 @@ struct CommonOptions {
     command.add_option("--activations", activations, "type of activations in matrix products")->check(CLI::IsMember({"int8", "f32"}))->capture_default_str();
     command.add_option("--kv", kv, "type of the KV cache")->check(CLI::IsMember({"f16", "bf16", "f32"}))->capture_default_str();
     command.add_option("--chunk", chunk, "rows of a forward pass at most")->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))->capture_default_str();
-    command.add_option("--batch", batch, "sequences that are scored together at most")
+    command.add_option("--batch", batch, "sequences that run together at most")
         ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
         ->capture_default_str();
   }

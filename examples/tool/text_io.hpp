@@ -12,9 +12,11 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -73,6 +75,19 @@ class JsonLines {
   std::istream* in_;
   std::size_t line_ = 0;
 };
+
+/// Token ids of a JSON array. Throws FormatError that names file and line.
+inline std::vector<std::int32_t> read_ids(const JsonLines& lines, const nlohmann::json& object, const char* key) {
+  const nlohmann::json& array = object[key];
+  if (!array.is_array()) lines.fail(std::string("\"") + key + "\" must be an array of token ids, is " + array.type_name());
+  std::vector<std::int32_t> ids;
+  for (const nlohmann::json& id : array) {
+    if (!id.is_number_integer() || id < 0 || id > std::numeric_limits<std::int32_t>::max())
+      lines.fail(std::string("\"") + key + "\" holds " + id.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).substr(0, 80) + ", which is no token id");
+    ids.push_back(id.get<std::int32_t>());
+  }
+  return ids;
+}
 
 /// Standard output, or a file that appears under its name when finish() is called.
 class Output {

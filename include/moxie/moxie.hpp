@@ -16,4 +16,6 @@
 #include <moxie/grpo/load_balancing.hpp>
 #include <moxie/grpo/logprobs.hpp>
 #include <moxie/grpo/losses.hpp>
+#include <moxie/grpo/rollout.hpp>
+#include <moxie/grpo/routes_file.hpp>
 #include <moxie/moe/moe_layer.hpp>
