@@ -1,6 +1,6 @@
 #pragma once
 // moxie inspect: what a model is, from its description; the weights are not read. Of a file that holds no model (a safetensors file
-// alone, a GGUF file without an embedding, as those with only a vocabulary), what the container holds is shown.
+// alone, a GGUF file without an embedding or the sizes of a model, as those with only a vocabulary), what the container holds is shown.
 
 #include <cstdint>
 #include <cstdio>
@@ -143,7 +143,8 @@ inline OrderedJson inspect_model(const std::string& path) {
     const std::string kind = text("tokenizer.ggml.model");
     if (!kind.empty() && kind != "none" && kind != "no_vocab")
       tokenizer = inspect_tokenizer(kind, [&] { return moxie::Tokenizer::from_gguf(file.metadata(), path); });
-    if (!tensors.find("token_embd.weight")) return inspect_container(path, "gguf", tensors, tokenizer);
+    if (!tensors.find("token_embd.weight") || !file.metadata().contains(text("general.architecture") + ".attention.head_count"))
+      return inspect_container(path, "gguf", tensors, tokenizer);
     description = moxie::describe_gguf(file.metadata(), tensors, path);
     chat_template = text("tokenizer.chat_template");
   } else {

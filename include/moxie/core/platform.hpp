@@ -94,10 +94,14 @@ inline std::uint64_t peak_resident_bytes() noexcept {
 /// the disk, renamed. Without commit() nothing is left. Throws SystemError.
 class AtomicFile {
  public:
-  explicit AtomicFile(std::string path) : path_(std::move(path)), temporary_(path_ + ".partXXXXXX") {
-    const int fd = ::mkstemp(temporary_.data());
+  explicit AtomicFile(std::string path) : path_(std::move(path)) {
+    int fd = -1;  // not mkstemp, whose mode does not follow the umask
+    for (int attempt = 0; attempt < 1000; ++attempt) {
+      temporary_ = path_ + ".part" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
+      fd = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+      if (fd >= 0 || errno != EEXIST) break;
+    }
     if (fd < 0) throw SystemError({path_, {}, {}}, std::string("cannot create a file beside it: ") + std::strerror(errno));
-    ::fchmod(fd, 0644);
     file_ = ::fdopen(fd, "wb");
     if (!file_) {
       ::close(fd);

@@ -2,7 +2,7 @@
 // Threads: a number of OpenMP threads and the loops that use them. A value, not a pool: nothing global is touched.
 //
 // Results never depend on the thread count: a task writes only its own output, and no task's arithmetic depends on
-// which thread runs it.
+// which thread runs it. (OpenMP itself ends the process when the system refuses it threads: ask for no more than there can be.)
 
 #include <omp.h>
 

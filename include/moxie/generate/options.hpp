@@ -37,7 +37,7 @@ struct GenerateOptions {
     require(top_k >= 0, "top_k must be 0 (off) or more");
     require(top_p > 0.0f && top_p <= 1.0f, "top_p must be above 0 and at most 1");
     require(min_p >= 0.0f && min_p <= 1.0f, "min_p must be 0 to 1");
-    require(std::isfinite(repetition_penalty) && repetition_penalty > 0.0f, "repetition_penalty must be above 0");
+    require(repetition_penalty >= 1e-3f && repetition_penalty <= 1e3f, "repetition_penalty must be 0.001 to 1000");
     require(std::isfinite(presence_penalty), "presence_penalty must be finite");
     require(std::isfinite(frequency_penalty), "frequency_penalty must be finite");
     require(max_tokens >= 0, "max_tokens must be 0 or more");
