@@ -166,7 +166,7 @@ TEST_CASE("a group's prompt is stored once, and the budget is kept") {
   held.remove(group[0]);
   for (const Batch::Id id : {group[1], group[2]}) held.release(id);
   while (held.active() > 0) held.step();
-  for (const std::size_t g : {1, 2}) CHECK(held.at(group[g]).ids == batch.at(ids[g]).ids);
+  for (const std::size_t g : {std::size_t{1}, std::size_t{2}}) CHECK(held.at(group[g]).ids == batch.at(ids[g]).ids);
 }
 
 TEST_CASE("what cannot be rolled out is said before anything is run") {
