@@ -23,7 +23,8 @@ def moxie_rollout(moxie, folder, prompts, args, seed):
     lines = []
     for size, group in itertools.groupby([(prompt, list(same)) for prompt, same in itertools.groupby(prompts)], key=lambda g: len(g[1])):
         command = [moxie, "rollout", folder, "-", "--group", size, "-n", args.max_completion_length, "--temperature", args.temperature,
-                   "--top-p", args.top_p, "--top-k", max(args.top_k or 0, 0), "--seed", seed, "--activations", "f32", "--kv", "f32"]
+                   "--top-p", args.top_p, "--top-k", max(args.top_k or 0, 0), "--min-p", args.min_p or 0, "--repeat-penalty", args.repetition_penalty,
+                   "--seed", seed, "--activations", "f32", "--kv", "f32"]
         text = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt, _ in group)
         done = subprocess.run([str(part) for part in command], input=text, text=True, stdout=subprocess.PIPE, check=True)
         lines += [json.loads(line) for line in done.stdout.splitlines()]

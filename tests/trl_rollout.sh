@@ -27,7 +27,7 @@ from trl_rollout import moxie_rollout
 transformers.utils.logging.disable_progress_bar()
 moxie, folder = sys.argv[1:]
 model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-args = types.SimpleNamespace(max_completion_length=32, temperature=1.3, top_p=1.0, top_k=None)
+args = types.SimpleNamespace(max_completion_length=32, temperature=1.3, top_p=1.0, top_k=None, min_p=None, repetition_penalty=1.0)
 chat = [{"role": "user", "content": "What is 12*7-5?"}]
 lines = moxie_rollout(moxie, folder, [chat] * 3 + ["What is"] * 3 + [chat] * 2, args, seed=1)
 assert [line["prompt"] for line in lines] == [chat] * 3 + ["What is"] * 3 + [chat] * 2
