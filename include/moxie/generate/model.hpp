@@ -21,10 +21,12 @@
 #include <moxie/io/detect.hpp>
 #include <moxie/io/gguf.hpp>
 #include <moxie/io/hf_folder.hpp>
+#include <moxie/io/peft_folder.hpp>
 #include <moxie/kernels/kernels.hpp>
 #include <moxie/linalg/context.hpp>
 #include <moxie/model/decoder.hpp>
 #include <moxie/model/family.hpp>
+#include <moxie/model/low_rank.hpp>
 #include <moxie/text/chat.hpp>
 #include <moxie/text/tokenizer.hpp>
 
@@ -35,6 +37,7 @@ struct LoadOptions {
   Activations activations = Activations::int8;
   KvType kv = KvType::f16;
   std::int64_t chunk = 512;  ///< rows of a forward pass at most; more take more memory, and change no bit
+  std::string adapter = {};    ///< folder of a PEFT adapter to merge into the weights (model/low_rank.hpp says how); empty: none
   LoadProgress progress = {};
 };
 
@@ -154,7 +157,7 @@ class Model {
     };
     const std::string kind = text("tokenizer.ggml.model");
     if (!kind.empty() && kind != "none" && kind != "no_vocab") take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
-    build(state, describe_gguf(metadata, file.tensors(), path), file.tensors());
+    build(state, describe_gguf(metadata, file.tensors(), path), file.tensors(), true);
     take_chat_format(state, text("tokenizer.chat_template"));
     if (!state.tokenizer) return;
     for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"})
@@ -166,7 +169,7 @@ class Model {
     const HfFolder folder = HfFolder::open(path);
     std::error_code ignored;
     if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json", ignored)) take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
-    build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors());
+    build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors(), false);
     take_chat_format(state, hf_chat_template(folder));
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
       const nlohmann::json& eos = folder.generation_config["eos_token_id"];
@@ -202,7 +205,7 @@ class Model {
       if (const auto id = state.tokenizer->find(text); id && state.tokenizer->is_special(*id)) state.end_ids.push_back(*id);
   }
 
-  static void build(State& state, const ModelDescription& description, const TensorMap& tensors) {
+  static void build(State& state, ModelDescription description, const TensorMap& tensors, bool gguf) {
     const ModelConfig& config = description.config;
     if (state.tokenizer && static_cast<std::int64_t>(state.tokenizer->vocab_size()) > config.vocab_size)
       throw FormatError({state.info.path, {}, {}}, "the tokenizer has " + std::to_string(state.tokenizer->vocab_size()) + " tokens, the model's embedding only " +
@@ -210,6 +213,11 @@ class Model {
     ModelInfo info = count_parameters(config, tensors);
     info.path = std::move(state.info.path);
     state.info = std::move(info);
+    MergedWeights merged;
+    if (!state.options.adapter.empty()) {
+      const PeftFolder folder = PeftFolder::open(state.options.adapter);
+      merged = merge_low_rank(state.context, config, gguf, description.tensors, folder.adapter());
+    }
     state.decoder = std::make_unique<const Decoder>(state.context, config, description.tensors, tensors, state.options.progress);
   }
 

@@ -1,0 +1,31 @@
+"""Adapters saved by PEFT on small models, with the logits that PEFT gives: make_peft.py MODELS OUT, MODELS being the shared folder of models."""
+import json, pathlib, sys
+import peft, torch, transformers
+from safetensors.torch import save_file
+
+models, out = map(pathlib.Path, sys.argv[1:3])
+attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+latent = ["q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+networks = ["gate_proj", "up_proj", "down_proj"]
+experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+cases = {
+    "mixtral": dict(r=1, lora_alpha=3, target_modules=attention, target_parameters=experts),
+    "qwen2_moe": dict(r=2, lora_alpha=3, use_rslora=True, target_modules=attention + networks + ["shared_expert_gate"]),
+    "deepseek_v2": dict(r=1, lora_alpha=2.5, target_modules=latent + networks + ["lm_head"],
+                        rank_pattern={"kv_b_proj": 5, "layers.1.self_attn.o_proj": 3}, alpha_pattern={"kv_b_proj": 11.5}),
+}
+for name, options in cases.items():
+    torch.manual_seed(1)
+    base = transformers.AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    for parameter_name, parameter in model.named_parameters():
+        if "lora_" in parameter_name:
+            bound = 0.3 if "lora_B" in parameter_name else 0.5 * parameter.shape[1] ** -0.5
+            parameter.data = (torch.randn_like(parameter) * bound).to(torch.bfloat16).float()
+    ids = torch.randint(0, base.config.vocab_size, (1, 12))
+    with torch.no_grad():
+        logits = model(ids).logits[0]
+    model.half() if name == "mixtral" else model.bfloat16()
+    model.save_pretrained(out / name)
+    (out / name / "README.md").unlink(missing_ok=True)
+    save_file({"ids": ids[0].to(torch.int32), "logits": logits.contiguous()}, out / name / "logits.safetensors")
