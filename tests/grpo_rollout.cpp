@@ -169,6 +169,30 @@ TEST_CASE("a group's prompt is stored once, and the budget is kept") {
   for (const std::size_t g : {std::size_t{1}, std::size_t{2}}) CHECK(held.at(group[g]).ids == batch.at(ids[g]).ids);
 }
 
+TEST_CASE("every budget that holds one completion is enough, and gives the same completions") {
+  const Model model = Model::load(embedded(), {.threads = 2});
+  const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+  std::mt19937 random(9);
+  const auto between = [&](std::int64_t low, std::int64_t high) { return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1)); };
+  for (int round = 0; round < 15; ++round) {
+    std::vector<Ids> prompts;
+    std::int64_t longest = 0;
+    for (std::int64_t i = between(1, 5); i > 0; --i) {
+      prompts.push_back(test::random_ids(random, round % 3 == 0 ? 64 * between(1, 3) : between(1, 200), 384));
+      longest = std::max(longest, static_cast<std::int64_t>(prompts.back().size()));
+    }
+    const std::int64_t max_tokens = between(0, 80), group = between(1, 7);
+    const GenerateOptions generate{.temperature = 3.0f, .seed = static_cast<std::uint64_t>(round), .max_tokens = max_tokens, .ignore_eos = round % 2 == 0};
+    const auto least = static_cast<std::size_t>((longest + std::max<std::int64_t>(0, max_tokens - 1) + 63) / 64);
+    const auto expected = grpo::rollout(model, prompts, {.group_size = group, .generate = generate});
+    const std::size_t budget = (least + static_cast<std::size_t>(between(0, 6))) * page;
+    const auto groups = grpo::rollout(model, prompts, {.group_size = group, .generate = generate, .batch = between(1, 12), .kv_budget_bytes = budget});
+    for (std::size_t p = 0; p < prompts.size(); ++p)
+      for (std::size_t g = 0; g < groups[p].completions.size(); ++g) CHECK(same(groups[p].completions[g], expected[p].completions[g]));
+    CHECK_THROWS_AS(grpo::rollout(model, prompts, {.generate = generate, .kv_budget_bytes = least * page - 1}), MemoryError);
+  }
+}
+
 TEST_CASE("what cannot be rolled out is said before anything is run") {
   const Model model = Model::load(embedded(), {.threads = 1});
   const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
