@@ -14,6 +14,7 @@
 #include "tool/chat.hpp"
 #include "tool/common.hpp"
 #include "tool/generate.hpp"
+#include "tool/grpo.hpp"
 #include "tool/inspect.hpp"
 #include "tool/quantize.hpp"
 #include "tool/rollout.hpp"
@@ -43,6 +44,7 @@ int parse_and_run(int argc, char** argv) {
   tool::add_generate(app, run);
   tool::add_chat(app, run);
   tool::add_rollout(app, run);
+  tool::add_grpo(app, run);
   tool::add_score(app, run);
   tool::add_tokenize(app, run);
   tool::add_quantize(app, run);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,22 +36,30 @@ inline CompletionRows completion_rows(const Model& model, std::span<const std::v
   if (prompts.size() != groups.size())
     throw ArgumentError(std::to_string(groups.size()) + " groups of completions were given for " + std::to_string(prompts.size()) + " prompts");
   CompletionRows result;
-  std::vector<std::vector<std::int32_t>> sequences;
-  std::vector<std::int64_t> drawn_from;  // of each sequence: the position of the prompt's last token, from which the first one is drawn
-  std::vector<Index> first_row;          // of each sequence: the row of that position in result.hidden
-  for (std::size_t p = 0; p < prompts.size(); ++p)
+  std::vector<std::vector<std::int32_t>> sequences;  // different ones: completions of a group are often the same
+  std::vector<std::int64_t> drawn_from;              // of each: the position of the prompt's last token, from which the first one is drawn
+  std::vector<std::vector<Index>> first_rows;        // of each: the rows of that position in result.hidden
+  std::map<std::vector<std::int32_t>, std::size_t> known;
+  for (std::size_t p = 0; p < prompts.size(); ++p) {
+    known.clear();
     for (const Completion& completion : groups[p].completions) {
       if (prompts[p].empty()) throw ArgumentError("prompt " + std::to_string(p) + " has no tokens");
       const Index b = result.completions++, n = static_cast<Index>(completion.ids.size());
       if (n == 0) continue;
+      const std::vector<std::int32_t> run(completion.ids.begin(), completion.ids.end() - 1);  // nothing is drawn after the last token
+      const auto [same, is_new] = known.try_emplace(run, sequences.size());
+      if (is_new) {
+        std::vector<std::int32_t>& ids = sequences.emplace_back(prompts[p]);
+        ids.insert(ids.end(), run.begin(), run.end());
+        drawn_from.push_back(static_cast<std::int64_t>(prompts[p].size()) - 1);
+        first_rows.emplace_back();
+      }
+      first_rows[same->second].push_back(static_cast<Index>(result.targets.size()));
       result.longest = std::max(result.longest, n);
-      drawn_from.push_back(static_cast<std::int64_t>(prompts[p].size()) - 1);
-      first_row.push_back(static_cast<Index>(result.targets.size()));
       for (Index t = 0; t < n; ++t) result.places.push_back({b, t});
       result.targets.insert(result.targets.end(), completion.ids.begin(), completion.ids.end());
-      std::vector<std::int32_t>& ids = sequences.emplace_back(prompts[p]);
-      ids.insert(ids.end(), completion.ids.begin(), completion.ids.end() - 1);  // nothing is drawn after the last token
     }
+  }
   if (result.targets.empty()) throw ArgumentError("the completions have no tokens: there is nothing to train on");
   const Index width = model.config().hidden_size;
   result.hidden.resize(static_cast<Index>(result.targets.size()), width);
@@ -60,7 +69,7 @@ inline CompletionRows completion_rows(const Model& model, std::span<const std::v
     for (const SequencePart& part : parts)
       for (std::int64_t p = part.first; p < part.first + part.count; ++p, rows += width)
         if (const std::int64_t token = p - drawn_from[part.sequence]; token >= 0)
-          std::copy(rows, rows + width, result.hidden.row(first_row[part.sequence] + token).data());
+          for (const Index first : first_rows[part.sequence]) std::copy(rows, rows + width, result.hidden.row(first + token).data());
   });
   return result;
 }
