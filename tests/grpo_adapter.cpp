@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
+#include <iostream>
 #include <random>
 #include <set>
 #include <string>
@@ -19,6 +18,7 @@
 #include <moxie/grpo/logprob_gradients.hpp>
 #include <moxie/grpo/logprobs.hpp>
 
+#include "child_process.hpp"
 #include "io_files.hpp"
 #include "random_model.hpp"
 #include "safetensors_mini.hpp"
@@ -387,4 +387,33 @@ TEST_CASE("adapters and heads that do not fit are errors") {
   const OutputAdapter fits = random_adapter(context, hidden, vocab, 2, 1);
   CHECK(contains(message(row, {nullptr, &wrong, nullptr}, {.adapter = &fits}), "d_a must be"));
   CHECK(contains(message(row, {nullptr, nullptr, &wrong}, {.adapter = &fits}), "d_b must be"));
+}
+
+TEST_CASE("child: gradients of long sequences" * doctest::skip()) {
+  if (test::child_argument().empty()) return;
+  const Model model = Model::load(test::child_argument(), {.threads = 2});
+  const Index rank = 16;
+  const OutputAdapter adapter = random_adapter(model.context(), model.config().hidden_size, model.config().vocab_size, rank, 1);
+  std::mt19937 random(1);
+  const std::vector<Ids> sequences = {test::random_ids(random, 1024, model.config().vocab_size)};
+  const std::vector<std::vector<float>> ones = {std::vector<float>(1023, 1.0f)};
+  // Anonymous memory, after each pass: all buffers are there then.
+  const std::int64_t before = test::process_bytes("RssAnon");
+  std::int64_t most = 0;
+  const LogprobGradients gradients = logprob_gradients(model, sequences, ones, {}, {.adapter = &adapter, .progress = [&](std::int64_t, std::int64_t) {
+                                                                                      most = std::max(most, test::process_bytes("RssAnon"));
+                                                                                    }}, true);
+  const std::int64_t results = (gradients.d_a.size() + gradients.d_b.size() + gradients.d_hidden[0].size()) * 4;
+  std::cout << "extra=" << most - before - results << "\n";
+}
+
+TEST_CASE("gradients of 1024 tokens over a vocabulary of 150,000 take at most 96 MB beside the model and the gradients") {
+  const test::TemporaryFolder folder;
+  ModelConfig config = test::qwen3_moe_config(Dtype::Q8_0);
+  config.vocab_size = 150000;
+  config.context_length = 4096;
+  const std::string output = test::run_child("child: gradients of long sequences", test::write_random_model(folder.file("model.gguf"), config, Dtype::Q8_0));
+  const std::int64_t extra = test::number_in(output, "extra");
+  MESSAGE("beside the model: " << extra / 1000000 << " MB, with the KV pages; the logits would take " << 1024ll * 150000 * 4 / 1000000 << " MB");
+  CHECK(extra <= 96 << 20);
 }

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -147,6 +148,36 @@ TEST_CASE("an adapter on the output matrix, saved and loaded, has the same bits,
   CHECK_THROWS_AS(save_peft(folder.file("new/adapter"), adapter), ArgumentError);
   CHECK(load_peft(folder.file("new/adapter")).scale == 0.3f);
   CHECK_THROWS_AS(save_peft(path + "/below_a_file", load_peft(folder.file("new/adapter"))), SystemError);
+}
+
+TEST_CASE("PEFT loads what was saved, and gives the same logprobs") {
+  const auto base = test::shared_path("trained/tiny-r1");
+  if (!base) return;
+  const char* given = std::getenv("MOXIE_PYTHON");
+  const std::string python = given ? given : "python3";
+  if (std::system((python + " -c 'import peft, torch, transformers' 2>/dev/null").c_str()) != 0) {
+    MESSAGE("skipped: " << python << " has no peft; pip install peft, or name a Python that has it in MOXIE_PYTHON");
+    return;
+  }
+  const test::TemporaryFolder folder;
+  const Model model = Model::load(*base, {.threads = 2, .activations = Activations::f32, .kv = KvType::f32});
+  std::mt19937 random(3);
+  OutputAdapter adapter = OutputAdapter::create(model.config().hidden_size, model.config().vocab_size, 5, 7.5f, 1);
+  adapter.b = random_matrix(random, model.config().vocab_size, 5, 0.3f);
+  adapter.pack(model.context());
+  save_peft(folder.file("adapter"), adapter);
+  const std::vector<std::int32_t> ids = test::random_ids(random, 20, model.config().vocab_size);
+  const auto scores = grpo::logprobs(model, std::vector<std::vector<std::int32_t>>{ids}, {.temperature = 0.8f, .adapter = &adapter}).front().logprobs;
+  std::string command = "HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 " + python + " '" + test::data_path("grpo/peft/logprobs_with_peft.py") + "' '" + *base + "' '" +
+                        folder.file("adapter") + "' 0.8";
+  for (const std::int32_t id : ids) command += " " + std::to_string(id);
+  REQUIRE(std::system((command + " > '" + folder.file("out") + "' 2> '" + folder.file("errors") + "'").c_str()) == 0);
+  std::istringstream lines(test::read_text(folder.file("out")));
+  for (const float score : scores) {
+    double expected = 0.0;
+    lines >> expected;
+    CHECK(std::abs(static_cast<double>(score) - expected) < 1e-4);
+  }
 }
 
 TEST_CASE("adapter folders that are broken, foreign or unsupported are refused with a reason") {
