@@ -3,8 +3,9 @@
 //   grpo [MODEL.gguf] [options]       grpo --help lists them
 //
 // Each step: questions from the training split, groups of sampled completions (grpo::rollout), rewards by exact answer and format
-// (grpo/questions.hpp), then grpo::AdapterTrainer: group advantages, loss, gradients through the output matrix to a low-rank adapter, Adam.
-// Without options it trains on three seeds and compares the accuracy on unseen questions before and after. A killed run goes on with --resume.
+// (grpo/questions.hpp), then grpo::AdapterTrainer: group advantages, loss, gradients through the output matrix to a low-rank
+// adapter, Adam. Without options it trains on three seeds and compares the accuracy on unseen questions before and after. A
+// killed run goes on with --resume.
 
 #include <cstdio>
 #include <exception>
@@ -26,7 +27,8 @@ int main(int argc, char** argv) {
   options.questions = here + "/data/tiny-r1-train.jsonl";
   options.unseen = here + "/data/tiny-r1-eval.jsonl";
   app.add_option("MODEL", model, "GGUF file or Hugging Face folder")->capture_default_str();
-  app.add_option("--questions", options.questions, R"(JSON lines {"question":"..","answer":".."} to train on)")->capture_default_str();
+  app.add_option("--questions", options.questions, R"(JSON lines {"question":"..","answer":".."} to train on)")
+      ->capture_default_str();
   app.add_option("--eval", options.unseen, "the same, to compare the accuracy before and after")->capture_default_str();
   app.add_option("--threads", threads, "threads; 0: one for each processor")->check(CLI::Range(0, 4096));
   options.add(app);

@@ -1,15 +1,14 @@
 // Training: Adam against formulas and PyTorch's numbers, rewards, the state on the disk, and a run that is killed and goes on.
 
 #include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <stack>
@@ -28,6 +27,7 @@
 #include "../examples/grpo/curve.hpp"
 #include "../examples/grpo/questions.hpp"
 #include "../examples/grpo/run.hpp"
+#include "child_process.hpp"
 #include "shared.hpp"
 
 using namespace moxie;
@@ -66,11 +66,14 @@ std::string message_of(const auto& f) {
 }
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 bool same_bits(const RowMatrix& a, const RowMatrix& b) {
-  return a.rows() == b.rows() && a.cols() == b.cols() && std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
+  return a.rows() == b.rows() && a.cols() == b.cols() &&
+         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
 }
 
 /// A gradient that changes from step to step.
-float gradient_at(int step, Index i) { return std::sin(static_cast<float>(step) * 1.3f + static_cast<float>(i) * 0.7f) * (i % 2 == 0 ? 1.0f : 0.01f); }
+float gradient_at(int step, Index i) {
+  return std::sin(static_cast<float>(step) * 1.3f + static_cast<float>(i) * 0.7f) * (i % 2 == 0 ? 1.0f : 0.01f);
+}
 
 /// Elements must be nested and closed; returns how many of `element` there are, -1 for broken XML.
 int count_elements(const std::string& xml, const std::string& element) {
@@ -133,7 +136,8 @@ TEST_CASE("Adam follows the formulas of the paper, and AdamW's decay is decouple
       }
     }
     for (Index i = 0; i < 8; ++i)
-      CHECK(static_cast<double>(i < 6 ? first.data()[i] : second.data()[i - 6]) == doctest::Approx(expected[static_cast<std::size_t>(i)]).epsilon(2e-6));
+      CHECK(static_cast<double>(i < 6 ? first.data()[i] : second.data()[i - 6]) ==
+            doctest::Approx(expected[static_cast<std::size_t>(i)]).epsilon(2e-6));
     CHECK(adam.state().steps == 20);
   }
 }
@@ -239,7 +243,8 @@ TEST_CASE("rewards are those of the task description") {
 TEST_CASE("the questions in the repo keep to their split, and the model answers many but not all of them") {
   CHECK(training::crc32("123456789") == 0xCBF43926u);  // the check value of CRC-32/ISO-HDLC
   for (const auto& [name, unseen] : {std::pair{"data/tiny-r1-train.jsonl", false}, std::pair{"data/tiny-r1-eval.jsonl", true}})
-    for (const training::Question& question : training::read_questions(example(name))) CHECK((training::crc32(question.question) % 16 == 0) == unseen);
+    for (const training::Question& question : training::read_questions(example(name)))
+      CHECK((training::crc32(question.question) % 16 == 0) == unseen);
   const Folder folder;
   std::ofstream(folder / "bad") << "{\"question\": \"a\", \"answer\": \"b\"}\n\n{\"question\": 1}\n";
   CHECK(contains(message_of([&] { training::read_questions(folder / "bad"); }), "bad:3: must be {\"question\""));
@@ -264,7 +269,8 @@ TEST_CASE("the first step is on-policy to the bit: ratios of exactly 1, nothing 
   options.num_iterations = 3;
   options.loss.epsilon = 0.01;
   options.adam.learning_rate = 0.05;
-  AdapterTrainer trainer(model, OutputAdapter::create(model.config().hidden_size, model.config().vocab_size, 4, 4.0f, 1), options);
+  AdapterTrainer trainer(model, OutputAdapter::create(model.config().hidden_size, model.config().vocab_size, 4, 4.0f, 1),
+                         options);
   const auto asked = questions("tiny-r1-train.jsonl", 6);
   const auto prompts = training::prompts_of(model, asked);
   for (std::uint64_t round = 0; round < 2; ++round) {
@@ -293,7 +299,8 @@ TEST_CASE("a step makes rewarded completions more probable and others less, and 
     const Model model = Model::load(example("models/tiny-r1.gguf"), {.threads = threads});
     TrainerOptions options;
     options.temperature = 1.5f;
-    AdapterTrainer trainer(model, OutputAdapter::create(model.config().hidden_size, model.config().vocab_size, 8, 8.0f, 1), options);
+    AdapterTrainer trainer(model, OutputAdapter::create(model.config().hidden_size, model.config().vocab_size, 8, 8.0f, 1),
+                           options);
     const auto prompts = training::prompts_of(model, questions("tiny-r1-train.jsonl", 8));
     RolloutOptions rollout_options;
     rollout_options.generate = {.temperature = 1.5f, .seed = 11, .max_tokens = 30};
@@ -339,31 +346,35 @@ TEST_CASE("a step makes rewarded completions more probable and others less, and 
   CHECK(same_bits(b[0], b[1]));
 }
 
-TEST_CASE("a run that is killed in the middle goes on to the same result") {
-  const Model model = Model::load(example("models/tiny-r1.gguf"), {.threads = 1});  // its threads would not survive the fork
-  const auto seen = questions("tiny-r1-train.jsonl", 20), unseen = questions("tiny-r1-eval.jsonl", 4);
-  const Folder folder;
-  const auto finish = [&](const std::string& name, const training::RunOptions& options, const auto& report) {
-    return training::Run(model, seen, unseen, options, folder / name).finish(report);
-  };
-  std::fflush(nullptr);
-  const pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {  // dies in the third step, after the state of the second was written
-    finish("killed", short_run(), [](const training::StepRecord& record) {
-      if (record.step == 3) ::raise(SIGKILL);
-    });
-    ::_exit(0);
-  }
-  int status = 0;
-  REQUIRE(::waitpid(child, &status, 0) == child);
-  REQUIRE((WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL));
-  std::vector<std::int64_t> steps;
-  const training::RunResult resumed = finish("killed", short_run(), [&](const training::StepRecord& record) { steps.push_back(record.step); });
-  CHECK(steps == std::vector<std::int64_t>{3, 4});
-  const training::RunResult whole = finish("whole", short_run(), [](const training::StepRecord&) {});
+namespace {
 
-  const TrainingState a = load_training_state(folder / "killed/state.safetensors"), b = load_training_state(folder / "whole/state.safetensors");
+training::RunResult short_run_in(const std::string& folder, const training::RunOptions& options,
+                                 const std::function<void(const training::StepRecord&)>& report) {
+  const auto seen = questions("tiny-r1-train.jsonl", 20), unseen = questions("tiny-r1-eval.jsonl", 4);
+  return training::Run(tiny_r1(), seen, unseen, options, folder).finish(report);
+}
+
+}  // namespace
+
+TEST_CASE("child: a run that kills itself after the third step and before its state is written" * doctest::skip()) {
+  if (test::child_argument().empty()) return;
+  short_run_in(test::child_argument(), short_run(), [](const training::StepRecord& record) {
+    if (record.step == 3) ::raise(SIGKILL);
+  });
+}
+
+TEST_CASE("a run that is killed in the middle goes on to the same result") {
+  const Folder folder;
+  CHECK_THROWS(test::run_child("child: a run that kills itself after the third step*", folder / "killed"));
+  REQUIRE(std::filesystem::exists(folder / "killed/state.safetensors"));
+  std::vector<std::int64_t> steps;
+  const training::RunResult resumed =
+      short_run_in(folder / "killed", short_run(), [&](const training::StepRecord& record) { steps.push_back(record.step); });
+  CHECK(steps == std::vector<std::int64_t>{3, 4});
+  const training::RunResult whole = short_run_in(folder / "whole", short_run(), [](const training::StepRecord&) {});
+
+  const TrainingState a = load_training_state(folder / "killed/state.safetensors"),
+                      b = load_training_state(folder / "whole/state.safetensors");
   CHECK(same_bits(a.adapter.a, b.adapter.a));
   CHECK(same_bits(a.adapter.b, b.adapter.b));
   CHECK(a.optimizer.steps == 4);
@@ -387,12 +398,14 @@ TEST_CASE("a run that is killed in the middle goes on to the same result") {
 
   training::RunOptions other = short_run();
   other.learning_rate = 1.0;
-  CHECK(contains(message_of([&] { finish("whole", other, [](const training::StepRecord&) {}); }), "is of a run with lr"));
+  CHECK(contains(message_of([&] { short_run_in(folder / "whole", other, [](const training::StepRecord&) {}); }),
+                 "is of a run with lr"));
 }
 
 TEST_CASE("curves are well-formed SVG, with a line for each run and one for their mean") {
-  const std::string svg = training::curves_svg("a < b & c", {{"one", {{0.5, 0.6, 0.7}, {0.4, 0.5}}}, {"constant", {{0.0}}}, {"none", {}},
-                                                             {"not finite", {{1.0, std::nan(""), 3.0}}}});
+  const std::string svg = training::curves_svg(
+      "a < b & c",
+      {{"one", {{0.5, 0.6, 0.7}, {0.4, 0.5}}}, {"constant", {{0.0}}}, {"none", {}}, {"not finite", {{1.0, std::nan(""), 3.0}}}});
   CHECK(count_elements(svg, "svg") == 1);
   CHECK(contains(svg, "a &lt; b &amp; c"));
   CHECK(!contains(svg, "nan"));

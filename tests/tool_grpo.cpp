@@ -14,24 +14,50 @@ namespace {
 
 Args training(const std::string& out, const Args& more = {}) {
   const std::string data = std::string(MOXIE_SOURCE_DIR) + "/examples/data/";
-  return with({"grpo", tiny_r1(), "--questions", data + "tiny-r1-train.jsonl", "--eval", data + "tiny-r1-eval.jsonl", "--steps", "6", "--prompts", "4",
-               "--group", "4", "--rank", "4", "--eval-samples", "1", "--checkpoint-every", "1", "--seeds", "3,8", "--threads", "1", "--out", out},
+  return with({"grpo",
+               tiny_r1(),
+               "--questions",
+               data + "tiny-r1-train.jsonl",
+               "--eval",
+               data + "tiny-r1-eval.jsonl",
+               "--steps",
+               "6",
+               "--prompts",
+               "4",
+               "--group",
+               "4",
+               "--rank",
+               "4",
+               "--eval-samples",
+               "1",
+               "--checkpoint-every",
+               "1",
+               "--seeds",
+               "3,8",
+               "--threads",
+               "1",
+               "--out",
+               out},
               more);
 }
 
 }  // namespace
 
-TEST_CASE("grpo prints a line for each step and leaves adapters, logs and the curve; killed with SIGKILL and resumed, it leaves the same adapters") {
+TEST_CASE(
+    "grpo prints a line for each step and leaves adapters, logs and the curve; killed with SIGKILL and resumed, it leaves the "
+    "same adapters") {
   const TemporaryFolder folder;
   const auto whole = run_well(training(folder / "whole"));
-  for (const char* part : {"reward ", "pass rate ", "KL ", "clip share 0.0000", "entropy ", "tokens/s", "largest |ratio - 1| of an on-policy iteration: 0\n",
+  for (const char* part : {"reward ", "pass rate ", "KL ", "clip share 0.0000", "entropy ", "tokens/s",
+                           "largest |ratio - 1| of an on-policy iteration: 0\n",
                            "Accuracy on 500 unseen questions, 1 samples each, mean of 2 runs: "})
     CHECK(whole.out.find(part) != std::string::npos);
   CHECK(read_text(folder / "whole/curve.svg").starts_with("<svg "));
 
   Process process(training(folder / "killed"), "/dev/null", folder / "out", folder / "err");
   const std::string state = folder / "killed/seed-8/state.safetensors";
-  for (int i = 0; i < 3000 && process.running() && !std::filesystem::exists(state); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  for (int i = 0; i < 3000 && process.running() && !std::filesystem::exists(state); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   process.signal(SIGKILL);
   process.wait();
   REQUIRE(std::filesystem::exists(state));

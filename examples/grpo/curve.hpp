@@ -20,10 +20,17 @@ inline std::string escaped(const std::string& text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -62,8 +69,10 @@ inline std::string curves_svg(const std::string& title, const std::vector<Panel>
   using detail::formatted;
   constexpr double width = 720.0, left = 60.0, right = 16.0, top = 44.0, height = 130.0, gap = 44.0;
   const double total = top + static_cast<double>(panels.size()) * (height + gap);
-  std::string svg = formatted("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" width=\"%g\" height=\"%g\" font-family=\"sans-serif\" font-size=\"11\">\n",
-                              width, total, width, total);
+  std::string svg = formatted(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" width=\"%g\" height=\"%g\" font-family=\"sans-serif\" "
+      "font-size=\"11\">\n",
+      width, total, width, total);
   svg += "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n";
   svg += formatted("<text x=\"%g\" y=\"20\" font-size=\"14\">", left) + detail::escaped(title) + "</text>\n";
   double y0 = top;
@@ -88,10 +97,12 @@ inline std::string curves_svg(const std::string& title, const std::vector<Panel>
       return left + (width - left - right) * (steps > 1 ? static_cast<double>(i) / static_cast<double>(steps - 1) : 0.5);
     };
     const auto y = [&](double value) { return y0 + height * (high - value) / (high - low); };
-    svg += formatted("<text x=\"%g\" y=\"%g\" font-weight=\"bold\">", left, y0 - 6.0) + detail::escaped(panel.title) + "</text>\n";
+    svg +=
+        formatted("<text x=\"%g\" y=\"%g\" font-weight=\"bold\">", left, y0 - 6.0) + detail::escaped(panel.title) + "</text>\n";
     for (int i = 0; low + i * step <= high + step * 0.5; ++i)
-      svg += formatted("<path d=\"M%g %.1fH%g\" stroke=\"#ddd\"/><text x=\"%g\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n", left, y(low + i * step),
-                       width - right, left - 6.0, y(low + i * step) + 4.0, std::abs(low + i * step) < 1e-12 ? 0.0 : low + i * step);
+      svg += formatted("<path d=\"M%g %.1fH%g\" stroke=\"#ddd\"/><text x=\"%g\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
+                       left, y(low + i * step), width - right, left - 6.0, y(low + i * step) + 4.0,
+                       std::abs(low + i * step) < 1e-12 ? 0.0 : low + i * step);
     for (const double share : {0.0, 0.25, 0.5, 0.75, 1.0}) {
       const auto i = static_cast<std::size_t>(share * static_cast<double>(steps - 1));
       svg += formatted("<text x=\"%.1f\" y=\"%g\" text-anchor=\"middle\">%zu</text>\n", x(i), y0 + height + 14.0, i + 1);

@@ -103,7 +103,8 @@ inline Reward reward(std::string_view text, bool ended, std::string_view answer)
   result.accuracy = rest.substr(begin, rest.find_last_not_of(white) - begin + 1) == answer ? 1.0 : 0.0;
   if (!ended || !once(open) || !text.starts_with("<think>\n") || closes < open.size() + 1) return result;
   const std::string_view working = text.substr(open.size(), closes - open.size());
-  if (working.ends_with('\n') && working.find_first_not_of(white) != std::string_view::npos && rest.starts_with("\n\n")) result.format = 1.0;
+  if (working.ends_with('\n') && working.find_first_not_of(white) != std::string_view::npos && rest.starts_with("\n\n"))
+    result.format = 1.0;
   return result;
 }
 

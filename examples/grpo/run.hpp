@@ -1,8 +1,9 @@
 #pragma once
-// A GRPO run on one seed: questions, groups of completions, rewards, a step of the trainer, and again; accuracy on unseen questions before and after.
+// A GRPO run on one seed: questions, groups of completions, rewards, a step of the trainer, and again; accuracy on unseen
+// questions before and after.
 //
-// In its folder: state.safetensors, from which a killed run goes on with the same bits; log.jsonl, a line for each step; adapter/, the result in
-// PEFT's format.
+// In its folder: state.safetensors, from which a killed run goes on with the same bits; log.jsonl, a line for each step;
+// adapter/, the result in PEFT's format.
 
 #include <algorithm>
 #include <chrono>
@@ -38,9 +39,9 @@ struct RunOptions {
   std::int64_t rank = 16;     ///< of the adapter
   double alpha = 16.0;        ///< lora_alpha: the adapter's part of the logits is multiplied by alpha / rank
   double learning_rate = 1e-2;
-  double beta = 0.0;           ///< coefficient of the KL term
+  double beta = 0.0;            ///< coefficient of the KL term
   std::int64_t iterations = 1;  ///< optimizer steps on one rollout
-  double temperature = 1.5;    ///< of sampling, in training and evaluation
+  double temperature = 1.5;     ///< of sampling, in training and evaluation
   std::int64_t max_tokens = 64;
   std::int64_t eval_samples = 4;      ///< completions of each unseen question
   std::int64_t checkpoint_every = 5;  ///< steps
@@ -48,8 +49,18 @@ struct RunOptions {
 
   /// What decides the result, and so must be the same when a run goes on.
   nlohmann::json identity() const {
-    return {{"steps", steps}, {"prompts", prompts}, {"group", group}, {"rank", rank}, {"alpha", alpha}, {"lr", learning_rate}, {"beta", beta},
-            {"iterations", iterations}, {"temperature", temperature}, {"max_tokens", max_tokens}, {"eval_samples", eval_samples}, {"seed", seed}};
+    return {{"steps", steps},
+            {"prompts", prompts},
+            {"group", group},
+            {"rank", rank},
+            {"alpha", alpha},
+            {"lr", learning_rate},
+            {"beta", beta},
+            {"iterations", iterations},
+            {"temperature", temperature},
+            {"max_tokens", max_tokens},
+            {"eval_samples", eval_samples},
+            {"seed", seed}};
   }
 };
 
@@ -57,21 +68,21 @@ struct RunOptions {
 struct StepRecord {
   std::int64_t step = 0;  ///< from 1
   double reward = 0.0;
-  double pass_rate = 0.0;  ///< share of right answers
-  double kl = 0.0;         ///< nats per token, k3 to the model without adapter
+  double pass_rate = 0.0;        ///< share of right answers
+  double kl = 0.0;               ///< nats per token, k3 to the model without adapter
   double clip_share = 0.0;       ///< of the last iteration on the rollout
   double ratio_deviation = 0.0;  ///< largest |ratio - 1| of the first iteration: 0
   double entropy = 0.0;          ///< nats per token
   double loss = 0.0;
   double grad_norm = 0.0;
-  std::int64_t tokens = 0;       ///< of the completions
+  std::int64_t tokens = 0;  ///< of the completions
   double rollout_seconds = 0.0;
   double seconds = 0.0;
 
   double tokens_per_second() const { return rollout_seconds > 0.0 ? static_cast<double>(tokens) / rollout_seconds : 0.0; }
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StepRecord, step, reward, pass_rate, kl, clip_share, ratio_deviation, entropy, loss, grad_norm, tokens,
-                                   rollout_seconds, seconds)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StepRecord, step, reward, pass_rate, kl, clip_share, ratio_deviation, entropy, loss, grad_norm,
+                                   tokens, rollout_seconds, seconds)
 
 /// Right answers to each unseen question, of `samples`.
 struct Evaluation {
@@ -110,9 +121,14 @@ class Run {
   /// Called now and then; may throw to stop the run.
   using Poll = std::function<void()>;
 
-  Run(const moxie::Model& model, std::span<const Question> questions, std::span<const Question> unseen, const RunOptions& options, std::string folder,
-      Poll poll = {})
-      : model_(model), questions_(questions), unseen_(unseen), options_(options), folder_(std::move(folder)), poll_(std::move(poll)),
+  Run(const moxie::Model& model, std::span<const Question> questions, std::span<const Question> unseen, const RunOptions& options,
+      std::string folder, Poll poll = {})
+      : model_(model),
+        questions_(questions),
+        unseen_(unseen),
+        options_(options),
+        folder_(std::move(folder)),
+        poll_(std::move(poll)),
         order_(questions.size(), options.seed) {}
 
   bool has_state() const { return std::filesystem::exists(state_path()); }
@@ -152,7 +168,10 @@ class Run {
     trainer.temperature = static_cast<float>(options_.temperature);
     if (!has_state()) {
       const moxie::ModelConfig& config = model_.config();
-      return {model_, moxie::OutputAdapter::create(config.hidden_size, config.vocab_size, options_.rank, static_cast<float>(options_.alpha), options_.seed), trainer};
+      return {model_,
+              moxie::OutputAdapter::create(config.hidden_size, config.vocab_size, options_.rank,
+                                           static_cast<float>(options_.alpha), options_.seed),
+              trainer};
     }
     moxie::grpo::TrainingState state = moxie::grpo::load_training_state(state_path());
     const nlohmann::json progress = nlohmann::json::parse(state.progress, nullptr, false);
@@ -179,12 +198,14 @@ class Run {
     const nlohmann::json wanted = identity();
     for (const auto& [key, value] : wanted.items())
       if (stored.at(key) != value)
-        throw moxie::ArgumentError({state_path(), {}, {}}, "is of a run with " + key + " " + stored.at(key).dump() + ", not " + value.dump() +
+        throw moxie::ArgumentError({state_path(), {}, {}}, "is of a run with " + key + " " + stored.at(key).dump() + ", not " +
+                                                               value.dump() +
                                                                ": go on with the same options, or choose another folder");
   }
 
   void save(const moxie::grpo::AdapterTrainer& trainer) const {
-    const nlohmann::json progress = {{"options", identity()}, {"steps", result_.steps}, {"before", result_.before}, {"after", result_.after}};
+    const nlohmann::json progress = {
+        {"options", identity()}, {"steps", result_.steps}, {"before", result_.before}, {"after", result_.after}};
     moxie::grpo::save_training_state(state_path(), trainer.adapter(), trainer.optimizer_state(), progress.dump());
     moxie::AtomicFile log(folder_ + "/log.jsonl");
     for (const StepRecord& record : result_.steps) {
@@ -200,9 +221,11 @@ class Run {
     record.step = static_cast<std::int64_t>(result_.steps.size()) + 1;
     const auto first = static_cast<std::uint64_t>((record.step - 1) * options_.prompts);
     std::vector<Question> asked;
-    for (std::uint64_t i = first; i < first + static_cast<std::uint64_t>(options_.prompts); ++i) asked.push_back(questions_[order_.at(i)]);
+    for (std::uint64_t i = first; i < first + static_cast<std::uint64_t>(options_.prompts); ++i)
+      asked.push_back(questions_[order_.at(i)]);
     const auto prompts = prompts_of(model_, asked);
-    const std::vector<moxie::grpo::RolloutGroup> groups = sample(prompts, options_.group, options_.seed, first, &trainer.adapter());
+    const std::vector<moxie::grpo::RolloutGroup> groups =
+        sample(prompts, options_.group, options_.seed, first, &trainer.adapter());
     record.rollout_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
     moxie::grpo::TokenArray rewards(options_.prompts * options_.group, 2);
@@ -240,14 +263,16 @@ class Run {
     return result;
   }
 
-  std::vector<moxie::grpo::RolloutGroup> sample(const std::vector<std::vector<std::int32_t>>& prompts, std::int64_t n, std::uint64_t seed,
-                                                std::uint64_t first_prompt, const moxie::OutputAdapter* adapter) const {
+  std::vector<moxie::grpo::RolloutGroup> sample(const std::vector<std::vector<std::int32_t>>& prompts, std::int64_t n,
+                                                std::uint64_t seed, std::uint64_t first_prompt,
+                                                const moxie::OutputAdapter* adapter) const {
     moxie::grpo::RolloutOptions rollout;
     rollout.group_size = n;
     rollout.generate.temperature = static_cast<float>(options_.temperature);
     rollout.generate.seed = seed;
     rollout.generate.max_tokens = options_.max_tokens;
-    rollout.batch = std::min<std::int64_t>(options_.prompts * options_.group, model_.options().chunk);  // a token of each in every pass
+    rollout.batch =
+        std::min<std::int64_t>(options_.prompts * options_.group, model_.options().chunk);  // a token of each in every pass
     rollout.adapter = adapter;
     rollout.first_prompt = first_prompt;
     if (poll_) rollout.progress = [this](const moxie::grpo::RolloutProgress&) { poll_(); };

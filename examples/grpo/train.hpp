@@ -1,5 +1,6 @@
 #pragma once
-// The whole job, shared by examples/grpo.cpp and `moxie grpo`: runs on several seeds, a line for each step, the curve, and what was gained.
+// The whole job, shared by examples/grpo.cpp and `moxie grpo`: runs on several seeds, a line for each step, the curve, and what
+// was gained.
 
 #include <algorithm>
 #include <cmath>
@@ -36,15 +37,26 @@ struct TrainOptions {
     count("--prompts", run.prompts, 1, 4096, "questions of a step");
     count("--group", run.group, 2, 4096, "completions of a question");
     count("--rank", run.rank, 1, 4096, "rank of the adapter (LoRA) on the output matrix");
-    command.add_option("--alpha", run.alpha, "its lora_alpha: its part of the logits is multiplied by alpha / rank")->check(Range(1e-3, 1e6))->capture_default_str();
-    command.add_option("--lr", run.learning_rate, "learning rate of Adam, falling to 0 over the run")->check(Range(0.0, 10.0))->capture_default_str();
-    command.add_option("--beta", run.beta, "coefficient of the KL divergence to the model as it was")->check(Range(0.0, 1e3))->capture_default_str();
+    command.add_option("--alpha", run.alpha, "its lora_alpha: its part of the logits is multiplied by alpha / rank")
+        ->check(Range(1e-3, 1e6))
+        ->capture_default_str();
+    command.add_option("--lr", run.learning_rate, "learning rate of Adam, falling to 0 over the run")
+        ->check(Range(0.0, 10.0))
+        ->capture_default_str();
+    command.add_option("--beta", run.beta, "coefficient of the KL divergence to the model as it was")
+        ->check(Range(0.0, 1e3))
+        ->capture_default_str();
     count("--iterations", run.iterations, 1, 1000, "optimizer steps on the same completions");
-    command.add_option("--temperature", run.temperature, "of sampling, in training and evaluation")->check(Range(1e-3, 1e3))->capture_default_str();
+    command.add_option("--temperature", run.temperature, "of sampling, in training and evaluation")
+        ->check(Range(1e-3, 1e3))
+        ->capture_default_str();
     count("--max-tokens", run.max_tokens, 1, 1'000'000, "tokens of a completion at most");
     count("--eval-samples", run.eval_samples, 1, 4096, "completions of each unseen question");
     count("--checkpoint-every", run.checkpoint_every, 1, 1'000'000, "steps between two states on the disk");
-    command.add_option("--seeds", seeds, "one run for each")->delimiter(',')->check(Range(std::uint64_t{0}, std::uint64_t{1} << 62))->capture_default_str();
+    command.add_option("--seeds", seeds, "one run for each")
+        ->delimiter(',')
+        ->check(Range(std::uint64_t{0}, std::uint64_t{1} << 62))
+        ->capture_default_str();
     command.add_option("--out", out, "folder for adapters, logs, states and curve.svg")->capture_default_str();
     command.add_flag("--resume", resume, "go on with the runs in that folder");
   }
@@ -54,7 +66,8 @@ inline std::string step_line(const StepRecord& r, std::int64_t steps) {
   char text[256];
   std::snprintf(text, sizeof text,
                 "step %3lld/%lld  reward %.3f  pass rate %.3f  KL %.4f  clip share %.4f  entropy %.4f  %6.0f tokens/s  %.2f s\n",
-                static_cast<long long>(r.step), static_cast<long long>(steps), r.reward, r.pass_rate, r.kl, r.clip_share, r.entropy, r.tokens_per_second(), r.seconds);
+                static_cast<long long>(r.step), static_cast<long long>(steps), r.reward, r.pass_rate, r.kl, r.clip_share,
+                r.entropy, r.tokens_per_second(), r.seconds);
   return text;
 }
 
@@ -66,9 +79,9 @@ inline double largest_ratio_deviation(const RunResult& run) {
 
 /// Accuracy gained on unseen questions, and how sure that is.
 struct Gain {
-  double before = 0.0, after = 0.0;   ///< mean over the runs
-  double error_of_questions = 0.0;    ///< standard error of the gain from the choice of questions
-  double error_of_seeds = 0.0;        ///< and from the runs' differences; 0 for a single run
+  double before = 0.0, after = 0.0;  ///< mean over the runs
+  double error_of_questions = 0.0;   ///< standard error of the gain from the choice of questions
+  double error_of_seeds = 0.0;       ///< and from the runs' differences; 0 for a single run
 
   double gain() const { return after - before; }
   double error() const { return std::hypot(error_of_questions, error_of_seeds); }
@@ -92,7 +105,8 @@ inline Gain gain_of(const std::vector<RunResult>& runs) {
     result.before += run.before.accuracy() / n;
     result.after += run.after.accuracy() / n;
     of_runs.push_back(run.after.accuracy() - run.before.accuracy());
-    for (std::size_t q = 0; q < of_questions.size(); ++q) of_questions[q] += (run.after.of_question(q) - run.before.of_question(q)) / n;
+    for (std::size_t q = 0; q < of_questions.size(); ++q)
+      of_questions[q] += (run.after.of_question(q) - run.before.of_question(q)) / n;
   }
   result.error_of_questions = standard_error(of_questions);
   result.error_of_seeds = standard_error(of_runs);
@@ -101,8 +115,8 @@ inline Gain gain_of(const std::vector<RunResult>& runs) {
 
 inline std::string gain_text(const Gain& gain) {
   char text[160];
-  std::snprintf(text, sizeof text, "%.1f%% -> %.1f%%: %+.1f points, standard error %.1f", 100.0 * gain.before, 100.0 * gain.after, 100.0 * gain.gain(),
-                100.0 * gain.error());
+  std::snprintf(text, sizeof text, "%.1f%% -> %.1f%%: %+.1f points, standard error %.1f", 100.0 * gain.before, 100.0 * gain.after,
+                100.0 * gain.gain(), 100.0 * gain.error());
   return text;
 }
 
@@ -115,15 +129,18 @@ inline std::string curves(const std::vector<RunResult>& runs, const std::string&
     }
     return result;
   };
-  return curves_svg(title, {panel("reward", &StepRecord::reward), panel("pass rate of training questions", &StepRecord::pass_rate),
-                            panel("KL to the model as it was, nats per token", &StepRecord::kl), panel("clip share", &StepRecord::clip_share),
-                            panel("entropy, nats per token", &StepRecord::entropy)});
+  return curves_svg(
+      title, {panel("reward", &StepRecord::reward), panel("pass rate of training questions", &StepRecord::pass_rate),
+              panel("KL to the model as it was, nats per token", &StepRecord::kl), panel("clip share", &StepRecord::clip_share),
+              panel("entropy, nats per token", &StepRecord::entropy)});
 }
 
 /// `print` is given whole lines; `poll` may throw to stop, and what was done until the last state on the disk can be resumed.
-inline Gain train(const moxie::Model& model, const TrainOptions& options, const std::function<void(std::string_view)>& print, const Run::Poll& poll = {}) {
+inline Gain train(const moxie::Model& model, const TrainOptions& options, const std::function<void(std::string_view)>& print,
+                  const Run::Poll& poll = {}) {
   const std::vector<Question> questions = read_questions(options.questions), unseen = read_questions(options.unseen);
-  print(std::to_string(questions.size()) + " questions to train on, " + std::to_string(unseen.size()) + " unseen ones; results go to " + options.out + "\n");
+  print(std::to_string(questions.size()) + " questions to train on, " + std::to_string(unseen.size()) +
+        " unseen ones; results go to " + options.out + "\n");
   std::vector<RunResult> results;
   for (const std::uint64_t seed : options.seeds) {
     RunOptions run_options = options.run;
@@ -136,19 +153,23 @@ inline Gain train(const moxie::Model& model, const TrainOptions& options, const 
     results.push_back(run.finish([&](const StepRecord& record) { print(step_line(record, options.run.steps)); }));
     const RunResult& result = results.back();
     char deviation[80];
-    std::snprintf(deviation, sizeof deviation, "largest |ratio - 1| of an on-policy iteration: %g\n", largest_ratio_deviation(result));
+    std::snprintf(deviation, sizeof deviation, "largest |ratio - 1| of an on-policy iteration: %g\n",
+                  largest_ratio_deviation(result));
     print("accuracy on unseen questions " + gain_text(gain_of({result})) + " (from the questions)\n" + deviation);
   }
   const Gain gain = gain_of(results);
   const std::string text = gain_text(gain);
   moxie::AtomicFile file(options.out + "/curve.svg");
-  const std::string svg = curves(results, "GRPO, " + std::to_string(results.size()) + " runs; accuracy on unseen questions " + text);
+  const std::string svg =
+      curves(results, "GRPO, " + std::to_string(results.size()) + " runs; accuracy on unseen questions " + text);
   file.write(svg.data(), svg.size());
   file.commit();
   char errors[120];
-  std::snprintf(errors, sizeof errors, " (%.1f from the questions, %.1f from the seeds)", 100.0 * gain.error_of_questions, 100.0 * gain.error_of_seeds);
-  print("\nAccuracy on " + std::to_string(unseen.size()) + " unseen questions, " + std::to_string(options.run.eval_samples) + " samples each, mean of " +
-        std::to_string(results.size()) + " runs: " + text + errors + "\nCurve: " + options.out + "/curve.svg\n");
+  std::snprintf(errors, sizeof errors, " (%.1f from the questions, %.1f from the seeds)", 100.0 * gain.error_of_questions,
+                100.0 * gain.error_of_seeds);
+  print("\nAccuracy on " + std::to_string(unseen.size()) + " unseen questions, " + std::to_string(options.run.eval_samples) +
+        " samples each, mean of " + std::to_string(results.size()) + " runs: " + text + errors + "\nCurve: " + options.out +
+        "/curve.svg\n");
   return gain;
 }
 

@@ -21,7 +21,8 @@ inline int grpo(const GrpoOptions& options) {
   take_interrupts();
   const moxie::Model model = load_model(options.model, options.common);
   Output output;
-  training::train(model, options.train, [&](std::string_view text) { output.write(text); }, stop_when_interrupted);
+  training::train(
+      model, options.train, [&](std::string_view text) { output.write(text); }, stop_when_interrupted);
   return 0;
 }
 
@@ -29,7 +30,8 @@ inline void add_grpo(CLI::App& app, Run& run) {
   CLI::App& command = *app.add_subcommand("grpo", "trains a low-rank adapter by GRPO on questions with known answers");
   auto options = std::make_shared<GrpoOptions>();
   command.add_option("MODEL", options->model, "GGUF file or Hugging Face folder")->required();
-  command.add_option("--questions", options->train.questions, R"(JSON lines {"question":"..","answer":".."} to train on)")->required();
+  command.add_option("--questions", options->train.questions, R"(JSON lines {"question":"..","answer":".."} to train on)")
+      ->required();
   command.add_option("--eval", options->train.unseen, "the same, to compare the accuracy before and after")->required();
   options->train.add(command);
   options->common.add(command);

@@ -6,8 +6,9 @@
 //   m <- beta1 m + (1 - beta1) g      v <- beta2 v + (1 - beta2) g^2
 //   x <- x - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + epsilon)
 //
-// Adam: Kingma and Ba, arXiv 1412.6980; decoupled decay: Loshchilov and Hutter, arXiv 1711.05101. Parameters and moments are stored in float,
-// an element's step is computed in double; the order of operations is fixed, so a run that goes on from a saved state gives the same bits.
+// Adam: Kingma and Ba, arXiv 1412.6980; decoupled decay: Loshchilov and Hutter, arXiv 1711.05101. Parameters and moments are
+// stored in float, an element's step is computed in double; the order of operations is fixed, so a run that goes on from a saved
+// state gives the same bits.
 
 #include <cmath>
 #include <cstdint>
@@ -46,7 +47,8 @@ inline double sum_of_squares(const RowMatrix& matrix) {
   return sum;
 }
 
-/// Multiplies all gradients by min(1, max_norm / (norm + 1e-6)), norm being that of all their elements together, which is returned.
+/// Multiplies all gradients by min(1, max_norm / (norm + 1e-6)), norm being that of all their elements together, which is
+/// returned.
 inline double clip_by_global_norm(std::initializer_list<RowMatrix*> gradients, double max_norm) {
   check_option(max_norm > 0.0, "max_grad_norm", max_norm, "above 0");
   double sum = 0.0;
@@ -65,7 +67,7 @@ struct AdamMoments {
 
 struct AdamState {
   std::int64_t steps = 0;            ///< t
-  std::vector<AdamMoments> moments;  ///< one for each parameter, in the order in which step() is given them; empty before the first step
+  std::vector<AdamMoments> moments;  ///< of each parameter, in the order in which step() is given them; none before the first
 };
 
 class Adam {
@@ -76,18 +78,22 @@ class Adam {
   };
 
   /// `state`: of a run to go on with. Throws ArgumentError for options out of their range.
-  explicit Adam(const AdamOptions& options = {}, AdamState state = {}) : options_(options), state_(std::move(state)) { check(options_); }
+  explicit Adam(const AdamOptions& options = {}, AdamState state = {}) : options_(options), state_(std::move(state)) {
+    check(options_);
+  }
 
   const AdamOptions& options() const noexcept { return options_; }
   const AdamState& state() const noexcept { return state_; }
 
-  /// Changes all parameters, always the same ones in the same order, with learning rate `scale` times that of the options (a schedule). Throws
-  /// ArgumentError, and changes nothing, where shapes differ from the gradient's or the state's, or a gradient is not finite.
+  /// Changes all parameters, always the same ones in the same order, with learning rate `scale` times that of the options (a
+  /// schedule). Throws ArgumentError, and changes nothing, where shapes differ from the gradient's or the state's, or a gradient
+  /// is not finite.
   void step(std::initializer_list<Parameter> parameters, double scale = 1.0) {
     check_parameters(parameters);
     if (state_.moments.empty())
       for (const Parameter& p : parameters)
-        state_.moments.push_back({RowMatrix::Zero(p.value.rows(), p.value.cols()), RowMatrix::Zero(p.value.rows(), p.value.cols())});
+        state_.moments.push_back(
+            {RowMatrix::Zero(p.value.rows(), p.value.cols()), RowMatrix::Zero(p.value.rows(), p.value.cols())});
     ++state_.steps;
     const double t = static_cast<double>(state_.steps), rate = options_.learning_rate * scale;
     const double correction1 = 1.0 - std::pow(options_.beta1, t), correction2 = 1.0 - std::pow(options_.beta2, t);
@@ -114,15 +120,15 @@ class Adam {
     const auto shape = [](const RowMatrix& m) { return "[" + std::to_string(m.rows()) + ", " + std::to_string(m.cols()) + "]"; };
     const auto same = [](const RowMatrix& a, const RowMatrix& b) { return a.rows() == b.rows() && a.cols() == b.cols(); };
     if (!state_.moments.empty() && state_.moments.size() != parameters.size())
-      throw ArgumentError("Adam's state is of " + std::to_string(state_.moments.size()) + " parameters, " + std::to_string(parameters.size()) +
-                          " were given");
+      throw ArgumentError("Adam's state is of " + std::to_string(state_.moments.size()) + " parameters, " +
+                          std::to_string(parameters.size()) + " were given");
     std::size_t at = 0;
     for (const Parameter& p : parameters) {
       const std::string name = "parameter " + std::to_string(at);
       if (!same(p.value, p.gradient)) throw ArgumentError(name + " is " + shape(p.value) + ", its gradient " + shape(p.gradient));
       if (!state_.moments.empty() && !(same(p.value, state_.moments[at].first) && same(p.value, state_.moments[at].second)))
-        throw ArgumentError(name + " is " + shape(p.value) + ", its moments in Adam's state are " + shape(state_.moments[at].first) + " and " +
-                            shape(state_.moments[at].second));
+        throw ArgumentError(name + " is " + shape(p.value) + ", its moments in Adam's state are " +
+                            shape(state_.moments[at].first) + " and " + shape(state_.moments[at].second));
       if (!p.gradient.allFinite()) throw ArgumentError("the gradient of " + name + " is not finite");
       ++at;
     }

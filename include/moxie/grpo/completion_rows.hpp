@@ -1,6 +1,7 @@
 #pragma once
-// The hidden rows from which the tokens of completions were drawn. The layers below the output matrix are not trained, so these rows are computed
-// once for a rollout, and every optimizer step on it, and the reference, start from them. They take 4 bytes x tokens of the completions x hidden.
+// The hidden rows from which the tokens of completions were drawn. The layers below the output matrix are not trained, so these
+// rows are computed once for a rollout, and every optimizer step on it, and the reference, start from them. They take 4 bytes x
+// tokens of the completions x hidden.
 
 #include <algorithm>
 #include <cstdint>
@@ -29,16 +30,17 @@ struct CompletionRows {
   std::vector<Place> places;          ///< [N]
 };
 
-/// Runs prompts with their completions through the model, `batch` sequences together at most. Throws ArgumentError where there are not as many groups
-/// as prompts, or no completion has a token.
-inline CompletionRows completion_rows(const Model& model, std::span<const std::vector<std::int32_t>> prompts, std::span<const RolloutGroup> groups,
-                                      std::int64_t batch = 32) {
+/// Runs prompts with their completions through the model, `batch` sequences together at most. Throws ArgumentError where there
+/// are not as many groups as prompts, or no completion has a token.
+inline CompletionRows completion_rows(const Model& model, std::span<const std::vector<std::int32_t>> prompts,
+                                      std::span<const RolloutGroup> groups, std::int64_t batch = 32) {
   if (prompts.size() != groups.size())
-    throw ArgumentError(std::to_string(groups.size()) + " groups of completions were given for " + std::to_string(prompts.size()) + " prompts");
+    throw ArgumentError(std::to_string(groups.size()) + " groups of completions were given for " +
+                        std::to_string(prompts.size()) + " prompts");
   CompletionRows result;
   std::vector<std::vector<std::int32_t>> sequences;  // different ones: completions of a group are often the same
-  std::vector<std::int64_t> drawn_from;              // of each: the position of the prompt's last token, from which the first one is drawn
-  std::vector<std::vector<Index>> first_rows;        // of each: the rows of that position in result.hidden
+  std::vector<std::int64_t> drawn_from;  // of each: the position of the prompt's last token, from which the first one is drawn
+  std::vector<std::vector<Index>> first_rows;  // of each: the rows of that position in result.hidden
   std::map<std::vector<std::int32_t>, std::size_t> known;
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     known.clear();
@@ -46,7 +48,8 @@ inline CompletionRows completion_rows(const Model& model, std::span<const std::v
       if (prompts[p].empty()) throw ArgumentError("prompt " + std::to_string(p) + " has no tokens");
       const Index b = result.completions++, n = static_cast<Index>(completion.ids.size());
       if (n == 0) continue;
-      const std::vector<std::int32_t> run(completion.ids.begin(), completion.ids.end() - 1);  // nothing is drawn after the last token
+      const std::vector<std::int32_t> run(completion.ids.begin(),
+                                          completion.ids.end() - 1);  // nothing is drawn after the last token
       const auto [same, is_new] = known.try_emplace(run, sequences.size());
       if (is_new) {
         std::vector<std::int32_t>& ids = sequences.emplace_back(prompts[p]);
@@ -69,7 +72,8 @@ inline CompletionRows completion_rows(const Model& model, std::span<const std::v
     for (const SequencePart& part : parts)
       for (std::int64_t p = part.first; p < part.first + part.count; ++p, rows += width)
         if (const std::int64_t token = p - drawn_from[part.sequence]; token >= 0)
-          for (const Index first : first_rows[part.sequence]) std::copy(rows, rows + width, result.hidden.row(first + token).data());
+          for (const Index first : first_rows[part.sequence])
+            std::copy(rows, rows + width, result.hidden.row(first + token).data());
   });
   return result;
 }

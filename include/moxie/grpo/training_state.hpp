@@ -1,8 +1,9 @@
 #pragma once
-// The state of a training run as one safetensors file, from which it goes on with the same bits: adapter, optimizer, and what the caller adds.
+// The state of a training run as one safetensors file, from which it goes on with the same bits: adapter, optimizer, and what the
+// caller adds.
 //
-//   tensors   adapter.a [rank, hidden], adapter.b [vocab, rank]; adam.N.first, adam.N.second: moments of the N-th parameter; all F32
-//   metadata  format = "moxie-training-state"; scale, the adapter's; adam_steps; progress, the caller's text
+//   tensors   adapter.a [rank, hidden], adapter.b [vocab, rank]; adam.N.first, adam.N.second: moments of the N-th parameter; all
+//   F32 metadata  format = "moxie-training-state"; scale, the adapter's; adam_steps; progress, the caller's text
 //
 // The file replaces an older one only when it is complete: a run that is killed finds either.
 
@@ -26,7 +27,7 @@ namespace moxie::grpo {
 struct TrainingState {
   OutputAdapter adapter;  ///< call pack() after loading
   AdamState optimizer;
-  std::string progress;   ///< of the caller, e.g. JSON
+  std::string progress;  ///< of the caller, e.g. JSON
 };
 
 namespace detail {
@@ -40,7 +41,8 @@ inline std::string shortest(float value) {
 
 inline const std::string& state_entry(const SafetensorsFile& file, const char* key) {
   const auto found = file.metadata().find(key);
-  if (found == file.metadata().end()) throw FormatError({file.path(), std::string("metadata '") + key + "'", {}}, "is missing; this is no training state");
+  if (found == file.metadata().end())
+    throw FormatError({file.path(), std::string("metadata '") + key + "'", {}}, "is missing; this is no training state");
   return found->second;
 }
 
@@ -67,7 +69,8 @@ inline RowMatrix state_matrix(const SafetensorsFile& file, const std::string& na
 }  // namespace detail
 
 /// Throws SystemError.
-inline void save_training_state(const std::string& path, const OutputAdapter& adapter, const AdamState& optimizer, const std::string& progress) {
+inline void save_training_state(const std::string& path, const OutputAdapter& adapter, const AdamState& optimizer,
+                                const std::string& progress) {
   SafetensorsWriter writer;
   writer.add("adapter.a", adapter.a);
   writer.add("adapter.b", adapter.b);

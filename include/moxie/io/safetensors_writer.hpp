@@ -1,8 +1,9 @@
 #pragma once
 // Writes a small safetensors file: all tensors are in memory already (adapters, states of optimizers).
 //
-// Layout in safetensors_header.hpp; tensors lie in the order given, the header is padded with spaces to a multiple of 8. The file appears under its name
-// only when it is complete; an error before that leaves an older file as it was. Errors: ArgumentError, SystemError.
+// Layout in safetensors_header.hpp; tensors lie in the order given, the header is padded with spaces to a multiple of 8. The file
+// appears under its name only when it is complete; an error before that leaves an older file as it was. Errors: ArgumentError,
+// SystemError.
 
 #include <bit>
 #include <cstddef>
@@ -28,13 +29,15 @@ class SafetensorsWriter {
  public:
   /// `values` must stay as they are until write(). Throws ArgumentError for a name that is taken.
   void add(const std::string& name, const RowMatrix& values) {
-    add(name, Dtype::F32, {values.rows(), values.cols()}, std::as_bytes(std::span(values.data(), static_cast<std::size_t>(values.size()))));
+    add(name, Dtype::F32, {values.rows(), values.cols()},
+        std::as_bytes(std::span(values.data(), static_cast<std::size_t>(values.size()))));
   }
   /// Bytes of `shape`, row-major, little endian.
   void add(const std::string& name, Dtype dtype, const std::vector<std::int64_t>& shape, std::span<const std::byte> bytes) {
     if (safetensors::find_type(dtype_info(dtype).name) == nullptr)
       throw ArgumentError("tensor " + in_quotes(name) + ": safetensors has no type " + std::string(dtype_info(dtype).name));
-    if (name == "__metadata__" || !names_.insert(name).second) throw ArgumentError("a tensor cannot be called " + in_quotes(name) + ": the name is taken");
+    if (name == "__metadata__" || !names_.insert(name).second)
+      throw ArgumentError("a tensor cannot be called " + in_quotes(name) + ": the name is taken");
     header_[name] = {{"dtype", dtype_info(dtype).name}, {"shape", shape}, {"data_offsets", {offset_, offset_ + bytes.size()}}};
     offset_ += bytes.size();
     parts_.push_back(bytes);
