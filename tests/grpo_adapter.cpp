@@ -360,7 +360,9 @@ TEST_CASE("adapters and heads that do not fit are errors") {
   CHECK(unpacked.scale == 2.0f);
   CHECK(static_cast<double>(unpacked.a.cwiseAbs().maxCoeff()) <= 1.0 / std::sqrt(static_cast<double>(hidden)));
   const OutputAdapter other = random_adapter(model.context(), hidden, vocab + 1, 2, 1);
-  for (const auto& [adapter, part] : {std::pair{&unpacked, "pack()"}, std::pair{&other, "the output matrix is ["}}) {
+  for (const auto& wrong : {std::pair{&unpacked, "pack()"}, std::pair{&other, "the output matrix is ["}}) {
+    const OutputAdapter* adapter = wrong.first;
+    const char* part = wrong.second;
     CHECK(contains(message_of([&] { Session(model, 0, adapter); }), part));
     CHECK(contains(message_of([&] { Batch(model, {.adapter = adapter}); }), part));
     CHECK(contains(message_of([&] { logprobs(model, std::vector<Ids>{{1, 2}}, {.adapter = adapter}); }), part));
