@@ -33,12 +33,12 @@
 namespace training {
 
 struct RunOptions {
-  std::int64_t steps = 60;
+  std::int64_t steps = 150;
   std::int64_t prompts = 32;  ///< questions of a step
   std::int64_t group = 8;     ///< completions of a question
   std::int64_t rank = 16;     ///< of the adapter
   double alpha = 16.0;        ///< lora_alpha: the adapter's part of the logits is multiplied by alpha / rank
-  double learning_rate = 1e-2;
+  double learning_rate = 2e-2;
   double beta = 0.0;            ///< coefficient of the KL term
   std::int64_t iterations = 1;  ///< optimizer steps on one rollout
   double temperature = 1.5;     ///< of sampling, in training and evaluation
