@@ -1,8 +1,9 @@
 #pragma once
-// What the machine allows, measured: the int8 peak of the best instruction sequence in registers for each weight width, and the stream read.
+// What the machine allows, measured: the int8 peak of the best instruction sequence in registers for each weight width, and the
+// stream read.
 //
-// The peak counts 2 operations for each multiply-add. AVX-512 VNNI: vpdpbusd, any width. AVX2 has no such instruction; vpmaddubsw adds pairs
-// in int16, and as many of its results are added there as cannot overflow before one vpmaddwd widens them:
+// The peak counts 2 operations for each multiply-add. AVX-512 VNNI: vpdpbusd, any width. AVX2 has no such instruction; vpmaddubsw
+// adds pairs in int16, and as many of its results are added there as cannot overflow before one vpmaddwd widens them:
 //   4-bit 8 sums, 5-bit 4, 6-bit 2; signed 8-bit weights take vpsignb for a, |w| for w, and one sum.
 
 #include <immintrin.h>
@@ -26,11 +27,20 @@ inline double seconds() { return std::chrono::duration<double>(std::chrono::stea
 inline int code_bits(moxie::Dtype dtype) {
   using moxie::Dtype;
   switch (dtype) {
-    case Dtype::Q4_0: case Dtype::Q4_1: case Dtype::Q4_K: return 4;
-    case Dtype::Q5_0: case Dtype::Q5_1: case Dtype::Q5_K: return 5;
-    case Dtype::Q6_K: return 6;
-    case Dtype::Q8_0: return 8;
-    default: return 0;
+    case Dtype::Q4_0:
+    case Dtype::Q4_1:
+    case Dtype::Q4_K:
+      return 4;
+    case Dtype::Q5_0:
+    case Dtype::Q5_1:
+    case Dtype::Q5_K:
+      return 5;
+    case Dtype::Q6_K:
+      return 6;
+    case Dtype::Q8_0:
+      return 8;
+    default:
+      return 0;
   }
 }
 
@@ -38,7 +48,9 @@ namespace detail {
 
 // Keeps a value in a register and hides it from the optimizer.
 template <class T>
-inline void hide(T& x) { __asm__ volatile("" : "+x"(x)); }
+inline void hide(T& x) {
+  __asm__ volatile("" : "+x"(x));
+}
 
 #if defined(__AVX512VNNI__)
 using Register = __m512i;
@@ -113,7 +125,8 @@ double int8_peak(const moxie::Threads& threads) {
     double operations = 0.0;
     const double start = seconds();
     std::vector<double> done(static_cast<std::size_t>(threads.count()));
-    threads.for_each(threads.count(), [&](std::int64_t i, int) { done[static_cast<std::size_t>(i)] = detail::run<Bits>(4'000'000); });
+    threads.for_each(threads.count(),
+                     [&](std::int64_t i, int) { done[static_cast<std::size_t>(i)] = detail::run<Bits>(4'000'000); });
     for (const double d : done) operations += d;
     best = std::max(best, operations / (seconds() - start) * 1e-9);
   }

@@ -1,11 +1,13 @@
 // Speed of a model beside what the machine allows.
 //
-//   moxie_bench MODEL [--pp 512] [--tg 64] [--batch 4,16] [--score 512] [--threads N] [--activations int8|f32] [--repeat 3] [--json]
+//   moxie_bench MODEL [--pp 512] [--tg 64] [--batch 4,16] [--score 512] [--threads N] [--activations int8|f32] [--repeat 3]
+//   [--json]
 //
-// Work: prefill of a prompt, decoding one sequence, decoding several at once, scoring (log-probabilities of given tokens over the whole
-// vocabulary). The limit of a work is max(int8 operations / peak, bytes that must be read / stream read): the operations are those of the
-// weights that a token goes through, by weight width; the bytes are the file's bytes of every matrix that a pass reads, counted from the
-// experts that were really routed to, and the KV pages. Both limits are measured in the same run. Each number is the best of `repeat` runs.
+// Work: prefill of a prompt, decoding one sequence, decoding several at once, scoring (log-probabilities of given tokens over the
+// whole vocabulary). The limit of a work is max(int8 operations / peak, bytes that must be read / stream read): the operations
+// are those of the weights that a token goes through, by weight width; the bytes are the file's bytes of every matrix that a pass
+// reads, counted from the experts that were really routed to, and the KV pages. Both limits are measured in the same run. Each
+// number is the best of `repeat` runs.
 
 #include <cstdio>
 #include <cstdlib>
@@ -63,9 +65,12 @@ struct ModelCost {
     const bool gguf = moxie::detect_model(path) == moxie::ModelFileKind::gguf;
     std::optional<moxie::GgufFile> file;
     std::optional<moxie::HfFolder> folder;
-    if (gguf) file.emplace(moxie::GgufFile::open(path));
-    else folder.emplace(moxie::HfFolder::open(path));
-    const auto description = gguf ? moxie::describe_gguf(file->metadata(), file->tensors(), path) : moxie::describe_hf(folder->config, folder->tensors(), path);
+    if (gguf)
+      file.emplace(moxie::GgufFile::open(path));
+    else
+      folder.emplace(moxie::HfFolder::open(path));
+    const auto description = gguf ? moxie::describe_gguf(file->metadata(), file->tensors(), path)
+                                  : moxie::describe_hf(folder->config, folder->tensors(), path);
     const auto take = [](Cost& cost, const std::optional<moxie::Weight>& weight) {
       if (weight) cost.add(weight->tensor);
     };
@@ -73,7 +78,9 @@ struct ModelCost {
       for (const auto* w : {&t.gate, &t.up, &t.down}) cost.add(w->tensor, times);
     };
     for (const moxie::LayerTensors& layer : description.tensors.layers) {
-      for (const auto* weight : {&layer.q, &layer.k, &layer.v, &layer.q_a, &layer.q_b, &layer.kv_a, &layer.kv_b, &layer.k_b, &layer.v_b, &layer.router}) take(always, *weight);
+      for (const auto* weight : {&layer.q, &layer.k, &layer.v, &layer.q_a, &layer.q_b, &layer.kv_a, &layer.kv_b, &layer.k_b,
+                                 &layer.v_b, &layer.router})
+        take(always, *weight);
       always.add(layer.o.tensor);
       if (layer.dense) network(always, *layer.dense);
       if (layer.shared) network(always, *layer.shared);
@@ -151,13 +158,15 @@ class Bench {
     }
     return best;
   }
-  void add(const char* work, std::int64_t n, std::int64_t batch, double tokens, double seconds, double limit_seconds, double operations, double bytes) {
+  void add(const char* work, std::int64_t n, std::int64_t batch, double tokens, double seconds, double limit_seconds,
+           double operations, double bytes) {
     // Weights that stay in the caches are read faster than the stream: at most 1.
-    rows_.push_back({work, n, batch, tokens / seconds, std::min(1.0, limit_seconds / seconds), operations / seconds * 1e-9, bytes / seconds * 1e-9});
+    rows_.push_back({work, n, batch, tokens / seconds, std::min(1.0, limit_seconds / seconds), operations / seconds * 1e-9,
+                     bytes / seconds * 1e-9});
     if (options_.json) return;
     const Row& r = rows_.back();
-    std::printf("%-8s n %5lld  batch %3lld  %9.1f tokens/s  %5.1f%% of the limit  %7.0f GOP/s  %6.1f GB/s\n", r.work.c_str(), static_cast<long long>(n),
-                static_cast<long long>(batch), r.tokens_per_s, 100.0 * r.share, r.gops, r.gbs);
+    std::printf("%-8s n %5lld  batch %3lld  %9.1f tokens/s  %5.1f%% of the limit  %7.0f GOP/s  %6.1f GB/s\n", r.work.c_str(),
+                static_cast<long long>(n), static_cast<long long>(batch), r.tokens_per_s, 100.0 * r.share, r.gops, r.gbs);
     std::fflush(stdout);
   }
 
@@ -177,7 +186,8 @@ class Bench {
       std::vector<moxie::DecoderRow> rows;
       for (std::int64_t first = 0; first < n; first += model_.options().chunk) {
         rows.clear();
-        for (std::int64_t i = first; i < std::min(n, first + model_.options().chunk); ++i) rows.push_back({tokens[static_cast<std::size_t>(i)], &kv, i});
+        for (std::int64_t i = first; i < std::min(n, first + model_.options().chunk); ++i)
+          rows.push_back({tokens[static_cast<std::size_t>(i)], &kv, i});
         moxie::RoutingTrace routes = moxie::empty_trace(model_);
         forward(rows, count ? &routes : nullptr);
         if (count) bytes += cost_.bytes(routes, false);
@@ -190,7 +200,8 @@ class Bench {
     const double seconds = best_of([&] { pass(false); });
     const double compute = static_cast<double>(n) * cost_.compute_seconds(limits_, false) + cost_.output.compute_seconds(limits_);
     bytes += cost_.output.bytes;
-    add("prefill", n, 1, static_cast<double>(n), seconds, std::max(compute, bytes / (limits_.stream * 1e9)), static_cast<double>(n) * cost_.operations(false), bytes);
+    add("prefill", n, 1, static_cast<double>(n), seconds, std::max(compute, bytes / (limits_.stream * 1e9)),
+        static_cast<double>(n) * cost_.operations(false), bytes);
   }
 
   void decode(std::int64_t batch) {
@@ -206,7 +217,8 @@ class Bench {
         rows.clear();
         for (auto& s : sequences) {
           s.reserve(step + 1);
-          rows.push_back({static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(model_.config().vocab_size)), &s, step});
+          rows.push_back(
+              {static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(model_.config().vocab_size)), &s, step});
         }
         moxie::RoutingTrace routes = moxie::empty_trace(model_);
         forward(rows, count ? &routes : nullptr);
@@ -235,7 +247,8 @@ class Bench {
     bytes = cost_.bytes(counted[0].routes, true);
     const double seconds = best_of([&] { moxie::grpo::logprobs(model_, sequences); });
     const double compute = static_cast<double>(n) * cost_.compute_seconds(limits_, true);
-    add("score", n, 1, static_cast<double>(n), seconds, std::max(compute, bytes / (limits_.stream * 1e9)), static_cast<double>(n) * cost_.operations(true), bytes);
+    add("score", n, 1, static_cast<double>(n), seconds, std::max(compute, bytes / (limits_.stream * 1e9)),
+        static_cast<double>(n) * cost_.operations(true), bytes);
   }
 
   const moxie::Model& model_;
@@ -270,16 +283,26 @@ Options parse(int argc, char** argv) {
       if (i + 1 >= argc) throw std::invalid_argument(arg + " needs a value");
       return std::string(argv[++i]);
     };
-    if (arg == "--json") options.json = true;
-    else if (arg == "--pp") options.prefill = numbers(value());
-    else if (arg == "--tg") options.decode = std::stoll(value());
-    else if (arg == "--batch") options.batches = numbers(value());
-    else if (arg == "--score") options.score = numbers(value());
-    else if (arg == "--threads") options.threads = std::stoi(value());
-    else if (arg == "--repeat") options.repeat = std::stoi(value());
-    else if (arg == "--activations") options.activations = activations(value());
-    else if (arg.starts_with("-") || !options.model.empty()) throw std::invalid_argument(arg);
-    else options.model = arg;
+    if (arg == "--json")
+      options.json = true;
+    else if (arg == "--pp")
+      options.prefill = numbers(value());
+    else if (arg == "--tg")
+      options.decode = std::stoll(value());
+    else if (arg == "--batch")
+      options.batches = numbers(value());
+    else if (arg == "--score")
+      options.score = numbers(value());
+    else if (arg == "--threads")
+      options.threads = std::stoi(value());
+    else if (arg == "--repeat")
+      options.repeat = std::stoi(value());
+    else if (arg == "--activations")
+      options.activations = activations(value());
+    else if (arg.starts_with("-") || !options.model.empty())
+      throw std::invalid_argument(arg);
+    else
+      options.model = arg;
   }
   if (options.model.empty()) throw std::invalid_argument("no model");
   if (options.repeat < 1 || options.decode < 0) throw std::invalid_argument("--repeat must be at least 1 and --tg at least 0");
@@ -294,7 +317,8 @@ int main(int argc, char** argv) {
     options = parse(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr,
-                 "%s\nusage: moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--threads N] [--activations int8|f32] [--repeat N] [--json]\n",
+                 "%s\nusage: moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--threads N] [--activations "
+                 "int8|f32] [--repeat N] [--json]\n",
                  error.what());
     return 2;
   }
@@ -302,24 +326,38 @@ int main(int argc, char** argv) {
     const moxie::Threads threads(options.threads);
     const bench::Limits limits(threads);
     bench::reset_peak_resident();
-    const moxie::Model model = moxie::Model::load(options.model, {.threads = options.threads, .activations = options.activations});
+    const moxie::Model model =
+        moxie::Model::load(options.model, {.threads = options.threads, .activations = options.activations});
     const double peak = *std::max_element(std::begin(limits.peak), std::end(limits.peak));
     if (!options.json) {
-      std::printf("%s, kernels %s, %d threads; %s, %.2f bits per weight, loaded in %.2f s\n", bench::cpu_name().c_str(), model.context().kernels->arch,
-                  threads.count(), model.config().family.c_str(), model.info().bits_per_weight, model.info().load_seconds);
-      std::printf("int8 peak %.0f (4-bit) %.0f (5-bit) %.0f (6-bit) %.0f (8-bit) GOP/s, stream read %.1f GB/s\n\n", limits.peak[4], limits.peak[5], limits.peak[6],
-                  limits.peak[8], limits.stream);
+      std::printf("%s, kernels %s, %d threads; %s, %.2f bits per weight, loaded in %.2f s\n", bench::cpu_name().c_str(),
+                  model.context().kernels->arch, threads.count(), model.config().family.c_str(), model.info().bits_per_weight,
+                  model.info().load_seconds);
+      std::printf("int8 peak %.0f (4-bit) %.0f (5-bit) %.0f (6-bit) %.0f (8-bit) GOP/s, stream read %.1f GB/s\n\n",
+                  limits.peak[4], limits.peak[5], limits.peak[6], limits.peak[8], limits.stream);
     }
     Bench bench(model, options, limits);
     const std::vector<Row> rows = bench.run();
     const double rss = bench::peak_resident_mb();
     if (options.json) {
-      nlohmann::ordered_json out{{"cpu", bench::cpu_name()}, {"arch", model.context().kernels->arch}, {"threads", threads.count()}, {"peak_gops", peak},
-                                 {"peak_gops_by_bits", {{"4", limits.peak[4]}, {"5", limits.peak[5]}, {"6", limits.peak[6]}, {"8", limits.peak[8]}}},
-                                 {"stream_gbs", limits.stream}, {"load_s", model.info().load_seconds}, {"peak_rss_mb", rss}};
+      nlohmann::ordered_json out{
+          {"cpu", bench::cpu_name()},
+          {"arch", model.context().kernels->arch},
+          {"threads", threads.count()},
+          {"peak_gops", peak},
+          {"peak_gops_by_bits", {{"4", limits.peak[4]}, {"5", limits.peak[5]}, {"6", limits.peak[6]}, {"8", limits.peak[8]}}},
+          {"stream_gbs", limits.stream},
+          {"load_s", model.info().load_seconds},
+          {"peak_rss_mb", rss}};
       out["rows"] = nlohmann::ordered_json::array();
       for (const Row& r : rows)
-        out["rows"].push_back({{"work", r.work}, {"n", r.n}, {"batch", r.batch}, {"tokens_per_s", r.tokens_per_s}, {"share", r.share}, {"gops", r.gops}, {"gbs", r.gbs}});
+        out["rows"].push_back({{"work", r.work},
+                               {"n", r.n},
+                               {"batch", r.batch},
+                               {"tokens_per_s", r.tokens_per_s},
+                               {"share", r.share},
+                               {"gops", r.gops},
+                               {"gbs", r.gbs}});
       std::printf("%s\n", out.dump().c_str());
     } else {
       std::printf("\npeak resident memory %.0f MB\n", rss);

@@ -27,7 +27,11 @@ struct ChatCommand {
 class Conversation {
  public:
   Conversation(const ChatCommand& command, const moxie::Model& model)
-      : options_(command.options), system_(command.system), model_(model), session_(model), terminal_(::isatty(STDOUT_FILENO) == 1) {
+      : options_(command.options),
+        system_(command.system),
+        model_(model),
+        session_(model),
+        terminal_(::isatty(STDOUT_FILENO) == 1) {
     reset();
   }
 
@@ -73,10 +77,11 @@ class Conversation {
     const auto same = std::mismatch(have.begin(), have.end(), prompt.begin(), prompt.end()).second;
     session_.rewind(same - prompt.begin());
     Progress bar("prompt");
-    session_.feed(std::span(prompt).subspan(static_cast<std::size_t>(same - prompt.begin())), [&](std::int64_t done, std::int64_t total) {
-      stop_when_interrupted();
-      bar(done, total);
-    });
+    session_.feed(std::span(prompt).subspan(static_cast<std::size_t>(same - prompt.begin())),
+                  [&](std::int64_t done, std::int64_t total) {
+                    stop_when_interrupted();
+                    bar(done, total);
+                  });
   }
 
   void generate() {
@@ -96,14 +101,15 @@ class Conversation {
     const double seconds = seconds_since(start);
     const auto n = static_cast<std::int64_t>(generation.samples().size());
     const bool dimmed = ::isatty(STDERR_FILENO) == 1;
-    std::fprintf(stderr, "%s[%lld tokens, %.1f tokens/s%s]%s\n", dimmed ? "\x1b[2m" : "", static_cast<long long>(n), per_second(n, seconds), why(generation),
-                 dimmed ? "\x1b[0m" : "");
+    std::fprintf(stderr, "%s[%lld tokens, %.1f tokens/s%s]%s\n", dimmed ? "\x1b[2m" : "", static_cast<long long>(n),
+                 per_second(n, seconds), why(generation), dimmed ? "\x1b[0m" : "");
   }
 
   const char* why(const moxie::Generation& generation) const {
     if (generation.finish_reason() == moxie::FinishReason::cancelled) return ", stopped";
     if (generation.finish_reason() != moxie::FinishReason::length) return "";
-    return session_.length() >= model_.config().context_length ? ", the context is full: /reset begins anew" : ", cut at --max-tokens";
+    return session_.length() >= model_.config().context_length ? ", the context is full: /reset begins anew"
+                                                               : ", cut at --max-tokens";
   }
 
   moxie::GenerateOptions options_;
@@ -154,7 +160,9 @@ inline void add_chat(CLI::App& app, Run& run) {
   options->options.max_tokens = std::int64_t{1} << 40;  // until the context is full
   command.add_option("MODEL", options->model, "GGUF file or Hugging Face folder")->required();
   command.add_option("--system", options->system, "a system message");
-  command.add_option("-n,--max-tokens", options->options.max_tokens, "tokens of an answer at most; without it, what fits in the context")
+  command
+      .add_option("-n,--max-tokens", options->options.max_tokens,
+                  "tokens of an answer at most; without it, what fits in the context")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
   add_sampling_options(command, options->options);
   options->common.add(command);

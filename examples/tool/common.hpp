@@ -23,7 +23,9 @@ namespace tool {
 using Run = std::function<int()>;
 
 /// Wrong usage: the program ends with code 2. `option` as the user writes it.
-[[noreturn]] inline void wrong_usage(const std::string& option, const std::string& message) { throw CLI::ValidationError(option, message); }
+[[noreturn]] inline void wrong_usage(const std::string& option, const std::string& message) {
+  throw CLI::ValidationError(option, message);
+}
 
 struct CommonOptions {
   int threads = 0;
@@ -31,10 +33,16 @@ struct CommonOptions {
   std::int64_t chunk = 512, batch = 8;
 
   void add(CLI::App& command) {
-    command.add_option("--threads", threads, "threads; 0: one for each processor")->check(CLI::Range(0, 4096))->capture_default_str();
-    command.add_option("--activations", activations, "type of activations in matrix products")->check(CLI::IsMember({"int8", "f32"}))->capture_default_str();
+    command.add_option("--threads", threads, "threads; 0: one for each processor")
+        ->check(CLI::Range(0, 4096))
+        ->capture_default_str();
+    command.add_option("--activations", activations, "type of activations in matrix products")
+        ->check(CLI::IsMember({"int8", "f32"}))
+        ->capture_default_str();
     command.add_option("--kv", kv, "type of the KV cache")->check(CLI::IsMember({"f16", "bf16", "f32"}))->capture_default_str();
-    command.add_option("--chunk", chunk, "rows of a forward pass at most")->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))->capture_default_str();
+    command.add_option("--chunk", chunk, "rows of a forward pass at most")
+        ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
+        ->capture_default_str();
     command.add_option("--batch", batch, "sequences that run together at most")
         ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
         ->capture_default_str();
@@ -64,7 +72,8 @@ inline void stop_when_interrupted() {
 /// A bar on stderr, when that is a terminal; it is wiped out at the end.
 class Progress {
  public:
-  explicit Progress(std::string label) : label_(std::move(label)), shown_(::isatty(STDERR_FILENO) == 1), start_(Clock::now()), last_(start_) {}
+  explicit Progress(std::string label)
+      : label_(std::move(label)), shown_(::isatty(STDERR_FILENO) == 1), start_(Clock::now()), last_(start_) {}
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   ~Progress() {

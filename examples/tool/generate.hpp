@@ -22,19 +22,28 @@ inline void add_sampling_options(CLI::App& command, moxie::GenerateOptions& opti
       ->check([](const std::string& text) {
         float value = 0.0f;
         const bool number = CLI::detail::lexical_cast(text, value);
-        return number && (value == 0.0f || (value >= 1e-3f && value <= 1e3f)) ? std::string() : text + " is not 0 or from 0.001 to 1000";
+        return number && (value == 0.0f || (value >= 1e-3f && value <= 1e3f)) ? std::string()
+                                                                              : text + " is not 0 or from 0.001 to 1000";
       })
       ->capture_default_str();
-  command.add_option("--top-k", options.top_k, "only the K most probable tokens; 0: all")->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 30))->capture_default_str();
-  command.add_option("--top-p", options.top_p, "only the most probable tokens that have this probability together")->check(CLI::Range(1e-6, 1.0))->capture_default_str();
-  command.add_option("--min-p", options.min_p, "only tokens with this share of the largest probability")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  command.add_option("--top-k", options.top_k, "only the K most probable tokens; 0: all")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 30))
+      ->capture_default_str();
+  command.add_option("--top-p", options.top_p, "only the most probable tokens that have this probability together")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str();
+  command.add_option("--min-p", options.min_p, "only tokens with this share of the largest probability")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   command.add_option("--repeat-penalty", options.repetition_penalty, "above 1: tokens of prompt and answer become less likely")
       ->check(CLI::Range(1e-3, 1e3))
       ->capture_default_str();
   command.add_option("--presence-penalty", options.presence_penalty, "subtracted from the logits of the answer's tokens")
       ->check(CLI::Range(-1e3, 1e3))
       ->capture_default_str();
-  command.add_option("--frequency-penalty", options.frequency_penalty, "the same, for each time they occur")->check(CLI::Range(-1e3, 1e3))->capture_default_str();
+  command.add_option("--frequency-penalty", options.frequency_penalty, "the same, for each time they occur")
+      ->check(CLI::Range(-1e3, 1e3))
+      ->capture_default_str();
   command.add_option("--seed", options.seed, "the same seed gives the same answer")->capture_default_str();
 }
 
@@ -69,7 +78,8 @@ struct GenerateCommand {
     while (true) {
       std::int32_t id = -1;
       const auto [stop, error] = std::from_chars(at, end, id);
-      if (error != std::errc() || id < 0 || (stop != end && *stop != ',')) wrong_usage("--ids", "must be token ids with commas between, as in 1,2,3");
+      if (error != std::errc() || id < 0 || (stop != end && *stop != ','))
+        wrong_usage("--ids", "must be token ids with commas between, as in 1,2,3");
       all.push_back(id);
       if (stop == end) return all;
       at = stop + 1;
@@ -81,8 +91,8 @@ struct GenerateTimes {
   double prompt = 0.0, generate = 0.0;
 };
 
-inline std::string generate_json(const moxie::Model& model, const std::vector<std::int32_t>& prompt, const moxie::Generation& generation,
-                                 const GenerateTimes& times) {
+inline std::string generate_json(const moxie::Model& model, const std::vector<std::int32_t>& prompt,
+                                 const moxie::Generation& generation, const GenerateTimes& times) {
   std::string out = "{\"ids\":";
   append_json_list(out, generation.ids());
   out += ",\"text\":";
@@ -100,9 +110,12 @@ inline std::string generate_json(const moxie::Model& model, const std::vector<st
   out += ",\"prompt_ids\":";
   append_json_list(out, prompt);
   const auto m = static_cast<std::int64_t>(prompt.size());
-  const nlohmann::ordered_json timings = {{"load_seconds", model.info().load_seconds},   {"prompt_tokens", m},
-                                          {"prompt_seconds", times.prompt},              {"prompt_tokens_per_s", per_second(m, times.prompt)},
-                                          {"generate_tokens", n},                        {"generate_seconds", times.generate},
+  const nlohmann::ordered_json timings = {{"load_seconds", model.info().load_seconds},
+                                          {"prompt_tokens", m},
+                                          {"prompt_seconds", times.prompt},
+                                          {"prompt_tokens_per_s", per_second(m, times.prompt)},
+                                          {"generate_tokens", n},
+                                          {"generate_seconds", times.generate},
                                           {"generate_tokens_per_s", per_second(n, times.generate)}};
   return out + ",\"timings\":" + timings.dump() + "}\n";
 }
@@ -111,7 +124,8 @@ inline int generate(const GenerateCommand& command) {
   take_interrupts();
   const moxie::Model model = load_model(command.model, command.common);
   const std::vector<std::int32_t> prompt = command.prompt(model);
-  if (prompt.empty()) throw moxie::ArgumentError("the prompt has no tokens; give a text, or the model's beginning-of-sequence token with --ids");
+  if (prompt.empty())
+    throw moxie::ArgumentError("the prompt has no tokens; give a text, or the model's beginning-of-sequence token with --ids");
   moxie::Session session(model);
   GenerateTimes times;
   auto start = std::chrono::steady_clock::now();
@@ -142,8 +156,9 @@ inline int generate(const GenerateCommand& command) {
   output.write(command.json ? generate_json(model, prompt, generation, times) : "\n");
   if (::isatty(STDERR_FILENO) == 1) {
     const auto n = static_cast<std::int64_t>(generation.samples().size());
-    std::fprintf(stderr, "%lld tokens, %.1f tokens/s (prompt: %zu tokens, %.1f tokens/s)\n", static_cast<long long>(n), per_second(n, times.generate),
-                 prompt.size(), per_second(static_cast<std::int64_t>(prompt.size()), times.prompt));
+    std::fprintf(stderr, "%lld tokens, %.1f tokens/s (prompt: %zu tokens, %.1f tokens/s)\n", static_cast<long long>(n),
+                 per_second(n, times.generate), prompt.size(),
+                 per_second(static_cast<std::int64_t>(prompt.size()), times.prompt));
   }
   return generation.finish_reason() == moxie::FinishReason::cancelled ? 128 + interrupted().load() : 0;
 }
@@ -152,11 +167,14 @@ inline void add_generate(CLI::App& app, Run& run) {
   CLI::App& command = *app.add_subcommand("generate", "one answer to a prompt");
   auto options = std::make_shared<GenerateCommand>();
   command.add_option("MODEL", options->model, "GGUF file or Hugging Face folder")->required();
-  command.add_option("-p,--prompt", options->text, "a text to continue; begins with the beginning-of-sequence token where the tokenizer adds it");
+  command.add_option("-p,--prompt", options->text,
+                     "a text to continue; begins with the beginning-of-sequence token where the tokenizer adds it");
   command.add_option("--ids", options->ids, "token ids to continue, as in 1,2,3");
   command.add_option("--chat", options->chat, "a question, asked in the model's chat format");
   command.add_option("--system", options->system, "a system message for --chat");
-  command.add_option("-n,--max-tokens", options->options.max_tokens, "tokens at most")->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40))->capture_default_str();
+  command.add_option("-n,--max-tokens", options->options.max_tokens, "tokens at most")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40))
+      ->capture_default_str();
   add_sampling_options(command, options->options);
   command.add_option("--stop", options->options.stop, "a text that ends the answer; may be given several times")
       ->check([](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); })

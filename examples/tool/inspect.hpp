@@ -1,6 +1,7 @@
 #pragma once
-// moxie inspect: what a model is, from its description; the weights are not read. Of a file that holds no model (a safetensors file
-// alone, a GGUF file without an embedding or the sizes of a model, as those with only a vocabulary), what the container holds is shown.
+// moxie inspect: what a model is, from its description; the weights are not read. Of a file that holds no model (a safetensors
+// file alone, a GGUF file without an embedding or the sizes of a model, as those with only a vocabulary), what the container
+// holds is shown.
 
 #include <cstdint>
 #include <cstdio>
@@ -88,7 +89,8 @@ inline OrderedJson inspect_formats(const moxie::TensorMap& tensors) {
                    {"tensors", sum.tensors},
                    {"elements", sum.elements},
                    {"bytes", sum.bytes},
-                   {"bits_per_weight", 8.0 * static_cast<double>(sum.bytes) / static_cast<double>(std::max<std::uint64_t>(1, sum.elements))}});
+                   {"bits_per_weight",
+                    8.0 * static_cast<double>(sum.bytes) / static_cast<double>(std::max<std::uint64_t>(1, sum.elements))}});
   return out;
 }
 
@@ -117,11 +119,17 @@ inline OrderedJson inspect_chat_format(const std::string& chat_template, const s
 }
 
 /// A container without a model: its tensors, and the tokenizer of a vocabulary-only file.
-inline OrderedJson inspect_container(const std::string& path, const char* kind, const moxie::TensorMap& tensors, OrderedJson tokenizer) {
+inline OrderedJson inspect_container(const std::string& path, const char* kind, const moxie::TensorMap& tensors,
+                                     OrderedJson tokenizer) {
   OrderedJson list = OrderedJson::array();
   for (const auto& [name, tensor] : tensors.all())
     list.push_back({{"name", name}, {"type", moxie::dtype_text(tensor.dtype)}, {"shape", tensor.shape}, {"bytes", tensor.bytes}});
-  return {{"path", path}, {"kind", kind}, {"family", nullptr}, {"formats", inspect_formats(tensors)}, {"tokenizer", std::move(tokenizer)}, {"tensors", std::move(list)}};
+  return {{"path", path},
+          {"kind", kind},
+          {"family", nullptr},
+          {"formats", inspect_formats(tensors)},
+          {"tokenizer", std::move(tokenizer)},
+          {"tensors", std::move(list)}};
 }
 
 inline OrderedJson inspect_model(const std::string& path) {
@@ -185,7 +193,8 @@ inline std::string inspect_text(const OrderedJson& j) {
   std::string out;
   const auto show = [](const OrderedJson& value) {
     if (value.is_null()) return std::string("none");
-    if (value.is_string()) return nlohmann::json(value.get<std::string>()).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    if (value.is_string())
+      return nlohmann::json(value.get<std::string>()).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     return value.dump();
   };
   const auto line = [&](const char* label, const std::string& text) {
@@ -206,27 +215,32 @@ inline std::string inspect_text(const OrderedJson& j) {
     std::string text;
     for (const auto& [key, value] : object.items()) {
       if (!text.empty()) text += ", ";
-      text += text.empty() && first_bare ? value.get<std::string>() : key + " " + (value.is_string() ? value.get<std::string>() : show(value));
+      text += text.empty() && first_bare ? value.get<std::string>()
+                                         : key + " " + (value.is_string() ? value.get<std::string>() : show(value));
     }
     return text;
   };
   const auto formats = [&] {
     for (const OrderedJson& format : j["formats"])
-      line("format", format["type"].get<std::string>() + ": " + show(format["tensors"]) + " tensors, " + number("%.1f MB", format["bytes"].get<double>() * 1e-6) + ", " +
+      line("format", format["type"].get<std::string>() + ": " + show(format["tensors"]) + " tensors, " +
+                         number("%.1f MB", format["bytes"].get<double>() * 1e-6) + ", " +
                          number("%.2f bits per weight", format["bits_per_weight"].get<double>()));
     line("tokenizer", j["tokenizer"].is_null() ? "none" : fields(j["tokenizer"], true));
   };
   if (j["family"].is_null()) {
     line("file", show(j["path"]) + ", " + j["kind"].get<std::string>() + ", holds no model");
     formats();
-    for (const OrderedJson& tensor : j["tensors"]) line("tensor", show(tensor["name"]) + " " + tensor["type"].get<std::string>() + " " + tensor["shape"].dump());
+    for (const OrderedJson& tensor : j["tensors"])
+      line("tensor", show(tensor["name"]) + " " + tensor["type"].get<std::string>() + " " + tensor["shape"].dump());
     return out;
   }
   line("model", show(j["path"]) + (j["name"] == "" ? "" : " " + show(j["name"])));
-  line("family", j["family"].get<std::string>() + ", " + show(j["n_layers"]) + " layers (" + show(j["n_moe_layers"]) + " MoE), hidden " + show(j["hidden_size"]) +
-                     ", vocabulary " + show(j["vocab_size"]) + ", context " + show(j["context_length"]));
+  line("family", j["family"].get<std::string>() + ", " + show(j["n_layers"]) + " layers (" + show(j["n_moe_layers"]) +
+                     " MoE), hidden " + show(j["hidden_size"]) + ", vocabulary " + show(j["vocab_size"]) + ", context " +
+                     show(j["context_length"]));
   line("parameters", count(j["parameters"]) + ", " + count(j["active_parameters"]) + " active per token");
-  line("size", number("%.1f MB", j["file_bytes"].get<double>() * 1e-6) + ", " + number("%.2f bits per weight", j["bits_per_weight"].get<double>()));
+  line("size", number("%.1f MB", j["file_bytes"].get<double>() * 1e-6) + ", " +
+                   number("%.2f bits per weight", j["bits_per_weight"].get<double>()));
   line("attention", fields(j["attention"], true));
   line("rope", fields(j["rope"], false));
   line("experts", fields(j["moe"], false));

@@ -1,5 +1,6 @@
 #pragma once
-// Prompts of a file of JSON lines: {"prompt":".."}, {"messages":[..]} (or "prompt":[..], as in TRL) in the model's chat format, or {"prompt_ids":[..]}.
+// Prompts of a file of JSON lines: {"prompt":".."}, {"messages":[..]} (or "prompt":[..], as in TRL) in the model's chat format,
+// or {"prompt_ids":[..]}.
 
 #include <algorithm>
 #include <cstdint>
@@ -18,10 +19,10 @@ namespace tool {
 
 struct Prompt {
   std::size_t line = 0;
-  nlohmann::json given;                   ///< a text, messages, or null
+  nlohmann::json given;  ///< a text, messages, or null
   std::vector<moxie::Message> messages{};
   std::vector<std::int32_t> ids{};
-  std::string others{};                   ///< fields of the line that mean nothing here, as JSON members with a comma before each
+  std::string others{};  ///< fields of the line that mean nothing here, as JSON members with a comma before each
 
   /// Sets ids. Fails with file and line.
   void encode(const moxie::Model& model, const JsonLines& lines) {
@@ -31,9 +32,12 @@ struct Prompt {
       if (ids.empty()) throw moxie::ArgumentError("the prompt has no tokens");
       const moxie::ModelConfig& config = model.config();
       for (const std::int32_t id : ids)
-        if (id >= config.vocab_size) throw moxie::ArgumentError("token id " + std::to_string(id) + " is outside the model's vocabulary of " + std::to_string(config.vocab_size));
+        if (id >= config.vocab_size)
+          throw moxie::ArgumentError("token id " + std::to_string(id) + " is outside the model's vocabulary of " +
+                                     std::to_string(config.vocab_size));
       if (static_cast<std::int64_t>(ids.size()) > config.context_length)
-        throw moxie::ArgumentError("the prompt has " + std::to_string(ids.size()) + " tokens; the model's context is " + std::to_string(config.context_length));
+        throw moxie::ArgumentError("the prompt has " + std::to_string(ids.size()) + " tokens; the model's context is " +
+                                   std::to_string(config.context_length));
     } catch (const moxie::ArgumentError& error) {
       throw moxie::FormatError({lines.place(line), {}, {}}, error.what());
     }
@@ -56,12 +60,14 @@ inline std::vector<Prompt> read_prompts(JsonLines& lines, const std::vector<std:
       prompt.given = object[key];
       if (prompt.given.is_array()) {
         try {
-          for (const nlohmann::json& message : prompt.given) prompt.messages.push_back(moxie::message_from_json(nlohmann::ordered_json(message)));
+          for (const nlohmann::json& message : prompt.given)
+            prompt.messages.push_back(moxie::message_from_json(nlohmann::ordered_json(message)));
         } catch (const moxie::ArgumentError& error) {
           lines.fail(error.what());
         }
       } else if (!prompt.given.is_string() || std::string_view(key) == "messages") {
-        lines.fail(std::string("\"") + key + "\" must be " + (std::string_view(key) == "prompt" ? "a text or " : "") + "an array of messages, is " + prompt.given.type_name());
+        lines.fail(std::string("\"") + key + "\" must be " + (std::string_view(key) == "prompt" ? "a text or " : "") +
+                   "an array of messages, is " + prompt.given.type_name());
       }
     }
     for (const auto& [key, value] : object.items())

@@ -36,7 +36,8 @@ class ResumableFile {
   ResumableFile(const ResumableFile&) = delete;
   ResumableFile& operator=(const ResumableFile&) = delete;
 
-  /// Gives every complete line, without its end, to check(line, number from 0), and drops what follows the last one. Returns their number.
+  /// Gives every complete line, without its end, to check(line, number from 0), and drops what follows the last one. Returns
+  /// their number.
   template <class F>
   std::int64_t resume(F&& check) {
     char* line = nullptr;
@@ -51,7 +52,8 @@ class ResumableFile {
       throw;
     }
     std::free(line);
-    if (std::ferror(file_) || ::ftruncate(::fileno(file_), end) != 0 || ::fseeko(file_, end, SEEK_SET) != 0) fail("cannot go on with the file");
+    if (std::ferror(file_) || ::ftruncate(::fileno(file_), end) != 0 || ::fseeko(file_, end, SEEK_SET) != 0)
+      fail("cannot go on with the file");
     return lines;
   }
   /// Appends a line that ends with a line feed; it is in the file when this returns.
@@ -66,7 +68,9 @@ class ResumableFile {
   std::string place(std::int64_t line) const { return path_ + ":" + std::to_string(line + 1); }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const { throw moxie::SystemError({path_, {}, {}}, what + ": " + std::strerror(errno)); }
+  [[noreturn]] void fail(const std::string& what) const {
+    throw moxie::SystemError({path_, {}, {}}, what + ": " + std::strerror(errno));
+  }
 
   std::string path_;
   std::FILE* file_ = nullptr;

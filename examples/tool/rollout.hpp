@@ -11,8 +11,9 @@
 //   finish_reason            "stop" or "length"
 //   routed_experts           with --routes: see moxie/grpo/routing_record.hpp
 //
-// Other fields of a prompt's line follow, such as the answer that a reward function compares with. The names are TRL's and vLLM's where they
-// have one. A completion depends on the model, the options and its two numbers only, so a run that was killed goes on with the next line.
+// Other fields of a prompt's line follow, such as the answer that a reward function compares with. The names are TRL's and vLLM's
+// where they have one. A completion depends on the model, the options and its two numbers only, so a run that was killed goes on
+// with the next line.
 
 #include <algorithm>
 #include <chrono>
@@ -45,7 +46,8 @@ struct RolloutCommand {
 };
 
 /// The beginning of a completion's line, which is known before it is drawn.
-inline std::string rollout_line_begin(const RolloutCommand& command, const Prompt& prompt, std::int64_t prompt_index, std::int64_t index) {
+inline std::string rollout_line_begin(const RolloutCommand& command, const Prompt& prompt, std::int64_t prompt_index,
+                                      std::int64_t index) {
   const moxie::GenerateOptions& g = command.generate;
   std::string out = "{\"prompt_index\":";
   append_json(out, prompt_index);
@@ -57,8 +59,9 @@ inline std::string rollout_line_begin(const RolloutCommand& command, const Promp
   append_json(out, g.temperature);
   out += ",\"top_k\":";
   append_json(out, g.top_k);
-  for (const auto& [key, value] : {std::pair("top_p", g.top_p), std::pair("min_p", g.min_p), std::pair("repetition_penalty", g.repetition_penalty),
-                                   std::pair("presence_penalty", g.presence_penalty), std::pair("frequency_penalty", g.frequency_penalty)}) {
+  for (const auto& [key, value] :
+       {std::pair("top_p", g.top_p), std::pair("min_p", g.min_p), std::pair("repetition_penalty", g.repetition_penalty),
+        std::pair("presence_penalty", g.presence_penalty), std::pair("frequency_penalty", g.frequency_penalty)}) {
     out += std::string(",\"") + key + "\":";
     append_json(out, value);
   }
@@ -67,7 +70,8 @@ inline std::string rollout_line_begin(const RolloutCommand& command, const Promp
   return out + ",\"ignore_eos\":" + (g.ignore_eos ? "true" : "false") + "},\"completion_ids\":";
 }
 
-inline std::string rollout_line_end(const moxie::Model& model, const RolloutCommand& command, const Prompt& prompt, const moxie::grpo::Completion& completion) {
+inline std::string rollout_line_end(const moxie::Model& model, const RolloutCommand& command, const Prompt& prompt,
+                                    const moxie::grpo::Completion& completion) {
   std::string out;
   append_json_list(out, completion.ids);
   out += ",\"text\":";
@@ -107,9 +111,12 @@ class RolloutWriter {
   std::int64_t resume(std::int64_t total, bool routes, F&& begin) {
     if (!file_) return 0;
     next_ = file_->resume([&](std::string_view line, std::int64_t i) {
-      const bool fits = i < total && line.starts_with(begin(i)) && line.ends_with('}') && (line.find("\",\"routed_experts\":\"") != line.npos) == routes;
+      const bool fits = i < total && line.starts_with(begin(i)) && line.ends_with('}') &&
+                        (line.find("\",\"routed_experts\":\"") != line.npos) == routes;
       if (!fits)
-        throw moxie::FormatError({file_->place(i), {}, {}}, "is not what this command would write there: it is of other prompts or options; give another --out, or remove the file");
+        throw moxie::FormatError({file_->place(i), {}, {}},
+                                 "is not what this command would write there: it is of other prompts or options; give another "
+                                 "--out, or remove the file");
     });
     return next_;
   }
@@ -130,8 +137,9 @@ class RolloutWriter {
 inline int rollout(const RolloutCommand& command) {
   take_interrupts();
   JsonLines lines(command.file);
-  std::vector<Prompt> prompts = read_prompts(lines, {"prompt_index", "index", "prompt", "prompt_ids", "seed", "sampling", "completion_ids", "text", "logprobs", "kept",
-                                                     "sampler_logprobs", "finish_reason", "routed_experts"});
+  std::vector<Prompt> prompts =
+      read_prompts(lines, {"prompt_index", "index", "prompt", "prompt_ids", "seed", "sampling", "completion_ids", "text",
+                           "logprobs", "kept", "sampler_logprobs", "finish_reason", "routed_experts"});
   const moxie::Model model = load_model(command.model, command.common);
   std::vector<std::vector<std::int32_t>> ids;
   for (Prompt& prompt : prompts) {
@@ -141,7 +149,9 @@ inline int rollout(const RolloutCommand& command) {
 
   const auto total = static_cast<std::int64_t>(prompts.size()) * command.group;
   const auto prompt_of = [&](std::int64_t i) -> const Prompt& { return prompts[static_cast<std::size_t>(i / command.group)]; };
-  const auto begin = [&](std::int64_t i) { return rollout_line_begin(command, prompt_of(i), i / command.group, i % command.group); };
+  const auto begin = [&](std::int64_t i) {
+    return rollout_line_begin(command, prompt_of(i), i / command.group, i % command.group);
+  };
   RolloutWriter writer(command.out);
   const std::int64_t done = writer.resume(total, command.routes, begin);
 
@@ -170,25 +180,36 @@ inline int rollout(const RolloutCommand& command) {
   const double seconds = seconds_since(start);
   std::fprintf(stderr, "%lld completions of %zu prompts", static_cast<long long>(total - done), prompts.size());
   if (done > 0) std::fprintf(stderr, " (%lld were there)", static_cast<long long>(done));
-  std::fprintf(stderr, "; %lld tokens in %.2f s, %.1f tokens/s\n", static_cast<long long>(last.tokens), seconds, per_second(last.tokens, seconds));
+  std::fprintf(stderr, "; %lld tokens in %.2f s, %.1f tokens/s\n", static_cast<long long>(last.tokens), seconds,
+               per_second(last.tokens, seconds));
   return 0;
 }
 
 inline void add_rollout(CLI::App& app, Run& run) {
-  CLI::App& command = *app.add_subcommand("rollout", "groups of completions of prompts, one JSON line for each, with exact logprobs");
+  CLI::App& command =
+      *app.add_subcommand("rollout", "groups of completions of prompts, one JSON line for each, with exact logprobs");
   auto options = std::make_shared<RolloutCommand>();
   command.add_option("MODEL", options->model, "GGUF file or Hugging Face folder")->required();
   command
-      .add_option("PROMPTS", options->file,
-                  R"(JSON lines: {"prompt":".."}, {"messages":[..]} or {"prompt_ids":[..]}; other fields are handed on; "-": standard input)")
+      .add_option(
+          "PROMPTS", options->file,
+          R"(JSON lines: {"prompt":".."}, {"messages":[..]} or {"prompt_ids":[..]}; other fields are handed on; "-": standard input)")
       ->required();
-  command.add_option("--group", options->group, "completions of each prompt")->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))->capture_default_str();
-  command.add_option("-n,--max-tokens", options->generate.max_tokens, "tokens of a completion at most")->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40))->capture_default_str();
+  command.add_option("--group", options->group, "completions of each prompt")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
+      ->capture_default_str();
+  command.add_option("-n,--max-tokens", options->generate.max_tokens, "tokens of a completion at most")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40))
+      ->capture_default_str();
   add_sampling_options(command, options->generate);
   command.add_flag("--ignore-eos", options->generate.ignore_eos, "do not stop at the end-of-sequence token");
   command.add_flag("--routes", options->routes, "also the experts of each token");
-  command.add_option("--kv-budget", options->kv_budget, "what the KV cache may take, as in 500MB or 4GB; more completions wait; 0: no limit")->transform(CLI::AsSizeValue(false));
-  command.add_option("--out", options->out, "a file to write instead of standard output; a run that was stopped goes on with what it has");
+  command
+      .add_option("--kv-budget", options->kv_budget,
+                  "what the KV cache may take, as in 500MB or 4GB; more completions wait; 0: no limit")
+      ->transform(CLI::AsSizeValue(false));
+  command.add_option("--out", options->out,
+                     "a file to write instead of standard output; a run that was stopped goes on with what it has");
   options->common.batch = 32;
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return rollout(*options); }; });

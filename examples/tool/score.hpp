@@ -1,9 +1,10 @@
 #pragma once
 // moxie score: log-probabilities and entropies of given sequences, one JSON line for each.
 //
-// Lines of moxie rollout are sequences too: with --temperature as in the rollout, the logprobs of the completion's tokens are the digits that the
-// rollout printed. --routes-from uses recorded experts instead of the router's choice (moxie/grpo/routes_file.hpp), --ref adds ref_logprobs, of
-// another model with its own routes, and kl, the k3 estimate for each token.
+// Lines of moxie rollout are sequences too: with --temperature as in the rollout, the logprobs of the completion's tokens are the
+// digits that the rollout printed. --routes-from uses recorded experts instead of the router's choice
+// (moxie/grpo/routes_file.hpp), --ref adds ref_logprobs, of another model with its own routes, and kl, the k3 estimate for each
+// token.
 
 #include <chrono>
 #include <cmath>
@@ -41,8 +42,9 @@ void append_routes(std::string& out, const moxie::Model& model, std::int64_t tok
   });
 }
 
-inline std::string score_line(const moxie::Model& model, const std::vector<std::int32_t>& ids, const moxie::grpo::SequenceLogprobs& scores,
-                              const std::vector<float>* ref, const ScoreOptions& options) {
+inline std::string score_line(const moxie::Model& model, const std::vector<std::int32_t>& ids,
+                              const moxie::grpo::SequenceLogprobs& scores, const std::vector<float>* ref,
+                              const ScoreOptions& options) {
   std::string out = "{\"ids\":";
   append_json_list(out, ids);
   out += ",\"logprobs\":";
@@ -55,7 +57,8 @@ inline std::string score_line(const moxie::Model& model, const std::vector<std::
     out += ",\"kl\":";
     append_list(out, static_cast<std::int64_t>(ref->size()), [&](std::int64_t t) {
       const auto i = static_cast<std::size_t>(t);
-      append_json(out, static_cast<float>(moxie::grpo::k3(static_cast<double>(scores.logprobs[i]), static_cast<double>((*ref)[i])).value));
+      append_json(out, static_cast<float>(
+                           moxie::grpo::k3(static_cast<double>(scores.logprobs[i]), static_cast<double>((*ref)[i])).value));
     });
   }
   const auto tokens = static_cast<std::int64_t>(ids.size());
@@ -75,9 +78,11 @@ inline std::string score_line(const moxie::Model& model, const std::vector<std::
   }
   if (options.routes) {
     out += ",\"routes\":";
-    append_routes(out, model, tokens, [&](std::int64_t layer, std::int64_t t, std::int64_t k) { return scores.routes.ids(layer)(t, k); });
+    append_routes(out, model, tokens,
+                  [&](std::int64_t layer, std::int64_t t, std::int64_t k) { return scores.routes.ids(layer)(t, k); });
     out += ",\"route_weights\":";
-    append_routes(out, model, tokens, [&](std::int64_t layer, std::int64_t t, std::int64_t k) { return scores.routes.weights(layer)(t, k); });
+    append_routes(out, model, tokens,
+                  [&](std::int64_t layer, std::int64_t t, std::int64_t k) { return scores.routes.weights(layer)(t, k); });
   }
   return out + "}\n";
 }
@@ -95,8 +100,9 @@ inline int score(const ScoreOptions& options) {
   if (!options.ref.empty()) {
     reference = load_model(options.ref, options.common);
     if (reference->config().vocab_size != model.config().vocab_size)
-      throw moxie::ArgumentError({options.ref, {}, {}}, "has a vocabulary of " + std::to_string(reference->config().vocab_size) + " tokens, the model of " +
-                                                            std::to_string(model.config().vocab_size) + ": it cannot be its reference");
+      throw moxie::ArgumentError({options.ref, {}, {}}, "has a vocabulary of " + std::to_string(reference->config().vocab_size) +
+                                                            " tokens, the model of " + std::to_string(model.config().vocab_size) +
+                                                            ": it cannot be its reference");
   }
   Output output(options.out);
 
@@ -147,9 +153,12 @@ inline int score(const ScoreOptions& options) {
     }
   }
   output.finish();
-  if (scored > 0) std::fprintf(stderr, "perplexity %.6g over %lld tokens; ", std::exp(-sum / static_cast<double>(scored)), static_cast<long long>(scored));
+  if (scored > 0)
+    std::fprintf(stderr, "perplexity %.6g over %lld tokens; ", std::exp(-sum / static_cast<double>(scored)),
+                 static_cast<long long>(scored));
   if (reference && scored > 0) std::fprintf(stderr, "KL to the reference %.6g a token; ", kl / static_cast<double>(scored));
-  std::fprintf(stderr, "%lld tokens of %zu sequences in %.2f s, %.1f tokens/s\n", static_cast<long long>(total), all.size(), seconds, per_second(total, seconds));
+  std::fprintf(stderr, "%lld tokens of %zu sequences in %.2f s, %.1f tokens/s\n", static_cast<long long>(total), all.size(),
+               seconds, per_second(total, seconds));
   return 0;
 }
 
@@ -158,14 +167,20 @@ inline void add_score(CLI::App& app, Run& run) {
   auto options = std::make_shared<ScoreOptions>();
   command.add_option("MODEL", options->model, "GGUF file or Hugging Face folder")->required();
   command
-      .add_option("FILE", options->file,
-                  R"(JSON lines: {"ids":[..]}, {"text":".."}, {"prompt":"..","completion":".."} or those of moxie rollout; "-": standard input)")
+      .add_option(
+          "FILE", options->file,
+          R"(JSON lines: {"ids":[..]}, {"text":".."}, {"prompt":"..","completion":".."} or those of moxie rollout; "-": standard input)")
       ->required();
-  command.add_option("--top", options->top, "also the N most probable tokens of each position")->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 20));
+  command.add_option("--top", options->top, "also the N most probable tokens of each position")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 20));
   command.add_flag("--routes", options->routes, "also the experts of each token, and their weights");
-  command.add_option("--routes-from", options->routes_from, "lines of moxie rollout --routes, or of moxie score --routes: use these experts");
-  command.add_option("--ref", options->ref, "a reference model: also its logprobs, and the k3 estimate of the KL divergence from it");
-  command.add_option("--temperature", options->temperature, "logits are divided by this")->check(CLI::Range(1e-3, 1e3))->capture_default_str();
+  command.add_option("--routes-from", options->routes_from,
+                     "lines of moxie rollout --routes, or of moxie score --routes: use these experts");
+  command.add_option("--ref", options->ref,
+                     "a reference model: also its logprobs, and the k3 estimate of the KL divergence from it");
+  command.add_option("--temperature", options->temperature, "logits are divided by this")
+      ->check(CLI::Range(1e-3, 1e3))
+      ->capture_default_str();
   command.add_option("--out", options->out, "a file to write instead of standard output; it appears when all is done");
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return score(*options); }; });

@@ -52,7 +52,8 @@ inline std::vector<ScoreLine> read_score_lines(JsonLines& lines) {
     };
     const bool prompt = object.contains("prompt") || object.contains("completion");
     if (!object.contains("completion_ids") && int{object.contains("ids")} + int{object.contains("text")} + int{prompt} != 1)
-      lines.fail(R"(must be {"ids":[..]}, {"text":".."}, {"prompt":"..","completion":".."} or {"prompt_ids":[..],"completion_ids":[..]})");
+      lines.fail(
+          R"(must be {"ids":[..]}, {"text":".."}, {"prompt":"..","completion":".."} or {"prompt_ids":[..],"completion_ids":[..]})");
     if (auto ids = read_sequence(lines, object)) {
       line.ids = *std::move(ids);
     } else if (prompt) {
@@ -71,14 +72,17 @@ inline void read_route_lines(JsonLines& lines, std::vector<ScoreLine>& all) {
   nlohmann::json object;
   std::size_t n = 0;
   for (; lines.next(object); ++n) {
-    if (n == all.size()) lines.fail("only " + std::to_string(n) + " sequences are to be scored: these routes are of another file");
+    if (n == all.size())
+      lines.fail("only " + std::to_string(n) + " sequences are to be scored: these routes are of another file");
     if (!moxie::grpo::has_routes(object)) lines.fail("has no \"routed_experts\"; moxie rollout --routes writes them");
     all[n].routes_line = lines.line();
     all[n].routes_ids = read_sequence(lines, object);
     for (const char* key : {"routed_experts", "routes"})
       if (object.contains(key)) all[n].routes[key] = std::move(object[key]);
   }
-  if (n < all.size()) lines.fail("has the routes of " + std::to_string(n) + " sequences, " + std::to_string(all.size()) + " are to be scored: it is another file's, or cut off");
+  if (n < all.size())
+    lines.fail("has the routes of " + std::to_string(n) + " sequences, " + std::to_string(all.size()) +
+               " are to be scored: it is another file's, or cut off");
 }
 
 inline moxie::RoutingTrace routes_of(const moxie::Model& model, const JsonLines& lines, const ScoreLine& line) {
@@ -92,7 +96,9 @@ inline moxie::RoutingTrace routes_of(const moxie::Model& model, const JsonLines&
 /// Before anything is scored.
 inline void check_routes(const moxie::Model& model, const JsonLines& lines, const std::vector<ScoreLine>& all) {
   for (const ScoreLine& line : all) {
-    if (line.routes_ids && *line.routes_ids != line.ids) throw moxie::FormatError({lines.place(line.routes_line), {}, {}}, "these routes are of other token ids than the sequence at this place");
+    if (line.routes_ids && *line.routes_ids != line.ids)
+      throw moxie::FormatError({lines.place(line.routes_line), {}, {}},
+                               "these routes are of other token ids than the sequence at this place");
     routes_of(model, lines, line);
   }
 }
@@ -108,7 +114,8 @@ inline void encode_score_lines(const moxie::Model& model, const JsonLines& lines
     line.completion.reset();
     for (const std::int32_t id : line.ids)
       if (id >= model.config().vocab_size)
-        throw moxie::FormatError({lines.place(line.line), {}, {}}, "token id " + std::to_string(id) + " is outside the model's vocabulary of " +
+        throw moxie::FormatError({lines.place(line.line), {}, {}}, "token id " + std::to_string(id) +
+                                                                       " is outside the model's vocabulary of " +
                                                                        std::to_string(model.config().vocab_size));
   }
 }

@@ -31,7 +31,8 @@ class InputLines {
       char bytes[4096];
       const ssize_t n = ::read(STDIN_FILENO, bytes, sizeof bytes);
       if (n < 0) {
-        if (errno != EINTR) throw moxie::SystemError({"standard input", {}, {}}, std::string("cannot read: ") + std::strerror(errno));
+        if (errno != EINTR)
+          throw moxie::SystemError({"standard input", {}, {}}, std::string("cannot read: ") + std::strerror(errno));
         held_.clear();
         return Result::interrupted;
       }

@@ -32,7 +32,8 @@ class JsonLines {
   explicit JsonLines(const std::string& path) : name_(path == "-" ? "standard input" : path), in_(&std::cin) {
     if (path == "-") return;
     std::error_code error;
-    if (std::filesystem::is_directory(path, error)) throw moxie::SystemError({path, {}, {}}, "is a folder; name a file of JSON lines");
+    if (std::filesystem::is_directory(path, error))
+      throw moxie::SystemError({path, {}, {}}, "is a folder; name a file of JSON lines");
     file_.open(path, std::ios::binary);
     if (!file_) throw moxie::SystemError({path, {}, {}}, std::string("cannot open the file: ") + std::strerror(errno));
     in_ = &file_;
@@ -66,7 +67,9 @@ class JsonLines {
       const auto* syntax = dynamic_cast<const nlohmann::json::parse_error*>(&error);
       if (const auto column = message.find("column "); column != std::string::npos)
         if (const auto colon = message.find(": ", column); colon != std::string::npos) message.erase(0, colon + 2);
-      throw moxie::FormatError({place(line_), "JSON", syntax && syntax->byte > 0 ? std::optional<std::uint64_t>(syntax->byte - 1) : std::nullopt}, message);
+      throw moxie::FormatError(
+          {place(line_), "JSON", syntax && syntax->byte > 0 ? std::optional<std::uint64_t>(syntax->byte - 1) : std::nullopt},
+          message);
     }
   }
 
@@ -83,7 +86,8 @@ inline std::vector<std::int32_t> read_ids(const JsonLines& lines, const nlohmann
   std::vector<std::int32_t> ids;
   for (const nlohmann::json& id : array) {
     if (!id.is_number_integer() || id < 0 || id > std::numeric_limits<std::int32_t>::max())
-      lines.fail(std::string("\"") + key + "\" holds " + id.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).substr(0, 80) + ", which is no token id");
+      lines.fail(std::string("\"") + key + "\" holds " +
+                 id.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).substr(0, 80) + ", which is no token id");
     ids.push_back(id.get<std::int32_t>());
   }
   return ids;
@@ -117,7 +121,8 @@ void append_number(std::string& out, T value) {
 inline void append_json(std::string& out, std::int32_t value) { append_number(out, value); }
 inline void append_json(std::string& out, std::int64_t value) { append_number(out, value); }
 inline void append_json(std::string& out, float value) {
-  if (!std::isfinite(value)) throw moxie::Error("the model's output is not finite: its weights are broken, or too large for these activations");
+  if (!std::isfinite(value))
+    throw moxie::Error("the model's output is not finite: its weights are broken, or too large for these activations");
   append_number(out, value);
 }
 inline void append_json(std::string& out, std::string_view text) {
@@ -135,7 +140,8 @@ void append_list(std::string& out, std::int64_t n, F&& f) {
 }
 template <class Range>
 void append_json_list(std::string& out, const Range& values) {
-  append_list(out, static_cast<std::int64_t>(values.size()), [&](std::int64_t i) { append_json(out, values[static_cast<std::size_t>(i)]); });
+  append_list(out, static_cast<std::int64_t>(values.size()),
+              [&](std::int64_t i) { append_json(out, values[static_cast<std::size_t>(i)]); });
 }
 
 }  // namespace tool

@@ -21,11 +21,13 @@ inline moxie::Tokenizer load_tokenizer(const std::string& path) {
   if (moxie::detect_model(path) == moxie::ModelFileKind::gguf) {
     const moxie::GgufFile file = moxie::GgufFile::open(path);
     const auto kind = file.metadata().find("tokenizer.ggml.model");
-    if (kind == file.metadata().end() || *kind == "none" || *kind == "no_vocab") throw moxie::UnsupportedError({path, {}, {}}, "the file has no tokenizer");
+    if (kind == file.metadata().end() || *kind == "none" || *kind == "no_vocab")
+      throw moxie::UnsupportedError({path, {}, {}}, "the file has no tokenizer");
     return moxie::Tokenizer::from_gguf(file.metadata(), path);
   }
   const moxie::HfFolder folder = moxie::HfFolder::open_tokenizer(path);
-  return moxie::Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, (std::filesystem::path(path) / "tokenizer.json").string());
+  return moxie::Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config,
+                                   (std::filesystem::path(path) / "tokenizer.json").string());
 }
 
 inline int tokenize(const TokenizeOptions& options) {
@@ -55,7 +57,8 @@ inline int tokenize(const TokenizeOptions& options) {
 inline void add_tokenize(CLI::App& app, Run& run) {
   CLI::App& command = *app.add_subcommand("tokenize", "token ids of texts, and the text they decode to");
   auto options = std::make_shared<TokenizeOptions>();
-  command.add_option("MODEL_OR_FOLDER", options->model, "GGUF file (a vocabulary is enough) or folder with tokenizer.json")->required();
+  command.add_option("MODEL_OR_FOLDER", options->model, "GGUF file (a vocabulary is enough) or folder with tokenizer.json")
+      ->required();
   command.add_option("FILE", options->file, R"(JSON lines {"s":".."}; "-": standard input)")->required();
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return tokenize(*options); }; });

@@ -187,7 +187,8 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
   const bool single_rows =
       std::all_of(scratch.tiles.begin(), scratch.tiles.end(), [](const auto& tile) { return tile.rows == 1; });
   std::int64_t keys = 0;  // that all rows see together
-  for (const AttendRow& row : rows) keys += config.sliding_window == 0 ? row.position + 1 : std::min(row.position + 1, config.sliding_window);
+  for (const AttendRow& row : rows)
+    keys += config.sliding_window == 0 ? row.position + 1 : std::min(row.position + 1, config.sliding_window);
   const bool several_pages = std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.position >= kv_page; });
   if (n < context.threads.count() && single_rows && several_pages)
     attend_by_pages(context, tile_of, kernel, rows, config.sliding_window, v_dim, queries, scratch);

@@ -23,8 +23,7 @@ class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& message) : std::runtime_error(message) {}
   /// "FILE: ITEM (byte OFFSET): MESSAGE"
-  Error(Place place, const std::string& message)
-      : std::runtime_error(format(place, message)), place_(std::move(place)) {}
+  Error(Place place, const std::string& message) : std::runtime_error(format(place, message)), place_(std::move(place)) {}
 
   const Place& place() const noexcept { return place_; }
 

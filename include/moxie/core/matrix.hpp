@@ -1,8 +1,8 @@
 #pragma once
 // Eigen views at moxie's interface: a batch of rows is a row-major float matrix, one token a row.
 
-#include <Eigen/Core>
 #include <cstdint>
+#include <Eigen/Core>
 
 namespace moxie {
 

@@ -35,7 +35,8 @@ class AlignedBuffer {
   /// Room for `count` elements. The content is undefined afterwards when the buffer grew. Throws MemoryError.
   void resize(std::size_t count) {
     if (count > capacity_) {
-      if (count > (std::numeric_limits<std::size_t>::max() - memory_alignment) / sizeof(T)) throw MemoryError("a buffer of " + std::to_string(count) + " elements is too large");
+      if (count > (std::numeric_limits<std::size_t>::max() - memory_alignment) / sizeof(T))
+        throw MemoryError("a buffer of " + std::to_string(count) + " elements is too large");
       data_.reset();
       capacity_ = 0;
       const std::size_t bytes = round_up(count * sizeof(T), memory_alignment);

@@ -119,14 +119,17 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(const void* data, std::size_t bytes) {
-    if (bytes != 0 && std::fwrite(data, 1, bytes, file_) != bytes) throw SystemError({path_, {}, {}}, std::string("cannot write: ") + std::strerror(errno));
+    if (bytes != 0 && std::fwrite(data, 1, bytes, file_) != bytes)
+      throw SystemError({path_, {}, {}}, std::string("cannot write: ") + std::strerror(errno));
     written_ += bytes;
   }
   std::uint64_t written() const noexcept { return written_; }
 
   void commit() {
-    if (std::fflush(file_) != 0 || ::fsync(::fileno(file_)) != 0) throw SystemError({path_, {}, {}}, std::string("cannot write: ") + std::strerror(errno));
-    if (std::rename(temporary_.c_str(), path_.c_str()) != 0) throw SystemError({path_, {}, {}}, std::string("cannot rename the finished file: ") + std::strerror(errno));
+    if (std::fflush(file_) != 0 || ::fsync(::fileno(file_)) != 0)
+      throw SystemError({path_, {}, {}}, std::string("cannot write: ") + std::strerror(errno));
+    if (std::rename(temporary_.c_str(), path_.c_str()) != 0)
+      throw SystemError({path_, {}, {}}, std::string("cannot rename the finished file: ") + std::strerror(errno));
     std::fclose(std::exchange(file_, nullptr));
   }
 

@@ -18,7 +18,8 @@
 
 namespace moxie {
 
-/// Waking a team and waiting for it takes some microseconds: less work than this many multiply-adds is done by the calling thread alone.
+/// Waking a team and waiting for it takes some microseconds: less work than this many multiply-adds is done by the calling thread
+/// alone.
 inline constexpr std::int64_t worth_a_team = std::int64_t{1} << 19;
 
 class Threads {

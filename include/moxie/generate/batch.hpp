@@ -1,6 +1,6 @@
 #pragma once
-// Batch: many sequences that join and leave at any step, run together. Prompts can be shared: members of a group hold the same KV pages
-// until they differ (copy-on-write), and the prompt is run once.
+// Batch: many sequences that join and leave at any step, run together. Prompts can be shared: members of a group hold the same KV
+// pages until they differ (copy-on-write), and the prompt is run once.
 //
 // A sequence's tokens and logprobs are the same bits in any company: draws are keyed by (seed, stream, position), and no row of a
 // forward pass depends on the others.
@@ -22,8 +22,8 @@
 namespace moxie {
 
 struct BatchOptions {
-  std::size_t kv_budget_bytes = 0;  ///< what KV pages may take together; 0: no limit
-  bool record_routes = false;       ///< keep the experts of every token that was run
+  std::size_t kv_budget_bytes = 0;         ///< what KV pages may take together; 0: no limit
+  bool record_routes = false;              ///< keep the experts of every token that was run
   const OutputAdapter* adapter = nullptr;  ///< on the output matrix; must outlive the batch
 };
 
@@ -36,9 +36,9 @@ class Batch {
     Id id = 0;
     std::vector<std::int32_t> ids;  ///< prompt, then output
     std::size_t prompt_length = 0;
-    std::vector<Sample> samples;    ///< of the output
+    std::vector<Sample> samples;  ///< of the output
     FinishReason finish = FinishReason::none;
-    RoutingTrace routes;            ///< of the tokens that were run: all but the last drawn
+    RoutingTrace routes;  ///< of the tokens that were run: all but the last drawn
 
     std::span<const std::int32_t> prompt() const noexcept { return std::span(ids).first(prompt_length); }
     std::span<const std::int32_t> output() const noexcept { return std::span(ids).subspan(prompt_length); }
@@ -56,26 +56,35 @@ class Batch {
     if (options_.adapter) options_.adapter->check(model_.config().vocab_size, model_.config().hidden_size);
   }
 
-  /// Adds a sequence; its prompt runs in the next steps. `stream` numbers its random draws. Stop texts are not looked for: they are for
-  /// Session. Throws ArgumentError.
+  /// Adds a sequence; its prompt runs in the next steps. `stream` numbers its random draws. Stop texts are not looked for: they
+  /// are for Session. Throws ArgumentError.
   Id add(std::span<const std::int32_t> prompt, const GenerateOptions& options, std::uint64_t stream = 0) {
     options.check();
-    if (!options.stop.empty()) throw ArgumentError("stop texts are not supported in a Batch: use a Session, or end the sequence with remove()");
+    if (!options.stop.empty())
+      throw ArgumentError("stop texts are not supported in a Batch: use a Session, or end the sequence with remove()");
     if (prompt.empty()) throw ArgumentError("a sequence needs a prompt of at least one token");
     const ModelConfig& config = model_.config();
     for (const std::int32_t id : prompt)
       if (id < 0 || id >= config.vocab_size)
-        throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config.vocab_size));
+        throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " +
+                            std::to_string(config.vocab_size));
     if (static_cast<std::int64_t>(prompt.size()) > config.context_length)
-      throw ArgumentError("a prompt of " + std::to_string(prompt.size()) + " tokens does not fit the model's context of " + std::to_string(config.context_length));
-    Member member{{next_, {prompt.begin(), prompt.end()}, prompt.size(), {}, FinishReason::none, {}}, options, stream, KvSequence(pool_), {}, {}};
+      throw ArgumentError("a prompt of " + std::to_string(prompt.size()) + " tokens does not fit the model's context of " +
+                          std::to_string(config.context_length));
+    Member member{{next_, {prompt.begin(), prompt.end()}, prompt.size(), {}, FinishReason::none, {}},
+                  options,
+                  stream,
+                  KvSequence(pool_),
+                  {},
+                  {}};
     if (options_.record_routes) member.sequence.routes = empty_trace(model_);
     members_.emplace(next_, std::move(member));
     return next_++;
   }
 
   /// n sequences of one prompt with streams first_stream, first_stream + 1, ..; the prompt is run and stored once.
-  std::vector<Id> add_group(std::span<const std::int32_t> prompt, std::int64_t n, const GenerateOptions& options, std::uint64_t first_stream = 0) {
+  std::vector<Id> add_group(std::span<const std::int32_t> prompt, std::int64_t n, const GenerateOptions& options,
+                            std::uint64_t first_stream = 0) {
     if (n < 1) throw ArgumentError("a group needs at least one sequence, got " + std::to_string(n));
     std::vector<Id> ids;
     for (std::int64_t i = 0; i < n; ++i) {
@@ -94,7 +103,8 @@ class Batch {
     return next_++;
   }
 
-  /// Drops a sequence, finished or not; its pages are free for others. The next member of its group that waits for its prompt runs it.
+  /// Drops a sequence, finished or not; its pages are free for others. The next member of its group that waits for its prompt
+  /// runs it.
   void remove(Id id) {
     member(id);
     std::optional<Id> heir;
@@ -106,8 +116,8 @@ class Batch {
     members_.erase(id);
   }
 
-  /// A held sequence is not run on and draws nothing, until it is released. It may wait for the prompt of its group meanwhile, so that it
-  /// keeps pages which others hold anyway. The first of a group must not be held before its prompt has been run.
+  /// A held sequence is not run on and draws nothing, until it is released. It may wait for the prompt of its group meanwhile, so
+  /// that it keeps pages which others hold anyway. The first of a group must not be held before its prompt has been run.
   void hold(Id id) { member(id).held = true; }
   void release(Id id) { member(id).held = false; }
 
@@ -116,13 +126,14 @@ class Batch {
   std::size_t size() const noexcept { return members_.size(); }
   /// Sequences that are not finished.
   std::size_t active() const noexcept {
-    return static_cast<std::size_t>(std::count_if(members_.begin(), members_.end(), [](const auto& m) { return m.second.active(); }));
+    return static_cast<std::size_t>(
+        std::count_if(members_.begin(), members_.end(), [](const auto& m) { return m.second.active(); }));
   }
   std::size_t kv_bytes() const noexcept { return pool_.bytes_in_use(); }
 
-  /// One forward pass of at most the model's chunk of rows: a token for every sequence that is generating, then prompts in order. Returns the
-  /// tokens drawn; nothing when all sequences are finished. Throws MemoryError when the budget cannot hold the pass: nothing has changed then,
-  /// and after remove() of a sequence step() can be called again.
+  /// One forward pass of at most the model's chunk of rows: a token for every sequence that is generating, then prompts in order.
+  /// Returns the tokens drawn; nothing when all sequences are finished. Throws MemoryError when the budget cannot hold the pass:
+  /// nothing has changed then, and after remove() of a sequence step() can be called again.
   std::vector<Event> step() {
     plan();
     reserve();
@@ -183,8 +194,8 @@ class Batch {
     }
     const std::size_t needed = pages * pool_.page_bytes(), used = pool_.bytes_in_use(), budget = pool_.budget_bytes();
     if (budget != 0 && used + needed > budget)
-      throw MemoryError("the next step needs " + std::to_string(needed) + " bytes of KV pages; " + std::to_string(used) + " of the budget of " +
-                        std::to_string(budget) + " are in use. Remove a sequence or give a larger budget");
+      throw MemoryError("the next step needs " + std::to_string(needed) + " bytes of KV pages; " + std::to_string(used) +
+                        " of the budget of " + std::to_string(budget) + " are in use. Remove a sequence or give a larger budget");
     for (const Work& work : work_) work.member->kv.reserve(work.member->kv.length() + work.rows);
   }
 
@@ -202,7 +213,8 @@ class Batch {
       trace = empty_trace(model_);
       trace.resize(static_cast<Index>(rows_.size()));
     }
-    model_.decoder().forward(model_.context(), rows_, scratch_.hidden.data(), scratch_.decoder, options_.record_routes ? &trace : nullptr);
+    model_.decoder().forward(model_.context(), rows_, scratch_.hidden.data(), scratch_.decoder,
+                             options_.record_routes ? &trace : nullptr);
     Index row = 0;
     for (const Work& work : work_) {
       Member& m = *work.member;
@@ -231,8 +243,11 @@ class Batch {
     std::vector<Event> events(ready.size());
     const Index width = model_.config().hidden_size, vocab = model_.config().vocab_size;
     gathered_.resize(ready.size() * static_cast<std::size_t>(width));
-    for (std::size_t i = 0; i < ready.size(); ++i) std::copy(ready[i]->hidden.begin(), ready[i]->hidden.end(), gathered_.data() + i * static_cast<std::size_t>(width));
-    const float* logits = ready.empty() ? nullptr : compute_logits(model_, gathered_.data(), static_cast<Index>(ready.size()), scratch_, options_.adapter);
+    for (std::size_t i = 0; i < ready.size(); ++i)
+      std::copy(ready[i]->hidden.begin(), ready[i]->hidden.end(), gathered_.data() + i * static_cast<std::size_t>(width));
+    const float* logits =
+        ready.empty() ? nullptr
+                      : compute_logits(model_, gathered_.data(), static_cast<Index>(ready.size()), scratch_, options_.adapter);
     model_.context().threads.for_each(static_cast<std::int64_t>(ready.size()), [&](std::int64_t i, int) {
       Member& m = *ready[static_cast<std::size_t>(i)];
       const std::span<const float> row(logits + i * vocab, static_cast<std::size_t>(vocab));
@@ -240,7 +255,8 @@ class Batch {
       event.id = m.sequence.id;
       if (!has_room(m)) return;
       try {
-        event.sample = m.sampler.draw(*model_.context().kernels, row, m.options, m.sequence.prompt(), m.sequence.output(), m.stream, m.sequence.ids.size());
+        event.sample = m.sampler.draw(*model_.context().kernels, row, m.options, m.sequence.prompt(), m.sequence.output(),
+                                      m.stream, m.sequence.ids.size());
       } catch (const ArgumentError& error) {
         throw ArgumentError({{}, "sequence " + std::to_string(m.sequence.id), {}}, error.what());
       }

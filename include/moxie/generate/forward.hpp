@@ -17,13 +17,15 @@ namespace moxie {
 struct ForwardScratch {
   DecoderScratch decoder;
   PreparedRows prepared;
-  AlignedBuffer<float> hidden;  // [rows, hidden]
-  AlignedBuffer<float> logits;  // [rows, vocab]
-  AlignedBuffer<float> adapted;// [rows, rank]
+  AlignedBuffer<float> hidden;   // [rows, hidden]
+  AlignedBuffer<float> logits;   // [rows, vocab]
+  AlignedBuffer<float> adapted;  // [rows, rank]
 };
 
-/// Logits [rows, vocab] of hidden rows [rows, hidden], valid until the next call. `adapter` fits the model (OutputAdapter::check).
-inline const float* compute_logits(const Model& model, const float* hidden, Index rows, ForwardScratch& scratch, const OutputAdapter* adapter = nullptr) {
+/// Logits [rows, vocab] of hidden rows [rows, hidden], valid until the next call. `adapter` fits the model
+/// (OutputAdapter::check).
+inline const float* compute_logits(const Model& model, const float* hidden, Index rows, ForwardScratch& scratch,
+                                   const OutputAdapter* adapter = nullptr) {
   const Context& context = model.context();
   const Linear& output = model.decoder().output();
   const Index vocab = output.outputs();
@@ -43,7 +45,8 @@ inline const float* compute_logits(const Model& model, const float* hidden, Inde
       rows * ranges,
       [&](std::int64_t item, int) {
         const Index row = item / ranges, begin = item % ranges * range;
-        adapter->add(*context.kernels, scratch.adapted.data() + row * rank, begin, std::min(vocab, begin + range), logits + row * vocab + begin);
+        adapter->add(*context.kernels, scratch.adapted.data() + row * rank, begin, std::min(vocab, begin + range),
+                     logits + row * vocab + begin);
       },
       rows * vocab * rank < worth_a_team ? rows * ranges : 1);
   return logits;

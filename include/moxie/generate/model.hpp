@@ -37,7 +37,7 @@ struct LoadOptions {
   Activations activations = Activations::int8;
   KvType kv = KvType::f16;
   std::int64_t chunk = 512;  ///< rows of a forward pass at most; more take more memory, and change no bit
-  std::string adapter = {};    ///< folder of a PEFT adapter to merge into the weights (model/low_rank.hpp says how); empty: none
+  std::string adapter = {};  ///< folder of a PEFT adapter to merge into the weights (model/low_rank.hpp says how); empty: none
   LoadProgress progress = {};
 };
 
@@ -58,15 +58,18 @@ inline ModelInfo count_parameters(const ModelConfig& config, const TensorMap& te
     info.file_bytes += tensor.bytes;
     info.parameters += static_cast<std::uint64_t>(tensor.elements());
   }
-  if (info.parameters > 0) info.bits_per_weight = 8.0 * static_cast<double>(info.file_bytes) / static_cast<double>(info.parameters);
+  if (info.parameters > 0)
+    info.bits_per_weight = 8.0 * static_cast<double>(info.file_bytes) / static_cast<double>(info.parameters);
   const auto expert = static_cast<std::uint64_t>(3 * config.moe.hidden_size * config.moe.moe_intermediate_size);
-  const auto idle = static_cast<std::uint64_t>(config.moe.router.n_experts - config.moe.router.top_k) * expert * static_cast<std::uint64_t>(config.n_moe_layers());
+  const auto idle = static_cast<std::uint64_t>(config.moe.router.n_experts - config.moe.router.top_k) * expert *
+                    static_cast<std::uint64_t>(config.n_moe_layers());
   const auto embedding = static_cast<std::uint64_t>(config.vocab_size * config.hidden_size);
   info.active_parameters = info.parameters - std::min(info.parameters, idle + embedding);
   return info;
 }
 
-/// The chat template of a folder: of chat_template.jinja, else of tokenizer_config.json (where it has several, the one called "default"); may be empty.
+/// The chat template of a folder: of chat_template.jinja, else of tokenizer_config.json (where it has several, the one called
+/// "default"); may be empty.
 inline std::string hf_chat_template(const HfFolder& folder) {
   if (std::optional<std::string> text = folder.load_chat_template()) return *text;
   if (!folder.tokenizer_config.is_object() || !folder.tokenizer_config.contains("chat_template")) return {};
@@ -74,14 +77,16 @@ inline std::string hf_chat_template(const HfFolder& folder) {
   if (field.is_string()) return field.get<std::string>();
   if (!field.is_array()) return {};
   for (const nlohmann::json& entry : field)
-    if (entry.is_object() && entry.value("name", nlohmann::json()) == "default" && entry.contains("template") && entry["template"].is_string())
+    if (entry.is_object() && entry.value("name", nlohmann::json()) == "default" && entry.contains("template") &&
+        entry["template"].is_string())
       return entry["template"].get<std::string>();
   return {};
 }
 
 class Model {
  public:
-  /// Loads a GGUF file (the first part of a split one) or a Hugging Face folder. Throws FormatError, UnsupportedError or SystemError.
+  /// Loads a GGUF file (the first part of a split one) or a Hugging Face folder. Throws FormatError, UnsupportedError or
+  /// SystemError.
   static Model load(const std::string& path, const LoadOptions& options = {}) {
     const auto start = std::chrono::steady_clock::now();
     if (options.chunk < 1) throw ArgumentError("chunk must be at least 1 row, got " + std::to_string(options.chunk));
@@ -111,7 +116,9 @@ class Model {
     return *state_->tokenizer;
   }
   /// True for tokens that end an answer.
-  bool is_end(std::int32_t id) const noexcept { return std::find(state_->end_ids.begin(), state_->end_ids.end(), id) != state_->end_ids.end(); }
+  bool is_end(std::int32_t id) const noexcept {
+    return std::find(state_->end_ids.begin(), state_->end_ids.end(), id) != state_->end_ids.end();
+  }
 
   /// Ids of a text, with the beginning-of-sequence token where the tokenizer adds one.
   std::vector<std::int32_t> encode(std::string_view text) const { return tokenizer().encode(text, true, true); }
@@ -156,19 +163,22 @@ class Model {
       return it != metadata.end() && it->is_string() ? it->get<std::string>() : std::string();
     };
     const std::string kind = text("tokenizer.ggml.model");
-    if (!kind.empty() && kind != "none" && kind != "no_vocab") take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
+    if (!kind.empty() && kind != "none" && kind != "no_vocab")
+      take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
     build(state, describe_gguf(metadata, file.tensors(), path), file.tensors(), true);
     take_chat_format(state, text("tokenizer.chat_template"));
     if (!state.tokenizer) return;
     for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"})
-      if (const auto it = metadata.find(key); it != metadata.end() && it->is_number_integer()) state.end_ids.push_back(it->get<std::int32_t>());
+      if (const auto it = metadata.find(key); it != metadata.end() && it->is_number_integer())
+        state.end_ids.push_back(it->get<std::int32_t>());
     add_known_end_tokens(state);
   }
 
   static void load_folder(State& state, const std::string& path) {
     const HfFolder folder = HfFolder::open(path);
     std::error_code ignored;
-    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json", ignored)) take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
+    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json", ignored))
+      take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
     build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors(), false);
     take_chat_format(state, hf_chat_template(folder));
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
@@ -201,14 +211,18 @@ class Model {
 
   /// End tokens that chat models use beside the one their file names.
   static void add_known_end_tokens(State& state) {
-    for (const char* text : {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<\xEF\xBD\x9C" "end\xE2\x96\x81" "of\xE2\x96\x81sentence\xEF\xBD\x9C>"})
+    for (const char* text : {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>",
+                             "<\xEF\xBD\x9C"
+                             "end\xE2\x96\x81"
+                             "of\xE2\x96\x81sentence\xEF\xBD\x9C>"})
       if (const auto id = state.tokenizer->find(text); id && state.tokenizer->is_special(*id)) state.end_ids.push_back(*id);
   }
 
   static void build(State& state, ModelDescription description, const TensorMap& tensors, bool gguf) {
     const ModelConfig& config = description.config;
     if (state.tokenizer && static_cast<std::int64_t>(state.tokenizer->vocab_size()) > config.vocab_size)
-      throw FormatError({state.info.path, {}, {}}, "the tokenizer has " + std::to_string(state.tokenizer->vocab_size()) + " tokens, the model's embedding only " +
+      throw FormatError({state.info.path, {}, {}}, "the tokenizer has " + std::to_string(state.tokenizer->vocab_size()) +
+                                                       " tokens, the model's embedding only " +
                                                        std::to_string(config.vocab_size));
     ModelInfo info = count_parameters(config, tensors);
     info.path = std::move(state.info.path);

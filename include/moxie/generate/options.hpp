@@ -10,7 +10,8 @@
 
 namespace moxie {
 
-/// Order of operations, as in vLLM and transformers: repetition penalty; frequency and presence penalties; temperature; top_k; top_p; min_p.
+/// Order of operations, as in vLLM and transformers: repetition penalty; frequency and presence penalties; temperature; top_k;
+/// top_p; min_p.
 struct GenerateOptions {
   float temperature = 1.0f;         ///< 0: the most probable token; logprobs are then those of temperature 1
   std::int64_t top_k = 0;           ///< keep the k most probable tokens (ties with the k-th stay); 0: all
@@ -21,8 +22,8 @@ struct GenerateOptions {
   float frequency_penalty = 0.0f;   ///< subtracted times the token's count in the output
   std::uint64_t seed = 0;
   std::int64_t max_tokens = 256;
-  std::vector<std::string> stop = {};   ///< generation ends before the first of these texts to be complete
-  bool ignore_eos = false;          ///< end-of-sequence tokens are ordinary tokens
+  std::vector<std::string> stop = {};  ///< generation ends before the first of these texts to be complete
+  bool ignore_eos = false;             ///< end-of-sequence tokens are ordinary tokens
 
   /// Temperature at which logprobs are reported.
   float logprob_temperature() const noexcept { return temperature == 0.0f ? 1.0f : temperature; }

@@ -1,10 +1,11 @@
 #pragma once
 // A model file or folder to a GGUF file with weights of another type.
 //
-// From GGUF: the metadata are copied as they are, every tensor is decoded and encoded anew (one that has its type already is copied). From
-// Hugging Face folders: metadata and tensors are written as llama.cpp's converter names and orders them, so that it can read the file too;
-// FP8 weights are multiplied with their block scales first. model/quantize_mix.hpp says which tensor gets which type.
-// Memory: a few megabytes of rows at a time; of latent attention one layer's kv_b. The file appears when it is complete.
+// From GGUF: the metadata are copied as they are, every tensor is decoded and encoded anew (one that has its type already is
+// copied). From Hugging Face folders: metadata and tensors are written as llama.cpp's converter names and orders them, so that it
+// can read the file too; FP8 weights are multiplied with their block scales first. model/quantize_mix.hpp says which tensor gets
+// which type. Memory: a few megabytes of rows at a time; of latent attention one layer's kv_b. The file appears when it is
+// complete.
 
 #include <algorithm>
 #include <cmath>
@@ -59,9 +60,9 @@ using RowReader = std::function<void(Index r, float* to)>;
 struct TensorSource {
   std::string name;
   std::vector<std::int64_t> shape;
-  std::vector<Weight> weights;            // whose rows follow each other
-  std::vector<std::int64_t> row_order;    // as in GgufTensor
-  std::function<RowReader()> open = {};   // instead of the rows of `weights`
+  std::vector<Weight> weights;           // whose rows follow each other
+  std::vector<std::int64_t> row_order;   // as in GgufTensor
+  std::function<RowReader()> open = {};  // instead of the rows of `weights`
   Dtype dtype = Dtype::F32;
 
   Index columns() const { return shape.back(); }
@@ -168,7 +169,8 @@ inline std::string write_hf_tokenizer(const HfFolder& folder, std::int64_t vocab
     }
     // Further end tokens: the first ones of generation_config.json that are not the tokenizer's own.
     const nlohmann::json& generation = folder.generation_config;
-    nlohmann::json ends = generation.is_object() && generation.contains("eos_token_id") ? generation["eos_token_id"] : nlohmann::json::array();
+    nlohmann::json ends =
+        generation.is_object() && generation.contains("eos_token_id") ? generation["eos_token_id"] : nlohmann::json::array();
     if (!ends.is_array()) ends = nlohmann::json::array({ends});
     for (const nlohmann::json& id : ends) {
       if (!left_out.empty() || !id.is_number_unsigned() || id >= vocab_size) continue;
@@ -191,7 +193,8 @@ inline void release_bytes(const TensorMap& mapped, const TensorView& tensor, std
   mapped.release(part);
 }
 
-inline void copy_tensor(const TensorSource& source, const TensorMap& mapped, const GgufWriter::Sink& sink, const std::function<void(std::uint64_t)>& done) {
+inline void copy_tensor(const TensorSource& source, const TensorMap& mapped, const GgufWriter::Sink& sink,
+                        const std::function<void(std::uint64_t)>& done) {
   constexpr std::uint64_t piece = std::uint64_t{16} << 20;
   for (const Weight& weight : source.weights) {
     const TensorView& tensor = weight.tensor;
@@ -225,7 +228,8 @@ inline void encode_tensor(const TensorSource& source, Threads threads, const Ten
           for (Index c = 0; c < columns; ++c)
             if (!(std::fabs(row[static_cast<std::size_t>(c)]) <= largest_encodable(source.dtype)))
               throw FormatError(source.place(), "row " + std::to_string(first + i) + ", column " + std::to_string(c) + " is " +
-                                                    std::to_string(row[static_cast<std::size_t>(c)]) + ", which " + dtype_text(source.dtype) +
+                                                    std::to_string(row[static_cast<std::size_t>(c)]) + ", which " +
+                                                    dtype_text(source.dtype) +
                                                     " cannot hold; choose BF16 or F32, or repair the model");
           encode_row(source.dtype, row.data(), bytes.data() + static_cast<std::uint64_t>(i) * stride, columns);
         },
@@ -234,7 +238,8 @@ inline void encode_tensor(const TensorSource& source, Threads threads, const Ten
     done(static_cast<std::uint64_t>(n * columns));
     if (source.in_file_order()) {
       const TensorView& tensor = source.weights.front().tensor;
-      release_bytes(mapped, tensor, static_cast<std::uint64_t>(first) * tensor.row_stride(), static_cast<std::uint64_t>(n) * tensor.row_stride());
+      release_bytes(mapped, tensor, static_cast<std::uint64_t>(first) * tensor.row_stride(),
+                    static_cast<std::uint64_t>(n) * tensor.row_stride());
     }
     first += n;
   }
@@ -242,8 +247,8 @@ inline void encode_tensor(const TensorSource& source, Threads threads, const Ten
 }
 
 /// Adds tensors and general keys, and writes the file.
-inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sources, const TensorMap& mapped, const QuantizedModel& model,
-                            const QuantizeOptions& options, QuantizeReport& report) {
+inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sources, const TensorMap& mapped,
+                            const QuantizedModel& model, const QuantizeOptions& options, QuantizeReport& report) {
   const QuantizeMix& mix = quantize_mix(options.type);
   const Threads threads(options.threads);
   writer.set("general.file_type", mix.file_type);
@@ -251,9 +256,11 @@ inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sourc
   for (TensorSource& source : sources) {
     source.dtype = quantized_type(mix, options.pure, model, source.name, source.shape);
     for (const Weight& weight : source.weights)
-      with_format(weight.tensor.dtype, [](auto) {}, weight.tensor.place());  // throws where it cannot be decoded
+      with_format(
+          weight.tensor.dtype, [](auto) {}, weight.tensor.place());  // throws where it cannot be decoded
     report.parameters += static_cast<std::uint64_t>(source.rows() * source.columns());
-    report.bytes_out += static_cast<std::uint64_t>(source.rows()) * row_bytes(source.dtype, static_cast<std::uint64_t>(source.columns()));
+    report.bytes_out +=
+        static_cast<std::uint64_t>(source.rows()) * row_bytes(source.dtype, static_cast<std::uint64_t>(source.columns()));
   }
   for (const auto& [name, tensor] : mapped.all()) report.bytes_in += tensor.bytes;
   std::uint64_t done = 0;
@@ -262,18 +269,18 @@ inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sourc
     if (options.progress) options.progress(done, report.parameters);
   };
   for (const TensorSource& source : sources)
-    writer.add_tensor(source.name, source.dtype, source.shape,
-                      [&, threads](const GgufWriter::Sink& sink) {
-                        if (source.is_copy()) return copy_tensor(source, mapped, sink, add);
-                        encode_tensor(source, threads, mapped, sink, add);
-                      });
+    writer.add_tensor(source.name, source.dtype, source.shape, [&, threads](const GgufWriter::Sink& sink) {
+      if (source.is_copy()) return copy_tensor(source, mapped, sink, add);
+      encode_tensor(source, threads, mapped, sink, add);
+    });
   writer.finish();
 }
 
 }  // namespace detail
 
-/// Quantizes the model at `from`, a GGUF file or a Hugging Face folder, to the GGUF file `to`. Throws what loading throws, ArgumentError for an
-/// unknown type, FormatError for weights that the type cannot hold, SystemError; the file does not exist then, or is as it was.
+/// Quantizes the model at `from`, a GGUF file or a Hugging Face folder, to the GGUF file `to`. Throws what loading throws,
+/// ArgumentError for an unknown type, FormatError for weights that the type cannot hold, SystemError; the file does not exist
+/// then, or is as it was.
 inline QuantizeReport quantize_model(const std::string& from, const std::string& to, const QuantizeOptions& options) {
   quantize_mix(options.type);
   std::error_code ignored;  // where the file cannot be made, the writer says so
@@ -281,13 +288,17 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
   QuantizeReport report;
   GgufWriter writer(to);
   std::vector<detail::TensorSource> sources;
-  const auto model_of = [](const ModelDescription& d) { return QuantizedModel{d.config.n_layers, d.config.moe.router.n_experts, d.tensors.output.has_value()}; };
+  const auto model_of = [](const ModelDescription& d) {
+    return QuantizedModel{d.config.n_layers, d.config.moe.router.n_experts, d.tensors.output.has_value()};
+  };
   if (detect_model(from) == ModelFileKind::gguf) {
     const GgufFile file = GgufFile::open(from);
     const ModelDescription description = describe_gguf(file.metadata(), file.tensors(), from);  // what is written can be loaded
     writer.copy_metadata(file);
     for (const auto& [name, tensor] : file.tensors().all()) sources.push_back({name, tensor.shape, {{tensor, {}}}, {}});
-    const auto where = [](const detail::TensorSource& s) { return std::pair(std::string_view(s.weights.front().tensor.file), s.weights.front().tensor.offset); };
+    const auto where = [](const detail::TensorSource& s) {
+      return std::pair(std::string_view(s.weights.front().tensor.file), s.weights.front().tensor.offset);
+    };
     std::sort(sources.begin(), sources.end(), [&](const auto& a, const auto& b) { return where(a) < where(b); });
     detail::write_quantized(writer, sources, file.tensors(), model_of(description), options, report);
     return report;
@@ -299,7 +310,8 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
   const nlohmann::json metadata = gguf_metadata(config, config.attention.kind == AttentionKind::mla);
   writer.set("general.architecture", gguf_architecture(config));
   writer.set("general.type", "model");
-  writer.set("general.name", config.name.empty() ? std::filesystem::weakly_canonical(from, ignored).filename().string() : config.name);
+  writer.set("general.name",
+             config.name.empty() ? std::filesystem::weakly_canonical(from, ignored).filename().string() : config.name);
   for (const auto& [key, value] : metadata.items()) detail::set_gguf_value(writer, key, value);
   report.no_tokenizer = detail::write_hf_tokenizer(folder, config.vocab_size, writer);
   detail::write_quantized(writer, sources, folder.tensors(), model_of(description), options, report);

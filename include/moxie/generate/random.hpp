@@ -1,6 +1,7 @@
 #pragma once
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
-// A draw is a function of (seed, sequence, position) alone, so it does not depend on the batch, the order of steps, or other draws.
+// A draw is a function of (seed, sequence, position) alone, so it does not depend on the batch, the order of steps, or other
+// draws.
 
 #include <array>
 #include <cstdint>
@@ -8,7 +9,8 @@
 namespace moxie {
 
 /// Ten rounds of Philox on a 128-bit counter with a 64-bit key.
-constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) noexcept {
+constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
+                                                  std::array<std::uint32_t, 2> key) noexcept {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t{0xD2511F53u} * counter[0];
     const std::uint64_t b = std::uint64_t{0xCD9E8D57u} * counter[2];

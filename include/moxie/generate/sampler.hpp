@@ -37,13 +37,15 @@ class Sampler {
     double p;
   };
 
-  /// Draws a token. `logits` [vocab]; `prompt` and `output` are the ids so far, for the penalties; the draw is that of (options.seed,
-  /// sequence, position). Throws ArgumentError when the logits hold NaN or infinity.
-  Sample draw(const kernels::Table& kernels, std::span<const float> logits, const GenerateOptions& options, std::span<const std::int32_t> prompt,
-              std::span<const std::int32_t> output, std::uint64_t sequence, std::uint64_t position) {
+  /// Draws a token. `logits` [vocab]; `prompt` and `output` are the ids so far, for the penalties; the draw is that of
+  /// (options.seed, sequence, position). Throws ArgumentError when the logits hold NaN or infinity.
+  Sample draw(const kernels::Table& kernels, std::span<const float> logits, const GenerateOptions& options,
+              std::span<const std::int32_t> prompt, std::span<const std::int32_t> output, std::uint64_t sequence,
+              std::uint64_t position) {
     const float temperature = options.logprob_temperature();
     const LogSumExp whole = log_sum_exp(kernels, logits, temperature);
-    if (!std::isfinite(whole.lse)) throw ArgumentError("cannot sample: the logits hold NaN or infinity; the weights or the input are not finite");
+    if (!std::isfinite(whole.lse))
+      throw ArgumentError("cannot sample: the logits hold NaN or infinity; the weights or the input are not finite");
 
     Sample sample;
     sample.entropy = static_cast<float>(whole.entropy);
@@ -76,9 +78,10 @@ class Sampler {
     }
   }
 
-  /// Logits after the repetition, frequency and presence penalties; `logits` itself when there are none. Valid until the next call.
-  std::span<const float> penalized(std::span<const float> logits, const GenerateOptions& options, std::span<const std::int32_t> prompt,
-                                   std::span<const std::int32_t> output) {
+  /// Logits after the repetition, frequency and presence penalties; `logits` itself when there are none. Valid until the next
+  /// call.
+  std::span<const float> penalized(std::span<const float> logits, const GenerateOptions& options,
+                                   std::span<const std::int32_t> prompt, std::span<const std::int32_t> output) {
     const bool repetition = options.repetition_penalty != 1.0f;
     const bool counts = options.presence_penalty != 0.0f || options.frequency_penalty != 0.0f;
     if (!repetition && !counts) return logits;
@@ -103,7 +106,9 @@ class Sampler {
   }
 
  private:
-  static bool truncates(const GenerateOptions& options) noexcept { return options.top_k > 0 || options.top_p < 1.0f || options.min_p > 0.0f; }
+  static bool truncates(const GenerateOptions& options) noexcept {
+    return options.top_k > 0 || options.top_p < 1.0f || options.min_p > 0.0f;
+  }
   static bool before(const Candidate& a, const Candidate& b) noexcept { return a.z > b.z || (a.z == b.z && a.id < b.id); }
   static double sum_of(std::span<const Candidate> candidates) noexcept {
     double sum = 0.0;
@@ -129,7 +134,8 @@ class Sampler {
       if (kept_.size() < k && !complete) return false;
       if (kept_.size() > k) {
         const float kth = kept_[k - 1].z;  // ties with the k-th stay
-        kept_.erase(std::partition_point(kept_.begin(), kept_.end(), [&](const Candidate& c) { return c.z >= kth; }), kept_.end());
+        kept_.erase(std::partition_point(kept_.begin(), kept_.end(), [&](const Candidate& c) { return c.z >= kth; }),
+                    kept_.end());
       }
       mass = sum_of(kept_);
     }
@@ -143,7 +149,8 @@ class Sampler {
     }
     if (options.min_p > 0.0f) {
       const double bound = static_cast<double>(options.min_p) * kept_.front().p;
-      kept_.erase(std::partition_point(kept_.begin(), kept_.end(), [&](const Candidate& c) { return c.p >= bound; }), kept_.end());
+      kept_.erase(std::partition_point(kept_.begin(), kept_.end(), [&](const Candidate& c) { return c.p >= bound; }),
+                  kept_.end());
     }
     return true;
   }
@@ -160,7 +167,9 @@ class Sampler {
 
   /// Without truncation: first a tile of the vocabulary, then a token of it. The partials are those of `z`.
   void draw_from_all(std::span<const float> z, float temperature, double lse, double u, Sample& sample) const {
-    const auto tile_mass = [&](std::size_t t) { return static_cast<double>(partials_[t].sum) * std::exp(static_cast<double>(partials_[t].max) - lse); };
+    const auto tile_mass = [&](std::size_t t) {
+      return static_cast<double>(partials_[t].sum) * std::exp(static_cast<double>(partials_[t].max) - lse);
+    };
     double total = 0.0;
     for (std::size_t t = 0; t < partials_.size(); ++t) total += tile_mass(t);
     double left = u * total;

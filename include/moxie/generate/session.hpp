@@ -29,10 +29,14 @@ enum class FinishReason { none, stop, length, cancelled };
 
 constexpr std::string_view name(FinishReason reason) noexcept {
   switch (reason) {
-    case FinishReason::stop: return "stop";
-    case FinishReason::length: return "length";
-    case FinishReason::cancelled: return "cancelled";
-    default: return "none";
+    case FinishReason::stop:
+      return "stop";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::cancelled:
+      return "cancelled";
+    default:
+      return "none";
   }
 }
 
@@ -43,23 +47,28 @@ class Generation;
 
 class Session {
  public:
-  /// `kv_budget_bytes`: what the pages of this session and its forks may take together; 0: no limit. `adapter` (may be nullptr) must outlive the
-  /// session and its forks. Throws ArgumentError when the adapter does not fit.
+  /// `kv_budget_bytes`: what the pages of this session and its forks may take together; 0: no limit. `adapter` (may be nullptr)
+  /// must outlive the session and its forks. Throws ArgumentError when the adapter does not fit.
   explicit Session(const Model& model, std::size_t kv_budget_bytes = 0, const OutputAdapter* adapter = nullptr)
-      : model_(model), pool_(model.decoder().kv_shape(model.options().kv), kv_budget_bytes), kv_(pool_), adapter_(adapter), cancelled_(std::make_shared<std::atomic<bool>>(false)) {
+      : model_(model),
+        pool_(model.decoder().kv_shape(model.options().kv), kv_budget_bytes),
+        kv_(pool_),
+        adapter_(adapter),
+        cancelled_(std::make_shared<std::atomic<bool>>(false)) {
     if (adapter_) adapter_->check(model_.config().vocab_size, model_.config().hidden_size);
   }
 
-  /// Appends tokens and runs them. Throws ArgumentError for an id outside the vocabulary or past the model's context, MemoryError when the
-  /// budget is too small, Cancelled; the session is then as before.
+  /// Appends tokens and runs them. Throws ArgumentError for an id outside the vocabulary or past the model's context, MemoryError
+  /// when the budget is too small, Cancelled; the session is then as before.
   void feed(std::span<const std::int32_t> ids, const PromptProgress& progress = {}) {
     for (const std::int32_t id : ids)
       if (id < 0 || id >= model_.config().vocab_size)
-        throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(model_.config().vocab_size));
+        throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " +
+                            std::to_string(model_.config().vocab_size));
     const std::int64_t before = length();
     if (const std::int64_t context = model_.config().context_length; before + static_cast<std::int64_t>(ids.size()) > context)
-      throw ArgumentError("the sequence would have " + std::to_string(before + static_cast<std::int64_t>(ids.size())) + " tokens; the model's context is " +
-                          std::to_string(context));
+      throw ArgumentError("the sequence would have " + std::to_string(before + static_cast<std::int64_t>(ids.size())) +
+                          " tokens; the model's context is " + std::to_string(context));
     ids_.insert(ids_.end(), ids.begin(), ids.end());
     try {
       run(progress);
@@ -68,8 +77,11 @@ class Session {
       throw;
     }
   }
-  /// Appends a text: special tokens in it are recognised, and the first text begins with the beginning-of-sequence token where the tokenizer adds one.
-  void feed(std::string_view text, const PromptProgress& progress = {}) { feed(model_.tokenizer().encode(text, true, ids_.empty()), progress); }
+  /// Appends a text: special tokens in it are recognised, and the first text begins with the beginning-of-sequence token where
+  /// the tokenizer adds one.
+  void feed(std::string_view text, const PromptProgress& progress = {}) {
+    feed(model_.tokenizer().encode(text, true, ids_.empty()), progress);
+  }
 
   /// Draws one token and appends it. The next call (or feed) runs it. Throws ArgumentError when nothing has been fed.
   Sample next(const GenerateOptions& options, std::int64_t prompt_length) {
@@ -77,13 +89,14 @@ class Session {
     const std::span<const float> z = logits();
     const auto all = std::span<const std::int32_t>(ids_);
     const auto split = static_cast<std::size_t>(std::clamp<std::int64_t>(prompt_length, 0, length()));
-    const Sample sample = sampler_.draw(*model_.context().kernels, z, options, all.first(split), all.subspan(split), stream_, static_cast<std::uint64_t>(length()));
+    const Sample sample = sampler_.draw(*model_.context().kernels, z, options, all.first(split), all.subspan(split), stream_,
+                                        static_cast<std::uint64_t>(length()));
     ids_.push_back(sample.id);
     return sample;
   }
 
-  /// The answer piece by piece, drawn as the range is iterated. The session must outlive it, and not be used meanwhile. Throws ArgumentError
-  /// when an option is out of range or nothing has been fed.
+  /// The answer piece by piece, drawn as the range is iterated. The session must outlive it, and not be used meanwhile. Throws
+  /// ArgumentError when an option is out of range or nothing has been fed.
   Generation generate(const GenerateOptions& options = {});
 
   /// Logits [vocab] of the next token, valid until the session changes. Throws ArgumentError when nothing has been fed.
@@ -99,7 +112,8 @@ class Session {
 
   /// Forgets all but the first n tokens. Throws ArgumentError when there are fewer.
   void rewind(std::int64_t n) {
-    if (n < 0 || n > length()) throw ArgumentError("cannot rewind to " + std::to_string(n) + " tokens: the session has " + std::to_string(length()));
+    if (n < 0 || n > length())
+      throw ArgumentError("cannot rewind to " + std::to_string(n) + " tokens: the session has " + std::to_string(length()));
     restore(n);
   }
 
@@ -124,7 +138,10 @@ class Session {
  private:
   friend class Generation;
   Session(Model model, KvPool pool, KvSequence kv)
-      : model_(std::move(model)), pool_(std::move(pool)), kv_(std::move(kv)), cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
+      : model_(std::move(model)),
+        pool_(std::move(pool)),
+        kv_(std::move(kv)),
+        cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 
   bool take_cancel() noexcept { return cancelled_->exchange(false); }
 
@@ -135,7 +152,8 @@ class Session {
     kv_.reserve(total);
     const Index width = model_.config().hidden_size;
     for (std::int64_t done = begin; done < total;) {
-      if (take_cancel()) throw Cancelled("cancelled after " + std::to_string(done - begin) + " of " + std::to_string(total - begin) + " tokens");
+      if (take_cancel())
+        throw Cancelled("cancelled after " + std::to_string(done - begin) + " of " + std::to_string(total - begin) + " tokens");
       const std::int64_t n = std::min(model_.options().chunk, total - done);
       rows_.clear();
       for (std::int64_t i = done; i < done + n; ++i) rows_.push_back({ids_[static_cast<std::size_t>(i)], &kv_, i});
@@ -209,8 +227,8 @@ class Generation {
   }
   Iterator end() noexcept { return {}; }
 
-  /// Draws one token, or ends the generation; false when it had ended before, or ends without more text. piece() is the text that became
-  /// complete, often empty.
+  /// Draws one token, or ends the generation; false when it had ended before, or ends without more text. piece() is the text that
+  /// became complete, often empty.
   bool step() {
     piece_.clear();
     if (finish_ != FinishReason::none) return false;

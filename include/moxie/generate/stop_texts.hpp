@@ -1,6 +1,7 @@
 #pragma once
 // Stop texts in a stream: text is given out only when no stop text can begin in it any more. The stop text that is complete first
-// ends the stream (of two that end together, the longer one), so that the result does not depend on how the text is cut into pieces.
+// ends the stream (of two that end together, the longer one), so that the result does not depend on how the text is cut into
+// pieces.
 
 #include <algorithm>
 #include <string>

@@ -1,5 +1,6 @@
 #pragma once
-// Backward of the fused output matrix: from dL/dlogprob and dL/dentropy of hidden rows to dL/dhidden and to the gradients of an adapter.
+// Backward of the fused output matrix: from dL/dlogprob and dL/dentropy of hidden rows to dL/dhidden and to the gradients of an
+// adapter.
 //
 //   y = logits / temperature, p = softmax(y), H = -sum p log p
 //   dL/dlogits_v = (dL/dlogprob (1[v = target] - p_v) - dL/dentropy p_v (log p_v + H)) / temperature
@@ -8,9 +9,9 @@
 //
 // Where activations are int8, logits are those of the forward pass and h is treated as it was before rounding (straight through).
 //
-// Rows go in blocks whose logits and gradients fit in 40 MB; only this block of T x V exists at a time. Beside it lies a tile of 512 rows of W as floats
-// (4 MB for 2048 inputs, 15 MB for 7168), and for each thread some KB x rank.
-// Every sum has one order, rows in order, tiles of the vocabulary in order, so that the bits do not depend on the threads.
+// Rows go in blocks whose logits and gradients fit in 40 MB; only this block of T x V exists at a time. Beside it lies a tile of
+// 512 rows of W as floats (4 MB for 2048 inputs, 15 MB for 7168), and for each thread some KB x rank. Every sum has one order,
+// rows in order, tiles of the vocabulary in order, so that the bits do not depend on the threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -36,35 +37,47 @@ struct RowGradient {
 
 /// Where gradients go; nullptr: not wanted.
 struct GradientSinks {
-  float* d_hidden = nullptr;   ///< [rows, hidden], written
-  RowMatrix* d_a = nullptr;    ///< [rank, hidden], added to
-  RowMatrix* d_b = nullptr;    ///< [vocab, rank], added to
+  float* d_hidden = nullptr;  ///< [rows, hidden], written
+  RowMatrix* d_a = nullptr;   ///< [rank, hidden], added to
+  RowMatrix* d_b = nullptr;   ///< [vocab, rank], added to
 };
 
 /// Reusable memory of hidden_gradients().
 struct GradientScratch {
   PreparedRows prepared;
-  AlignedBuffer<float> logits;      // [tiles, rows, 512], logits, then G
-  AlignedBuffer<float> projected;   // [rows, rank], scale * a h
-  AlignedBuffer<float> d_low;       // [tiles, rows, rank], parts of G b, the first becomes scale * (G b)
-  AlignedBuffer<float> weights;     // [hidden / 16, 512, 16], a tile of W
-  std::vector<AlignedBuffer<float>> own;  // one for each thread
+  AlignedBuffer<float> logits;                    // [tiles, rows, 512], logits, then G
+  AlignedBuffer<float> projected;                 // [rows, rank], scale * a h
+  AlignedBuffer<float> d_low;                     // [tiles, rows, rank], parts of G b, the first becomes scale * (G b)
+  AlignedBuffer<float> weights;                   // [hidden / 16, 512, 16], a tile of W
+  std::vector<AlignedBuffer<float>> own;          // one for each thread
   std::vector<kernels::SoftmaxPartial> partials;  // [rows, tiles]
 };
 
 namespace detail {
 
 /// The product out [rows, n] = x [rows, 512] * w, w in panels [n / 16, 512, 16] of f32; columns of panels [begin, end).
-inline void multiply_tile(const kernels::Table& kernels, const float* x, Index rows, const float* w, Index n, Index begin, Index end, float* out, Index stride) {
+inline void multiply_tile(const kernels::Table& kernels, const float* x, Index rows, const float* w, Index n, Index begin,
+                          Index end, float* out, Index stride) {
   const kernels::ActivationRows activations{x, nullptr, nullptr, nullptr};
-  kernels.find(Dtype::F32)->f32({reinterpret_cast<const std::byte*>(w), n, vocabulary_tile, begin, end, activations, nullptr, rows, out, stride});
+  kernels.find(Dtype::F32)
+      ->f32({reinterpret_cast<const std::byte*>(w), n, vocabulary_tile, begin, end, activations, nullptr, rows, out, stride});
 }
 
 class HiddenGradients {
  public:
-  HiddenGradients(const Context& context, const Linear& output, float temperature, const OutputHead& head, const GradientSinks& sinks, GradientScratch& scratch)
-      : context_(context), kernels_(*context.kernels), output_(output), head_(head), sinks_(sinks), s_(scratch), temperature_(temperature),
-        vocab_(output.outputs()), tiles_(vocabulary_tiles(vocab_)), width_(output.inputs()), rank_(head.adapter ? head.adapter->rank() : 0) {
+  HiddenGradients(const Context& context, const Linear& output, float temperature, const OutputHead& head,
+                  const GradientSinks& sinks, GradientScratch& scratch)
+      : context_(context),
+        kernels_(*context.kernels),
+        output_(output),
+        head_(head),
+        sinks_(sinks),
+        s_(scratch),
+        temperature_(temperature),
+        vocab_(output.outputs()),
+        tiles_(vocabulary_tiles(vocab_)),
+        width_(output.inputs()),
+        rank_(head.adapter ? head.adapter->rank() : 0) {
     s_.own.resize(static_cast<std::size_t>(context.threads.count()));
   }
 
@@ -81,7 +94,8 @@ class HiddenGradients {
     context_.threads.for_each(tiles_, [&](std::int64_t tile, int) { compute_logits(tile, n); });
     sums_.resize(rows.size());
     for (Index r = 0; r < n; ++r)
-      sums_[static_cast<std::size_t>(r)] = combine_partials(std::span(s_.partials).subspan(static_cast<std::size_t>(r * tiles_), static_cast<std::size_t>(tiles_)));
+      sums_[static_cast<std::size_t>(r)] = combine_partials(
+          std::span(s_.partials).subspan(static_cast<std::size_t>(r * tiles_), static_cast<std::size_t>(tiles_)));
     context_.threads.for_each(tiles_, [&](std::int64_t tile, int thread) {
       logit_gradients(tile, rows);
       if (rank_ > 0) low_rank_gradients(tile, n, s_.own[static_cast<std::size_t>(thread)]);
@@ -125,7 +139,8 @@ class HiddenGradients {
       const RowGradient& row = rows[static_cast<std::size_t>(r)];
       const LogSumExp& sum = sums_[static_cast<std::size_t>(r)];
       const float g = row.target < 0 ? 0.0f : row.d_logprob;
-      kernels_.softmax_gradient(z, size, temperature_, static_cast<float>(sum.lse), static_cast<float>(sum.entropy), g, row.d_entropy, gradient);
+      kernels_.softmax_gradient(z, size, temperature_, static_cast<float>(sum.lse), static_cast<float>(sum.entropy), g,
+                                row.d_entropy, gradient);
       if (row.target >= begin && row.target < begin + size) gradient[row.target - begin] += g / temperature_;
       head_.apply_gradient(z, size, gradient);
       std::copy(gradient, gradient + size, z);
@@ -135,7 +150,8 @@ class HiddenGradients {
 
   /// From a tile of G: its rows of dL/db, and its part of G b.
   void low_rank_gradients(Index tile, Index n, AlignedBuffer<float>& own) {
-    const Index begin = tile * vocabulary_tile, size = tile_size(tile), panels = (rank_ + kernels::panel_rows - 1) / kernels::panel_rows;
+    const Index begin = tile * vocabulary_tile, size = tile_size(tile),
+                panels = (rank_ + kernels::panel_rows - 1) / kernels::panel_rows;
     const float* g = tile_rows(tile, n);
     own.resize(static_cast<std::size_t>(panels * kernels::panel_rows * vocabulary_tile));
     if (sinks_.d_b) {
@@ -144,7 +160,8 @@ class HiddenGradients {
       transposed = d_b.transpose();
       for (Index r = 0; r < n; ++r)
         for (Index k = 0; k < rank_; ++k)
-          kernels_.axpy(s_.projected[static_cast<std::size_t>(r * rank_ + k)], g + r * vocabulary_tile, size, own.data() + k * vocabulary_tile);
+          kernels_.axpy(s_.projected[static_cast<std::size_t>(r * rank_ + k)], g + r * vocabulary_tile, size,
+                        own.data() + k * vocabulary_tile);
       d_b = transposed.transpose();
     }
     std::fill(own.data(), own.data() + own.size(), 0.0f);  // b of the tile in panels
@@ -160,11 +177,13 @@ class HiddenGradients {
   void through_weights(Index n, float* d_hidden) {
     const Index panels = (width_ + kernels::panel_rows - 1) / kernels::panel_rows, group = output_.granularity();
     s_.weights.resize(static_cast<std::size_t>(panels * kernels::panel_rows * vocabulary_tile));
-    constexpr Index together = 4;  // 64 columns an item: a panel of 512 x 16 floats is 32 KB, G of a block streams from the second-level cache
+    constexpr Index together =
+        4;  // 64 columns an item: a panel of 512 x 16 floats is 32 KB, G of a block streams from the second-level cache
     for (Index tile = 0; tile < tiles_; ++tile) {
       const Index begin = tile * vocabulary_tile, size = tile_size(tile);
       context_.threads.for_each((vocabulary_tile + group - 1) / group, [&](std::int64_t item, int thread) {
-        unpack_weights(begin, item * group, std::clamp<Index>(size - item * group, 0, group), s_.own[static_cast<std::size_t>(thread)]);
+        unpack_weights(begin, item * group, std::clamp<Index>(size - item * group, 0, group),
+                       s_.own[static_cast<std::size_t>(thread)]);
       });
       context_.threads.for_each((panels + together - 1) / together, [&](std::int64_t item, int thread) {
         const Index first = item * together, last = std::min(panels, first + together), column = first * kernels::panel_rows;
@@ -194,25 +213,30 @@ class HiddenGradients {
     if (count > 0) output_.unpack(begin + at, begin + at + count, own.data(), stride);
     for (Index c = 0; c < padded; c += lanes)
       for (Index v = 0; v < group; ++v)
-        std::copy(own.data() + v * stride + c, own.data() + v * stride + c + lanes, s_.weights.data() + c * vocabulary_tile + (at + v) * lanes);
+        std::copy(own.data() + v * stride + c, own.data() + v * stride + c + lanes,
+                  s_.weights.data() + c * vocabulary_tile + (at + v) * lanes);
   }
 
   /// With d = scale * (G b): d_hidden += d a, d_a += d^T h.
   void through_a(const float* hidden, Index n, float* d_hidden) {
     const float scale = head_.adapter->packed_scale();
     float* d = s_.d_low.data();
-    context_.threads.for_each(n * rank_, [&](std::int64_t i, int) {
-      float sum = 0.0f;
-      for (Index tile = 0; tile < tiles_; ++tile) sum += d[tile * n * rank_ + i];
-      d[i] = scale * sum;
-    }, 256);
+    context_.threads.for_each(
+        n * rank_,
+        [&](std::int64_t i, int) {
+          float sum = 0.0f;
+          for (Index tile = 0; tile < tiles_; ++tile) sum += d[tile * n * rank_ + i];
+          d[i] = scale * sum;
+        },
+        256);
     if (sinks_.d_a)
       context_.threads.for_each(rank_, [&](std::int64_t k, int) {
         for (Index r = 0; r < n; ++r) kernels_.axpy(d[r * rank_ + k], hidden + r * width_, width_, sinks_.d_a->row(k).data());
       });
     if (d_hidden)
       context_.threads.for_each(n, [&](std::int64_t r, int) {
-        for (Index k = 0; k < rank_; ++k) kernels_.axpy(d[r * rank_ + k], head_.adapter->a.row(k).data(), width_, d_hidden + r * width_);
+        for (Index k = 0; k < rank_; ++k)
+          kernels_.axpy(d[r * rank_ + k], head_.adapter->a.row(k).data(), width_, d_hidden + r * width_);
       });
   }
 
@@ -229,10 +253,11 @@ class HiddenGradients {
 
 }  // namespace detail
 
-/// Gradients of sum over rows of d_logprob * logprob(target) + d_entropy * entropy, for hidden rows [rows, hidden] and `output` [vocab, hidden].
-/// Throws ArgumentError for a target outside the vocabulary, and when head or sinks do not fit.
-inline void hidden_gradients(const Context& context, const Linear& output, const float* hidden, std::span<const RowGradient> rows, float temperature,
-                             const GradientSinks& sinks, GradientScratch& scratch, const OutputHead& head = {}) {
+/// Gradients of sum over rows of d_logprob * logprob(target) + d_entropy * entropy, for hidden rows [rows, hidden] and `output`
+/// [vocab, hidden]. Throws ArgumentError for a target outside the vocabulary, and when head or sinks do not fit.
+inline void hidden_gradients(const Context& context, const Linear& output, const float* hidden, std::span<const RowGradient> rows,
+                             float temperature, const GradientSinks& sinks, GradientScratch& scratch,
+                             const OutputHead& head = {}) {
   head.check(output);
   if (!(temperature > 0.0f)) throw ArgumentError("temperature must be above 0");
   const Index vocab = output.outputs(), width = output.inputs(), rank = head.adapter ? head.adapter->rank() : 0;
@@ -248,7 +273,8 @@ inline void hidden_gradients(const Context& context, const Linear& output, const
   const auto block = static_cast<std::size_t>(gradients.block());
   for (std::size_t first = 0; first < rows.size(); first += block) {
     const Index offset = static_cast<Index>(first) * width;
-    gradients.run(hidden + offset, rows.subspan(first, std::min(block, rows.size() - first)), sinks.d_hidden ? sinks.d_hidden + offset : nullptr);
+    gradients.run(hidden + offset, rows.subspan(first, std::min(block, rows.size() - first)),
+                  sinks.d_hidden ? sinks.d_hidden + offset : nullptr);
   }
 }
 

@@ -17,35 +17,39 @@ namespace moxie::grpo {
 
 struct LogprobOptions {
   float temperature = 1.0f;
-  std::int64_t top_n = 0;          ///< also the n most probable tokens of every position
-  std::int64_t batch = 8;          ///< sequences that run together at most
+  std::int64_t top_n = 0;  ///< also the n most probable tokens of every position
+  std::int64_t batch = 8;  ///< sequences that run together at most
   bool record_routes = false;
   /// Experts to use instead of the router's choice, one trace for each sequence; empty: none.
   std::span<const RoutingTrace> replay = {};
-  std::size_t kv_budget_bytes = 0;  ///< what KV pages may take together; 0: no limit. A sequence alone must fit
+  std::size_t kv_budget_bytes = 0;         ///< what KV pages may take together; 0: no limit. A sequence alone must fit
   const OutputAdapter* adapter = nullptr;  ///< on the output matrix
   /// Told the number of tokens done and in all; may throw to stop.
   std::function<void(std::int64_t done, std::int64_t total)> progress = {};
 };
 
 /// Throws ArgumentError naming the option or the sequence.
-inline void check_sequences(const Model& model, std::span<const std::vector<std::int32_t>> sequences, const LogprobOptions& options) {
+inline void check_sequences(const Model& model, std::span<const std::vector<std::int32_t>> sequences,
+                            const LogprobOptions& options) {
   if (!(options.temperature > 0.0f)) throw ArgumentError("temperature must be above 0");
   if (options.batch < 1) throw ArgumentError("batch must be at least 1 sequence, got " + std::to_string(options.batch));
   if (options.top_n < 0) throw ArgumentError("top_n must be 0 or more, got " + std::to_string(options.top_n));
   if (!options.replay.empty() && options.replay.size() != sequences.size())
-    throw ArgumentError(std::to_string(options.replay.size()) + " routing traces were given for " + std::to_string(sequences.size()) + " sequences");
+    throw ArgumentError(std::to_string(options.replay.size()) + " routing traces were given for " +
+                        std::to_string(sequences.size()) + " sequences");
   const ModelConfig& config = model.config();
   if (options.adapter) options.adapter->check(config.vocab_size, config.hidden_size);
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     if (static_cast<std::int64_t>(sequences[s].size()) > config.context_length)
-      throw ArgumentError("sequence " + std::to_string(s) + " has " + std::to_string(sequences[s].size()) + " tokens; the model's context is " +
-                          std::to_string(config.context_length));
+      throw ArgumentError("sequence " + std::to_string(s) + " has " + std::to_string(sequences[s].size()) +
+                          " tokens; the model's context is " + std::to_string(config.context_length));
     for (const std::int32_t id : sequences[s])
       if (id < 0 || id >= config.vocab_size)
-        throw ArgumentError("sequence " + std::to_string(s) + ": token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config.vocab_size));
+        throw ArgumentError("sequence " + std::to_string(s) + ": token id " + std::to_string(id) +
+                            " is outside the vocabulary of " + std::to_string(config.vocab_size));
     if (!options.replay.empty())
-      options.replay[s].check_fits(config.n_moe_layers(), config.moe.router.n_experts, config.moe.router.top_k, static_cast<Index>(sequences[s].size()));
+      options.replay[s].check_fits(config.n_moe_layers(), config.moe.router.n_experts, config.moe.router.top_k,
+                                   static_cast<Index>(sequences[s].size()));
   }
 }
 

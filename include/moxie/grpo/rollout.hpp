@@ -1,15 +1,18 @@
 #pragma once
 // grpo::rollout: groups of completions of prompts, sampled together.
 //
-// The completions of one prompt share its KV pages: the prompt is run and stored once, and what follows it is stored for each completion.
-// Completions run together up to a number and a memory budget; finished ones leave, waiting ones enter, in the order of prompts and members.
+// The completions of one prompt share its KV pages: the prompt is run and stored once, and what follows it is stored for each
+// completion. Completions run together up to a number and a memory budget; finished ones leave, waiting ones enter, in the order
+// of prompts and members.
 //
-// Completion g of prompt p draws from the random stream (p, g) of the seed, so it is the same tokens and the same bits whatever the size of
-// its group, the batch, the budget, the number of threads, and the other prompts.
+// Completion g of prompt p draws from the random stream (p, g) of the seed, so it is the same tokens and the same bits whatever
+// the size of its group, the batch, the budget, the number of threads, and the other prompts.
 //
 // The budget is kept by counting what each completion may come to need:
-//   pages of 64 positions = (shared, full pages of the prompt) + (pages of what follows it, up to max_tokens) for each that runs together
-// so a rollout that has begun never fails for want of it. A max_tokens far above what completions need lets fewer of them run together.
+//   pages of 64 positions = (shared, full pages of the prompt) + (pages of what follows it, up to max_tokens) for each that runs
+//   together
+// so a rollout that has begun never fails for want of it. A max_tokens far above what completions need lets fewer of them run
+// together.
 
 #include <algorithm>
 #include <cstddef>
@@ -35,25 +38,26 @@ struct RolloutProgress {
 
 struct RolloutOptions {
   std::int64_t group_size = 8;
-  GenerateOptions generate = {};        ///< stop texts are not supported
-  std::int64_t batch = 32;              ///< completions that run together at most
-  std::size_t kv_budget_bytes = 0;      ///< what KV pages may take together; 0: no limit
+  GenerateOptions generate = {};    ///< stop texts are not supported
+  std::int64_t batch = 32;          ///< completions that run together at most
+  std::size_t kv_budget_bytes = 0;  ///< what KV pages may take together; 0: no limit
   const OutputAdapter* adapter = nullptr;
   bool record_routes = false;
-  std::uint64_t first_prompt = 0;       ///< the number p of the first prompt, for the random streams
-  std::int64_t skip = 0;                ///< the first completions, in the order of prompts and members, are not wanted
+  std::uint64_t first_prompt = 0;  ///< the number p of the first prompt, for the random streams
+  std::int64_t skip = 0;           ///< the first completions, in the order of prompts and members, are not wanted
   /// Told after every step; may throw to stop.
   std::function<void(const RolloutProgress&)> progress = {};
 };
 
 /// A completion of n tokens; an end-of-sequence token is the last of them.
 struct Completion {
-  std::vector<std::int32_t> ids;        ///< [n]
-  std::vector<float> logprobs;          ///< [n], nats, under the policy at the sampling temperature, over the whole vocabulary: the bits of grpo::logprobs
-  std::vector<float> kept;              ///< [n], the mass that top_k, top_p and min_p kept
+  std::vector<std::int32_t> ids;  ///< [n]
+  std::vector<float> logprobs;  ///< [n], nats, under the policy at the sampling temperature, over the whole vocabulary: the bits
+                                ///< of grpo::logprobs
+  std::vector<float> kept;      ///< [n], the mass that top_k, top_p and min_p kept
   std::vector<float> sampler_logprobs;  ///< [n], nats, under what was drawn from: after penalties and truncation, renormalized
   FinishReason finish = FinishReason::none;  ///< stop or length
-  RoutingRecord routes;                 ///< when asked for: of prompt and completion without its last token
+  RoutingRecord routes;                      ///< when asked for: of prompt and completion without its last token
 };
 struct RolloutGroup {
   std::vector<Completion> completions;  ///< [group_size]
@@ -67,11 +71,15 @@ namespace detail {
 class Rollout {
  public:
   Rollout(const Model& model, std::span<const std::vector<std::int32_t>> prompts, const RolloutOptions& options)
-      : model_(model), prompts_(prompts), options_(options),
-        batch_(model, {.kv_budget_bytes = options.kv_budget_bytes, .record_routes = options.record_routes, .adapter = options.adapter}) {
+      : model_(model),
+        prompts_(prompts),
+        options_(options),
+        batch_(model,
+               {.kv_budget_bytes = options.kv_budget_bytes, .record_routes = options.record_routes, .adapter = options.adapter}) {
     check();
     const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
-    budget_ = options.kv_budget_bytes == 0 ? std::numeric_limits<std::int64_t>::max() : static_cast<std::int64_t>(options.kv_budget_bytes / page);
+    budget_ = options.kv_budget_bytes == 0 ? std::numeric_limits<std::int64_t>::max()
+                                           : static_cast<std::int64_t>(options.kv_budget_bytes / page);
     for (std::size_t p = 0; p < prompts.size(); ++p) queue(p, page);
     progress_.total = progress_.completions = options.skip;
     for (const Group& group : waiting_) progress_.total += group.waiting();
@@ -113,7 +121,9 @@ class Rollout {
     std::int64_t next, end;            // members that wait
     std::vector<Batch::Id> held = {};  // their sequences when the group has entered the batch, the next one last
     std::vector<Running> running = {};
-    std::int64_t shared = 0, tail = 0, own = 0;  // pages: full ones of the prompt, its last one that is not full, of each completion after the full ones
+    std::int64_t shared = 0, tail = 0,
+                 own =
+                     0;  // pages: full ones of the prompt, its last one that is not full, of each completion after the full ones
 
     std::int64_t waiting() const noexcept { return end - next; }
     std::int64_t pages(std::int64_t n_running, std::int64_t n_waiting) const noexcept {
@@ -128,7 +138,8 @@ class Rollout {
       if (!holds) throw ArgumentError(message);
     };
     if (!options_.generate.stop.empty()) throw ArgumentError("stop texts are not supported in a rollout");
-    need(options_.group_size >= 1 && options_.group_size <= std::int64_t{1} << 31, "group_size must be 1 or more, got " + std::to_string(options_.group_size));
+    need(options_.group_size >= 1 && options_.group_size <= std::int64_t{1} << 31,
+         "group_size must be 1 or more, got " + std::to_string(options_.group_size));
     need(options_.batch >= 1, "batch must be at least 1 completion, got " + std::to_string(options_.batch));
     need(options_.skip >= 0, "skip must be 0 or more, got " + std::to_string(options_.skip));
     need(options_.first_prompt + prompts_.size() <= std::uint64_t{1} << 32, "prompts are numbered below 2^32");
@@ -137,9 +148,11 @@ class Rollout {
       const std::string name = "prompt " + std::to_string(p);
       need(!prompts_[p].empty(), name + " has no tokens");
       need(static_cast<std::int64_t>(prompts_[p].size()) <= config.context_length,
-           name + " has " + std::to_string(prompts_[p].size()) + " tokens; the model's context is " + std::to_string(config.context_length));
+           name + " has " + std::to_string(prompts_[p].size()) + " tokens; the model's context is " +
+               std::to_string(config.context_length));
       for (const std::int32_t id : prompts_[p])
-        need(id >= 0 && id < config.vocab_size, name + ": token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config.vocab_size));
+        need(id >= 0 && id < config.vocab_size,
+             name + ": token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config.vocab_size));
     }
   }
 
@@ -148,15 +161,17 @@ class Rollout {
     const auto length = static_cast<std::int64_t>(prompts_[p].size());
     const std::int64_t room = std::min(options_.generate.max_tokens, model_.config().context_length - length);
     const std::int64_t positions = length + std::max<std::int64_t>(0, room - 1);  // the last token drawn is not run
-    Group group{p, std::max<std::int64_t>(0, options_.skip - static_cast<std::int64_t>(p) * options_.group_size), options_.group_size};
+    Group group{p, std::max<std::int64_t>(0, options_.skip - static_cast<std::int64_t>(p) * options_.group_size),
+                options_.group_size};
     if (group.waiting() <= 0) return;
     group.shared = length / kv_page;
     group.tail = length % kv_page != 0;
     group.own = (positions + kv_page - 1) / kv_page - group.shared;
     if (group.pages(1, 0) > budget_)
-      throw MemoryError("prompt " + std::to_string(p) + " of " + std::to_string(length) + " tokens and " + std::to_string(room) + " new ones may take " +
-                        std::to_string(static_cast<std::size_t>(group.pages(1, 0)) * page_bytes) + " bytes of KV pages, the budget is " +
-                        std::to_string(options_.kv_budget_bytes) + "; give a larger one, or fewer new tokens");
+      throw MemoryError("prompt " + std::to_string(p) + " of " + std::to_string(length) + " tokens and " + std::to_string(room) +
+                        " new ones may take " + std::to_string(static_cast<std::size_t>(group.pages(1, 0)) * page_bytes) +
+                        " bytes of KV pages, the budget is " + std::to_string(options_.kv_budget_bytes) +
+                        "; give a larger one, or fewer new tokens");
     if (group.pages(1, group.waiting() - 1) <= budget_) {
       waiting_.push_back(std::move(group));
       return;
@@ -230,15 +245,17 @@ class Rollout {
 
 }  // namespace detail
 
-/// Samples group_size completions of every prompt and gives each away as it is finished: finished(prompt, member, Completion&&), in no
-/// particular order. Throws ArgumentError, or MemoryError when a completion alone does not fit the budget, before anything is run.
+/// Samples group_size completions of every prompt and gives each away as it is finished: finished(prompt, member, Completion&&),
+/// in no particular order. Throws ArgumentError, or MemoryError when a completion alone does not fit the budget, before anything
+/// is run.
 inline void rollout(const Model& model, std::span<const std::vector<std::int32_t>> prompts, const RolloutOptions& options,
                     const std::function<void(std::size_t prompt, std::int64_t member, Completion&& completion)>& finished) {
   detail::Rollout(model, prompts, options).run(finished);
 }
 
 /// The same, collected: [prompts]; completions that were skipped stay empty.
-inline std::vector<RolloutGroup> rollout(const Model& model, std::span<const std::vector<std::int32_t>> prompts, const RolloutOptions& options = {}) {
+inline std::vector<RolloutGroup> rollout(const Model& model, std::span<const std::vector<std::int32_t>> prompts,
+                                         const RolloutOptions& options = {}) {
   std::vector<RolloutGroup> groups(prompts.size());
   detail::Rollout run(model, prompts, options);
   for (RolloutGroup& group : groups) group.completions.resize(static_cast<std::size_t>(options.group_size));

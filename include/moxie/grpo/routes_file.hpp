@@ -1,12 +1,13 @@
 #pragma once
 // Recorded experts of a sequence, as they stand in files: read and checked against the model that shall replay them.
 //
-//   "routed_experts"   base64 of a .npy file [tokens, MoE layers, top_k] of integers, as moxie rollout and vLLM write it (routing_record.hpp),
+//   "routed_experts"   base64 of a .npy file [tokens, MoE layers, top_k] of integers, as moxie rollout and vLLM write it
+//   (routing_record.hpp),
 //                      or the same as nested lists
 //   "routes"           nested lists [MoE layers][tokens][top_k], as moxie score --routes writes it
 //
-// A sequence of T tokens has T tokens of them, or T - 1 where the last one was never run: the router chooses for that one. Ids that are all -1
-// (vLLM: the token was not run by that request) leave the choice to the router too.
+// A sequence of T tokens has T tokens of them, or T - 1 where the last one was never run: the router chooses for that one. Ids
+// that are all -1 (vLLM: the token was not run by that request) leave the choice to the router too.
 
 #include <charconv>
 #include <cstddef>
@@ -29,13 +30,15 @@ namespace detail {
 /// What to replay with, filled id by id.
 class RoutesReader {
  public:
-  RoutesReader(const RoutingTrace& model, Index sequence_tokens) : trace_(model.n_layers(), model.n_experts(), model.top_k()), needed_(sequence_tokens) {}
+  RoutesReader(const RoutingTrace& model, Index sequence_tokens)
+      : trace_(model.n_layers(), model.n_experts(), model.top_k()), needed_(sequence_tokens) {}
 
   void set_shape(Index tokens, Index layers, Index top_k) {
     need("MoE layers", layers, trace_.n_layers());
     need("experts per token", top_k, trace_.top_k());
     if (tokens != needed_ && tokens + 1 != needed_)
-      throw FormatError("the routes are of " + std::to_string(tokens) + " tokens, the sequence has " + std::to_string(needed_) + ": they are another sequence's, or cut off");
+      throw FormatError("the routes are of " + std::to_string(tokens) + " tokens, the sequence has " + std::to_string(needed_) +
+                        ": they are another sequence's, or cut off");
     trace_.resize(needed_);
     for (Index l = 0; l < trace_.n_layers(); ++l) trace_.ids(l).bottomRows(needed_ - tokens).setConstant(router_chooses);
   }
@@ -45,7 +48,8 @@ class RoutesReader {
       throw FormatError("the routes of token " + std::to_string(token) + " in MoE layer " + std::to_string(layer) + ": " + what);
     };
     if (id < router_chooses || id >= trace_.n_experts())
-      bad("expert " + std::to_string(id) + " does not exist, the model has experts 0 to " + std::to_string(trace_.n_experts() - 1));
+      bad("expert " + std::to_string(id) + " does not exist, the model has experts 0 to " +
+          std::to_string(trace_.n_experts() - 1));
     for (Index k = 0; k < slot; ++k) {
       if ((ids(token, k) == router_chooses) != (id == router_chooses)) bad("some ids are -1, but not all");
       if (ids(token, k) == id && id != router_chooses) bad("expert " + std::to_string(id) + " occurs twice");
@@ -56,7 +60,9 @@ class RoutesReader {
 
  private:
   static void need(const char* what, Index has, Index needed) {
-    if (has != needed) throw FormatError("the routes have " + std::to_string(has) + " " + what + ", the model has " + std::to_string(needed) + ": they are another model's");
+    if (has != needed)
+      throw FormatError("the routes have " + std::to_string(has) + " " + what + ", the model has " + std::to_string(needed) +
+                        ": they are another model's");
   }
   RoutingTrace trace_;
   Index needed_;
@@ -78,7 +84,10 @@ void read_nested(const nlohmann::json& lists, Shape&& shape, F&& f) {
       for (std::size_t c = 0; c < k; ++c) {
         if (!lists[a][b][c].is_number_integer()) bad();
         const nlohmann::json& id = lists[a][b][c];
-        f(static_cast<Index>(a), static_cast<Index>(b), static_cast<Index>(c), id > INT32_MAX ? std::int64_t{INT32_MAX} : id < INT32_MIN ? std::int64_t{INT32_MIN} : id.get<std::int64_t>());
+        f(static_cast<Index>(a), static_cast<Index>(b), static_cast<Index>(c),
+          id > INT32_MAX   ? std::int64_t{INT32_MAX}
+          : id < INT32_MIN ? std::int64_t{INT32_MIN}
+                           : id.get<std::int64_t>());
       }
     }
   }
@@ -109,7 +118,8 @@ struct NpyIntegers {
       return header.substr(at + key.size());
     };
     const std::string_view type = after("'descr': '").substr(0, 4);
-    need(type.size() == 4 && (type[0] == '<' || type[0] == '|') && (type[1] == 'u' || type[1] == 'i') && type[3] == '\'' && std::strchr("1248", type[2]) != nullptr,
+    need(type.size() == 4 && (type[0] == '<' || type[0] == '|') && (type[1] == 'u' || type[1] == 'i') && type[3] == '\'' &&
+             std::strchr("1248", type[2]) != nullptr,
          "the .npy file's type must be whole numbers, little-endian");
     id_bytes = static_cast<std::size_t>(type[2] - '0');
     is_signed = type[1] == 'i';
@@ -119,7 +129,8 @@ struct NpyIntegers {
     for (Index& size : shape) {
       while (sizes.starts_with(' ') || sizes.starts_with(',')) sizes.remove_prefix(1);
       const auto [end, error] = std::from_chars(sizes.data(), sizes.data() + sizes.size(), size);
-      need(error == std::errc() && size >= 0 && size <= (Index{1} << 31), "the .npy file's shape must be [tokens, MoE layers, top_k]");
+      need(error == std::errc() && size >= 0 && size <= (Index{1} << 31),
+           "the .npy file's shape must be [tokens, MoE layers, top_k]");
       sizes.remove_prefix(static_cast<std::size_t>(end - sizes.data()));
       need(size == 0 || total <= (std::size_t{1} << 40) / static_cast<std::size_t>(size), "the .npy file's shape is too large");
       total *= static_cast<std::size_t>(size);
@@ -142,8 +153,8 @@ struct NpyIntegers {
 /// True when the line of a file has routes.
 inline bool has_routes(const nlohmann::json& line) { return line.contains("routed_experts") || line.contains("routes"); }
 
-/// The routes of a line as a trace to replay in a model with the sizes of `model` (empty_trace) for a sequence of `tokens` tokens. Throws
-/// FormatError that says what does not fit.
+/// The routes of a line as a trace to replay in a model with the sizes of `model` (empty_trace) for a sequence of `tokens`
+/// tokens. Throws FormatError that says what does not fit.
 inline RoutingTrace read_routes(const nlohmann::json& line, const RoutingTrace& model, Index tokens) {
   detail::RoutesReader reader(model, tokens);
   if (line.contains("routed_experts")) {
@@ -158,7 +169,10 @@ inline RoutingTrace read_routes(const nlohmann::json& line, const RoutingTrace& 
           for (Index k = 0; k < array.shape[2]; ++k) reader.set(t, l, k, array[i++]);
     } else {
       detail::read_nested(
-          routes, [&](Index t, Index l, Index k) { t == 0 ? reader.set_shape(0, model.n_layers(), model.top_k()) : reader.set_shape(t, l, k); },
+          routes,
+          [&](Index t, Index l, Index k) {
+            t == 0 ? reader.set_shape(0, model.n_layers(), model.top_k()) : reader.set_shape(t, l, k);
+          },
           [&](Index t, Index l, Index k, std::int64_t id) { reader.set(t, l, k, id); });
     }
   } else if (line.contains("routes")) {

@@ -1,10 +1,10 @@
 #pragma once
-// RoutingRecord: the experts of a rollout's tokens, compact, to be saved with it and replayed in scoring (rollout routing replay, R3,
-// arXiv 2510.11370).
+// RoutingRecord: the experts of a rollout's tokens, compact, to be saved with it and replayed in scoring (rollout routing replay,
+// R3, arXiv 2510.11370).
 //
-// Ids in the order [token][MoE layer][top_k], one byte each for models of up to 256 experts, two above. Weights are not kept: a replay
-// computes them anew from its own router logits. As text it is what vLLM's servers give as `routed_experts`: the bytes of a NumPy .npy
-// file (uint8 or uint16, shape [tokens, MoE layers, top_k]) in base64:
+// Ids in the order [token][MoE layer][top_k], one byte each for models of up to 256 experts, two above. Weights are not kept: a
+// replay computes them anew from its own router logits. As text it is what vLLM's servers give as `routed_experts`: the bytes of
+// a NumPy .npy file (uint8 or uint16, shape [tokens, MoE layers, top_k]) in base64:
 //
 //   numpy.load(io.BytesIO(base64.b64decode(text)))
 //
@@ -43,12 +43,13 @@ class RoutingRecord {
     return id_bytes() == 2 ? byte(at) | byte(at + 1) << 8 : byte(at);
   }
 
-  /// The record as a trace to replay for a sequence of `tokens` tokens; the router chooses for those that were not run. Throws ArgumentError
-  /// when the record has more.
+  /// The record as a trace to replay for a sequence of `tokens` tokens; the router chooses for those that were not run. Throws
+  /// ArgumentError when the record has more.
   RoutingTrace trace(Index tokens) const {
     RoutingTrace trace(layers_, n_experts_, top_k_);
     if (tokens < tokens_)
-      throw ArgumentError({{}, "routing record", {}}, "has " + std::to_string(tokens_) + " tokens, the sequence only " + std::to_string(tokens));
+      throw ArgumentError({{}, "routing record", {}},
+                          "has " + std::to_string(tokens_) + " tokens, the sequence only " + std::to_string(tokens));
     trace.resize(tokens);
     for (Index l = 0; l < layers_; ++l)
       for (Index t = 0; t < tokens; ++t)
@@ -58,8 +59,9 @@ class RoutingRecord {
 
   /// The text described above.
   std::string text() const {
-    std::string header = std::string("{'descr': '") + (id_bytes() == 2 ? "<u2" : "|u1") + "', 'fortran_order': False, 'shape': (" + std::to_string(tokens_) + ", " +
-                         std::to_string(layers_) + ", " + std::to_string(top_k_) + "), }";
+    std::string header = std::string("{'descr': '") + (id_bytes() == 2 ? "<u2" : "|u1") +
+                         "', 'fortran_order': False, 'shape': (" + std::to_string(tokens_) + ", " + std::to_string(layers_) +
+                         ", " + std::to_string(top_k_) + "), }";
     header.append(63 - (10 + header.size()) % 64, ' ');  // the data begins at a multiple of 64 bytes
     header += '\n';
     std::string file("\x93NUMPY\x01\x00", 8);

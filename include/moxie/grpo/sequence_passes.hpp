@@ -19,15 +19,18 @@ struct SequencePart {
   std::int64_t first = 0, count = 0;
 };
 
-/// Runs all sequences, checked by check_sequences(). visit(hidden, parts, routes) is called after each pass: hidden [rows, hidden_size] of the parts
-/// one after another, and the rows' routes when options.record_routes. Empty sequences are left out. Throws MemoryError when a sequence alone
-/// does not fit the budget of KV pages.
+/// Runs all sequences, checked by check_sequences(). visit(hidden, parts, routes) is called after each pass: hidden [rows,
+/// hidden_size] of the parts one after another, and the rows' routes when options.record_routes. Empty sequences are left out.
+/// Throws MemoryError when a sequence alone does not fit the budget of KV pages.
 template <class Visit>
-void run_sequences(const Model& model, std::span<const std::vector<std::int32_t>> sequences, const LogprobOptions& options, Visit&& visit) {
+void run_sequences(const Model& model, std::span<const std::vector<std::int32_t>> sequences, const LogprobOptions& options,
+                   Visit&& visit) {
   const KvPool pool(model.decoder().kv_shape(model.options().kv), options.kv_budget_bytes);
   const Index width = model.config().hidden_size;
   // Fewer rows a pass where their activations would take more than 32 MB, but enough to be no slower than need be.
-  const auto chunk = std::min<std::int64_t>(model.options().chunk, std::max<std::int64_t>(64, (std::int64_t{32} << 20) / static_cast<std::int64_t>(model.decoder().scratch_bytes_per_row())));
+  const auto chunk = std::min<std::int64_t>(
+      model.options().chunk,
+      std::max<std::int64_t>(64, (std::int64_t{32} << 20) / static_cast<std::int64_t>(model.decoder().scratch_bytes_per_row())));
   std::int64_t total = 0, done = 0;
   for (const auto& ids : sequences) total += static_cast<std::int64_t>(ids.size());
 
@@ -66,8 +69,10 @@ void run_sequences(const Model& model, std::span<const std::vector<std::int32_t>
     if (!options.replay.empty()) replay = empty_trace(model);
     for (const Running& entry : running) {
       const auto& ids = sequences[entry.sequence];
-      const std::int64_t count = std::min(chunk - static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(ids.size()) - entry.run);
-      for (std::int64_t p = entry.run; p < entry.run + count; ++p) rows.push_back({ids[static_cast<std::size_t>(p)], entry.kv.get(), p});
+      const std::int64_t count =
+          std::min(chunk - static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(ids.size()) - entry.run);
+      for (std::int64_t p = entry.run; p < entry.run + count; ++p)
+        rows.push_back({ids[static_cast<std::size_t>(p)], entry.kv.get(), p});
       if (!options.replay.empty()) replay.append(options.replay[entry.sequence], entry.run, count);
       parts.push_back({entry.sequence, entry.run, count});
     }
@@ -77,8 +82,8 @@ void run_sequences(const Model& model, std::span<const std::vector<std::int32_t>
       record = empty_trace(model);
       record.resize(static_cast<Index>(rows.size()));
     }
-    model.decoder().forward(model.context(), rows, scratch.hidden.data(), scratch.decoder, options.record_routes ? &record : nullptr,
-                            options.replay.empty() ? nullptr : &replay);
+    model.decoder().forward(model.context(), rows, scratch.hidden.data(), scratch.decoder,
+                            options.record_routes ? &record : nullptr, options.replay.empty() ? nullptr : &replay);
     visit(static_cast<const float*>(scratch.hidden.data()), std::span<const SequencePart>(parts), std::as_const(record));
 
     for (std::size_t i = 0; i < running.size(); ++i) {

@@ -20,7 +20,8 @@ inline std::string to_base64(std::string_view bytes) {
   text.reserve((bytes.size() + 2) / 3 * 4);
   for (std::size_t at = 0; at < bytes.size(); at += 3) {
     std::uint32_t three = 0;
-    for (std::size_t i = 0; i < 3; ++i) three = three << 8 | (at + i < bytes.size() ? static_cast<std::uint8_t>(bytes[at + i]) : 0u);
+    for (std::size_t i = 0; i < 3; ++i)
+      three = three << 8 | (at + i < bytes.size() ? static_cast<std::uint8_t>(bytes[at + i]) : 0u);
     for (std::size_t i = 0; i < 4; ++i) text += at + i <= bytes.size() ? detail::base64_digits[three >> (18 - 6 * i) & 63u] : '=';
   }
   return text;
@@ -34,7 +35,9 @@ inline std::string from_base64(std::string_view text) {
     for (std::size_t i = 0; i < 64; ++i) table[static_cast<std::uint8_t>(detail::base64_digits[i])] = static_cast<std::int8_t>(i);
     return table;
   }();
-  if (text.size() % 4 != 0) throw FormatError("base64 text comes in groups of 4 characters, got " + std::to_string(text.size()) + " characters: it is cut off");
+  if (text.size() % 4 != 0)
+    throw FormatError("base64 text comes in groups of 4 characters, got " + std::to_string(text.size()) +
+                      " characters: it is cut off");
   const std::size_t padding = text.ends_with("==") ? 2 : text.ends_with('=') ? 1 : 0;
   std::string bytes;
   bytes.reserve(text.size() / 4 * 3);
@@ -46,7 +49,8 @@ inline std::string from_base64(std::string_view text) {
       if (value < 0) throw FormatError("character " + std::to_string(at + i) + " is no base64 digit");
       three = three << 6 | static_cast<std::uint32_t>(value);
     }
-    if ((three & (0xffffffu >> (8 * (digits - 1)))) != 0) throw FormatError("the last base64 digit has bits that belong to no byte");
+    if ((three & (0xffffffu >> (8 * (digits - 1)))) != 0)
+      throw FormatError("the last base64 digit has bits that belong to no byte");
     for (std::size_t i = 0; i + 1 < digits; ++i) bytes += static_cast<char>(three >> (16 - 8 * i) & 0xffu);
   }
   return bytes;

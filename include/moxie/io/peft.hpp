@@ -19,12 +19,14 @@
 
 namespace moxie {
 
-/// Writes adapter_model.safetensors, then adapter_config.json, into the folder, which is made where it is missing. Each file appears, or replaces an older
-/// one, only when it is complete. `base_model` is what PEFT calls base_model_name_or_path; may be empty. Throws SystemError, ArgumentError for an adapter that
-/// is empty or not finite.
+/// Writes adapter_model.safetensors, then adapter_config.json, into the folder, which is made where it is missing. Each file
+/// appears, or replaces an older one, only when it is complete. `base_model` is what PEFT calls base_model_name_or_path; may be
+/// empty. Throws SystemError, ArgumentError for an adapter that is empty or not finite.
 inline void save_peft(const std::string& folder, const OutputAdapter& adapter, const std::string& base_model = {}) {
-  if (adapter.rank() < 1 || adapter.b.cols() != adapter.rank()) throw ArgumentError("an adapter needs a [rank, hidden] and b [vocab, rank]");
-  if (!adapter.a.allFinite() || !adapter.b.allFinite() || !std::isfinite(adapter.scale)) throw ArgumentError("the adapter holds numbers that are not finite");
+  if (adapter.rank() < 1 || adapter.b.cols() != adapter.rank())
+    throw ArgumentError("an adapter needs a [rank, hidden] and b [vocab, rank]");
+  if (!adapter.a.allFinite() || !adapter.b.allFinite() || !std::isfinite(adapter.scale))
+    throw ArgumentError("the adapter holds numbers that are not finite");
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) throw SystemError({folder, {}, {}}, "cannot make the folder: " + error.message());
@@ -57,17 +59,19 @@ inline void save_peft(const std::string& folder, const OutputAdapter& adapter, c
   file.commit();
 }
 
-/// Reads a folder whose only module is lm_head; call pack() before use. Throws SystemError, FormatError, UnsupportedError when it adapts other modules too
-/// (LoadOptions::adapter merges those).
+/// Reads a folder whose only module is lm_head; call pack() before use. Throws SystemError, FormatError, UnsupportedError when it
+/// adapts other modules too (LoadOptions::adapter merges those).
 inline OutputAdapter load_peft(const std::string& folder) {
   const PeftFolder peft = PeftFolder::open(folder);
   for (const auto& [module, update] : peft.adapter().updates)
     if (module != "lm_head")
-      throw UnsupportedError({folder, {}, {}}, "adapts the module " + in_quotes(module) + "; an adapter beside the output matrix has lm_head only (load the model with "
-                                               "LoadOptions::adapter to merge others)");
+      throw UnsupportedError({folder, {}, {}}, "adapts the module " + in_quotes(module) +
+                                                   "; an adapter beside the output matrix has lm_head only (load the model with "
+                                                   "LoadOptions::adapter to merge others)");
   const LowRankUpdate& update = peft.adapter().updates.begin()->second;
   if (update.a.rows() != update.b.columns())
-    throw FormatError(update.a.place(), "has shape " + update.a.shape_text() + " beside a lora_B of " + update.b.shape_text() + "; they must be [r, hidden] and [vocab, r]");
+    throw FormatError(update.a.place(), "has shape " + update.a.shape_text() + " beside a lora_B of " + update.b.shape_text() +
+                                            "; they must be [r, hidden] and [vocab, r]");
   const auto values = [](const TensorView& tensor) {
     RowMatrix matrix(tensor.rows(), tensor.columns());
     dequantize(tensor, matrix.data());

@@ -2,12 +2,13 @@
 // An adapter folder as Hugging Face PEFT saves it: adapter_config.json and adapter_model.safetensors, LoRA of linear layers.
 //
 //   base_model.model.MODULE.lora_A.weight [r, inputs], base_model.model.MODULE.lora_B.weight [outputs, r], of F32, F16 or BF16
-//   scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; rank_pattern and alpha_pattern give modules an r and an alpha of their own
+//   scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; rank_pattern and alpha_pattern give modules an r and an
+//   alpha of their own
 //
-// A key of a pattern means the modules that are it or end in "." and it, ".*\.KEY" the same; other regular expressions are not supported. Options that change
-// what is computed and that moxie does not have (DoRA, biases, modules saved whole, ..) are errors. MODULE.base_layer.weight, a copy of the model's own
-// weight that PEFT saves of output matrices, is left out. Errors: SystemError, FormatError, UnsupportedError.
-// Source: PEFT, peft/tuners/lora/config.py and layer.py, peft/utils/save_and_load.py.
+// A key of a pattern means the modules that are it or end in "." and it, ".*\.KEY" the same; other regular expressions are not
+// supported. Options that change what is computed and that moxie does not have (DoRA, biases, modules saved whole, ..) are
+// errors. MODULE.base_layer.weight, a copy of the model's own weight that PEFT saves of output matrices, is left out. Errors:
+// SystemError, FormatError, UnsupportedError. Source: PEFT, peft/tuners/lora/config.py and layer.py, peft/utils/save_and_load.py.
 
 #include <cmath>
 #include <cstdint>
@@ -43,17 +44,22 @@ class PeftFolder {
   explicit PeftFolder(std::string path) : path_(std::move(path)), config_file_(file("adapter_config.json")) {
     std::error_code error;
     if (!std::filesystem::is_directory(path_, error)) throw SystemError({path_, {}, {}}, "not a folder");
-    if (!has("adapter_config.json")) throw FormatError({config_file_, {}, {}}, "the file is missing; an adapter folder must have it beside its matrices");
+    if (!has("adapter_config.json"))
+      throw FormatError({config_file_, {}, {}}, "the file is missing; an adapter folder must have it beside its matrices");
     if (!has("adapter_model.safetensors"))
       throw FormatError({file("adapter_model.safetensors"), {}, {}},
                         std::string("the file is missing") +
-                            (has("adapter_model.bin") ? "; adapter_model.bin is not read: save the adapter as safetensors (save_pretrained does)" : ""));
+                            (has("adapter_model.bin")
+                                 ? "; adapter_model.bin is not read: save the adapter as safetensors (save_pretrained does)"
+                                 : ""));
     config_ = read_json_file(config_file_);
     const Fields f(config_, config_file_);
     check_options(f);
     tensors_ = SafetensorsFile::open(file("adapter_model.safetensors")).tensors();
     collect();
-    adapter_.scale = [config = config_, file = config_file_](const std::string& module, std::int64_t rank) { return scale(Fields(config, file), module, rank); };
+    adapter_.scale = [config = config_, file = config_file_](const std::string& module, std::int64_t rank) {
+      return scale(Fields(config, file), module, rank);
+    };
   }
 
   std::string file(std::string_view name) const { return (std::filesystem::path(path_) / name).string(); }
@@ -65,10 +71,12 @@ class PeftFolder {
   static void check_options(const Fields& f) {
     if (const std::string type = f.text("peft_type", ""); type != "LORA")
       f.unsupported("peft_type", type.empty() ? "is missing; it must be \"LORA\"" : "is " + in_quotes(type) + "; moxie has LORA");
-    if (const std::string bias = f.text("bias", "none"); bias != "none") f.unsupported("bias", "is " + in_quotes(bias) + "; moxie has adapters without biases (none)");
+    if (const std::string bias = f.text("bias", "none"); bias != "none")
+      f.unsupported("bias", "is " + in_quotes(bias) + "; moxie has adapters without biases (none)");
     // Off when absent, null, false or empty.
-    for (const char* option : {"use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication",
-                               "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "velora_config", "kasa_config"}) {
+    for (const char* option : {"use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "trainable_token_indices",
+                               "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
+                               "monteclora_config", "velora_config", "kasa_config"}) {
       const nlohmann::json* value = f.find(option);
       if (!value || *value == false || (value->is_structured() && value->empty())) continue;
       f.unsupported(option, "is " + Fields::show(*value) + "; moxie has plain LoRA of linear layers only");
@@ -79,14 +87,17 @@ class PeftFolder {
   void collect() {
     for (const auto& [name, tensor] : tensors_.all()) {
       std::string_view module = name;
-      if (constexpr std::string_view prefix = "base_model.model."; module.starts_with(prefix)) module.remove_prefix(prefix.size());
+      if (constexpr std::string_view prefix = "base_model.model."; module.starts_with(prefix))
+        module.remove_prefix(prefix.size());
       if (module.ends_with(".base_layer.weight")) continue;
       const bool a = module.ends_with(".lora_A.weight"), b = module.ends_with(".lora_B.weight");
       if (!a && !b) throw UnsupportedError(tensor.place(), "moxie reads lora_A.weight and lora_B.weight of linear layers only");
       module.remove_suffix(std::string_view(".lora_A.weight").size());
-      if (tensor.shape.size() != 2 || tensor.elements() == 0) throw FormatError(tensor.place(), "has shape " + tensor.shape_text() + "; it must be a matrix");
+      if (tensor.shape.size() != 2 || tensor.elements() == 0)
+        throw FormatError(tensor.place(), "has shape " + tensor.shape_text() + "; it must be a matrix");
       if (tensor.dtype != Dtype::F32 && tensor.dtype != Dtype::F16 && tensor.dtype != Dtype::BF16)
-        throw UnsupportedError(tensor.place(), "is " + std::string(dtype_info(tensor.dtype).name) + "; it must be F32, F16 or BF16");
+        throw UnsupportedError(tensor.place(),
+                               "is " + std::string(dtype_info(tensor.dtype).name) + "; it must be F32, F16 or BF16");
       LowRankUpdate& update = adapter_.updates[std::string(module)];
       TensorView& part = a ? update.a : update.b;
       if (part.data) throw FormatError(tensor.place(), "is there twice, with and without 'base_model.model.'");
@@ -94,7 +105,9 @@ class PeftFolder {
     }
     if (adapter_.updates.empty()) throw FormatError({file("adapter_model.safetensors"), {}, {}}, "holds no matrices");
     for (const auto& [module, update] : adapter_.updates)
-      if (!update.a.data || !update.b.data) throw FormatError((update.a.data ? update.a : update.b).place(), update.a.data ? "has no lora_B beside it" : "has no lora_A beside it");
+      if (!update.a.data || !update.b.data)
+        throw FormatError((update.a.data ? update.a : update.b).place(),
+                          update.a.data ? "has no lora_B beside it" : "has no lora_A beside it");
   }
 
   /// lora_alpha / r of a module whose matrices have this rank, which must be the r that the configuration gives it.
@@ -108,11 +121,13 @@ class PeftFolder {
       expected = own->get<std::int64_t>();
     }
     if (const nlohmann::json* own = of_pattern(f, "alpha_pattern", module)) {
-      if (!own->is_number() || !(std::abs(own->get<double>()) <= most)) f.fail("alpha_pattern", "holds " + Fields::show(*own) + "; it must hold numbers");
+      if (!own->is_number() || !(std::abs(own->get<double>()) <= most))
+        f.fail("alpha_pattern", "holds " + Fields::show(*own) + "; it must hold numbers");
       alpha = own->get<double>();
     }
     if (rank != expected)
-      f.fail("r", "is " + std::to_string(expected) + " for the module " + in_quotes(module) + ", but its matrices have rank " + std::to_string(rank));
+      f.fail("r", "is " + std::to_string(expected) + " for the module " + in_quotes(module) + ", but its matrices have rank " +
+                      std::to_string(rank));
     const auto r = static_cast<double>(rank);
     return static_cast<float>(alpha / (f.boolean("use_rslora", false) ? std::sqrt(r) : r));
   }
@@ -127,9 +142,11 @@ class PeftFolder {
       const std::string_view start = ".*\\.";
       const std::string_view key = std::string_view(text).substr(text.starts_with(start) ? start.size() : 0);
       if (key.find_first_of("\\^$*+?()[]{}|") != std::string_view::npos)
-        f.unsupported(option, "has the key " + in_quotes(text) + ", a regular expression; moxie has names of modules and their ends");
+        f.unsupported(option,
+                      "has the key " + in_quotes(text) + ", a regular expression; moxie has names of modules and their ends");
       if (module != key && !module.ends_with("." + std::string(key))) continue;
-      if (found && *found != value) f.unsupported(option, "has several keys that fit the module " + in_quotes(module) + ", with different values");
+      if (found && *found != value)
+        f.unsupported(option, "has several keys that fit the module " + in_quotes(module) + ", with different values");
       found = &value;
     }
     return found;

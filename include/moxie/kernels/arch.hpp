@@ -8,8 +8,9 @@
 
 // Around code that uses vector intrinsics: GCC 12 warns of the undefined operand inside its own AVX-512 intrinsics.
 #if defined(__GNUC__) && !defined(__clang__)
-#define MOXIE_KERNELS_BEGIN _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
-  _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#define MOXIE_KERNELS_BEGIN                                                            \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+      _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
 #define MOXIE_KERNELS_END _Pragma("GCC diagnostic pop")
 #else
 #define MOXIE_KERNELS_BEGIN

@@ -46,11 +46,13 @@ template <class A, class Fn>
 MOXIE_INLINE void each(const float* x, std::int64_t n, float neutral, Fn&& f) noexcept {
   constexpr int step = 4 * lanes<A>;
   std::int64_t i = 0;
-  for (; i + step <= n; i += step) unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { f(Floats<A>::load_unaligned(x + i + t * lanes<A>), t); });
+  for (; i + step <= n; i += step)
+    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { f(Floats<A>::load_unaligned(x + i + t * lanes<A>), t); });
   if (i < n)
     unroll<4>([&](int t) MOXIE_INLINE_LAMBDA {
       const std::int64_t rest = n - i - t * lanes<A>;
-      f(rest >= lanes<A> ? Floats<A>::load_unaligned(x + i + t * lanes<A>) : load_part<A>(x + i + t * lanes<A>, rest, neutral), t);
+      f(rest >= lanes<A> ? Floats<A>::load_unaligned(x + i + t * lanes<A>) : load_part<A>(x + i + t * lanes<A>, rest, neutral),
+        t);
     });
 }
 
@@ -75,28 +77,33 @@ void rms_norm(const float* x, const float* w, float eps, std::int64_t n, float* 
   const double mean = rows::sum<A>(parts) / static_cast<double>(n);
   const F factor(static_cast<float>(1.0 / __builtin_sqrt(mean + static_cast<double>(eps))));
   if (w)
-    rows::map<A>(n, y, [&](F v, F weight) MOXIE_INLINE_LAMBDA { return v * factor * weight; }, x, w);
+    rows::map<A>(
+        n, y, [&](F v, F weight) MOXIE_INLINE_LAMBDA { return v * factor * weight; }, x, w);
   else
-    rows::map<A>(n, y, [&](F v) MOXIE_INLINE_LAMBDA { return v * factor; }, x);
+    rows::map<A>(
+        n, y, [&](F v) MOXIE_INLINE_LAMBDA { return v * factor; }, x);
 }
 
 template <class A>
 void swiglu(const float* gate, const float* up, std::int64_t n, float* y) noexcept {
   using F = Floats<A>;
-  rows::map<A>(n, y, [](F g, F u) MOXIE_INLINE_LAMBDA { return g / (F(1.0f) + exp_fixed(-g)) * u; }, gate, up);
+  rows::map<A>(
+      n, y, [](F g, F u) MOXIE_INLINE_LAMBDA { return g / (F(1.0f) + exp_fixed(-g)) * u; }, gate, up);
 }
 
 template <class A>
 void axpy(float a, const float* x, std::int64_t n, float* y) noexcept {
   using F = Floats<A>;
   const F factor(a);
-  rows::map<A>(n, y, [&](F v, F sum) MOXIE_INLINE_LAMBDA { return madd(factor, v, sum); }, x, y);
+  rows::map<A>(
+      n, y, [&](F v, F sum) MOXIE_INLINE_LAMBDA { return madd(factor, v, sum); }, x, y);
 }
 
 template <class A>
 void add(const float* x, std::int64_t n, float* y) noexcept {
   using F = Floats<A>;
-  rows::map<A>(n, y, [](F v, F sum) MOXIE_INLINE_LAMBDA { return sum + v; }, x, y);
+  rows::map<A>(
+      n, y, [](F v, F sum) MOXIE_INLINE_LAMBDA { return sum + v; }, x, y);
 }
 
 /// A logit of -infinity has probability 0; when all have, max is -infinity and the sums are 0.
@@ -124,7 +131,8 @@ SoftmaxPartial softmax_partial(const float* logits, std::int64_t n, float temper
 }
 
 template <class A>
-void softmax_gradient(const float* logits, std::int64_t n, float temperature, float lse, float entropy, float g, float e, float* out) noexcept {
+void softmax_gradient(const float* logits, std::int64_t n, float temperature, float lse, float entropy, float g, float e,
+                      float* out) noexcept {
   using F = Floats<A>;
   const F divisor(temperature), minus_lse(-lse), middle(entropy), of_logprob(g), of_entropy(e), zero(0.0f);
   rows::map<A>(

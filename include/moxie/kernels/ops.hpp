@@ -1,7 +1,8 @@
 #pragma once
 // The primitives of an architecture on which the loops of panel_int8.hpp and panel_f32.hpp are written: Ops<Arch>.
 //
-//   Bytes   64 codes, one register of a panel's block (quant/panel.hpp)       Ints, F   16 int32, 16 f32: one for each row of a panel
+//   Bytes   64 codes, one register of a panel's block (quant/panel.hpp)       Ints, F   16 int32, 16 f32: one for each row of a
+//   panel
 //
 //   bits<shift, mask>(x)       (x >> shift) & mask in each byte; a negative shift goes left      merge(a, b)   a | b
 //   code_floats<i, sign>(x)    byte 4 r + i of each row r as f32
@@ -11,8 +12,8 @@
 //
 //   dot_kind<Panel>            the way for the codes of a format; formats with one kind share their compiled loops
 //   operand<Panel>(x)          codes in the form in which dot() wants them
-//   start_words<Panel>(..)     two words for each token and block that carry the zero point: 16 (or 32) activations' sum times -zero
-//   dot<kind, T>(w, q, x, h, sums)   sums[t] = sum over the block of (code - zero) * q[t], exact; with halves, the two
+//   start_words<Panel>(..)     two words for each token and block that carry the zero point: 16 (or 32) activations' sum times
+//   -zero dot<kind, T>(w, q, x, h, sums)   sums[t] = sum over the block of (code - zero) * q[t], exact; with halves, the two
 //                                    sums of 16 are multiplied by h[0] and h[1] first. w(Constant<j>) gives register j.
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   tile<kind>                 tokens of a full tile: as many as the registers hold

@@ -49,7 +49,9 @@ struct Ops<Avx2> {
     const __m256i m = _mm256_set1_epi8(mask);
     return {_mm256_and_si256(x.lo, m), _mm256_and_si256(x.hi, m)};
   }
-  MOXIE_INLINE static Bytes merge(Bytes a, Bytes b) noexcept { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+  MOXIE_INLINE static Bytes merge(Bytes a, Bytes b) noexcept {
+    return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
+  }
 
   MOXIE_INLINE static F load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   MOXIE_INLINE static void store(float* p, F x) noexcept {
@@ -59,9 +61,13 @@ struct Ops<Avx2> {
   MOXIE_INLINE static F set1(float x) noexcept { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   MOXIE_INLINE static F add(F a, F b) noexcept { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
   MOXIE_INLINE static F mul(F a, F b) noexcept { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
-  MOXIE_INLINE static F fma(F a, F b, F c) noexcept { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+  MOXIE_INLINE static F fma(F a, F b, F c) noexcept {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+  }
   MOXIE_INLINE static F to_float(Ints x) noexcept { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
-  MOXIE_INLINE static F load_f16(const std::byte* p) noexcept { return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 16))}; }
+  MOXIE_INLINE static F load_f16(const std::byte* p) noexcept {
+    return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 16))};
+  }
   MOXIE_INLINE static F load_bf16(const std::byte* p) noexcept {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16)),
             _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p + 16)), 16))};
@@ -84,7 +90,9 @@ struct Ops<Avx2> {
     const __m256i low = _mm256_unpacklo_epi16(x, x), high = _mm256_unpackhi_epi16(x, x);
     return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
   }
-  MOXIE_INLINE static F halves_float(Ints x) noexcept { return to_float({_mm256_srai_epi32(x.lo, 16), _mm256_srai_epi32(x.hi, 16)}); }
+  MOXIE_INLINE static F halves_float(Ints x) noexcept {
+    return to_float({_mm256_srai_epi32(x.lo, 16), _mm256_srai_epi32(x.hi, 16)});
+  }
   MOXIE_INLINE static Ints load_ints(const std::byte* p) noexcept { return load_bytes(p); }
   MOXIE_INLINE static void store_ints(std::byte* p, Ints x) noexcept { store_bytes(p, x); }
   template <int i, bool is_signed>
@@ -108,7 +116,9 @@ struct Ops<Avx2> {
   /// Of 16 registers a token takes 2 (the int16 sums of 8 rows each); others: 2 of codes, one broadcast,
   /// one product (and ones, or the codes' absolute values). Float sums live in cache.
   template <int kind>
-  static constexpr int tile = kind == eight_sums ? 6 : kind == four_sums ? 5 : 4;
+  static constexpr int tile = kind == eight_sums  ? 6
+                              : kind == four_sums ? 5
+                                                  : 4;
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
@@ -146,7 +156,8 @@ struct Ops<Avx2> {
       });
     } else {
       // `registers` registers of codes from the first on, summed in int16, then widened into `sums`
-      const auto add_group = [&](auto first, auto registers, const std::byte* start_at, Bytes factor, bool more) MOXIE_INLINE_LAMBDA {
+      const auto add_group = [&](auto first, auto registers, const std::byte* start_at, Bytes factor,
+                                 bool more) MOXIE_INLINE_LAMBDA {
         Bytes lanes[T];
         unroll_constant<registers.value>([&](auto j) MOXIE_INLINE_LAMBDA {
           const Bytes code = w(Constant<first.value + j.value>{});
@@ -194,8 +205,12 @@ struct Ops<Avx2> {
     __asm__("" : "+x"(a));
     return a;
   }
-  MOXIE_INLINE static __m128i load_128(const std::byte* p) noexcept { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-  MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  MOXIE_INLINE static __m128i load_128(const std::byte* p) noexcept {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
   MOXIE_INLINE static __m256i broadcast(const std::byte* p) noexcept { return _mm256_set1_epi32(static_cast<int>(load_u32(p))); }
 };
 

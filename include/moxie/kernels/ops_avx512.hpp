@@ -52,7 +52,8 @@ struct Avx512Ops {
     const __m256i code = _mm256_cvtepu8_epi16(load_128(p)), rest = _mm256_and_si256(code, _mm256_set1_epi16(0x7f));
     const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(rest, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7e00));
     const __m256i sign = _mm256_slli_epi16(_mm256_andnot_si256(_mm256_set1_epi16(0x7f), code), 8);
-    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(rest, 7))), _mm512_set1_ps(256));
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(rest, 7))),
+                         _mm512_set1_ps(256));
   }
   MOXIE_INLINE static F load_u8(const std::byte* p) noexcept { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_128(p))); }
   MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept { return _mm512_cvtepi8_epi32(load_128(p)); }
@@ -73,8 +74,11 @@ struct Avx512Ops {
   template <class P>
   static constexpr bool needs_start = P::zero != 0 || P::codes == Codes::s8;
   template <class P>
-  static constexpr int dot_kind = P::has_halves ? halves : needs_start<P> ? with_start : plain;
-  /// Of 32 registers a token takes 2 (integer and float sums), or 3 with halves; others: codes, scale, offset (or 2 halves), one product.
+  static constexpr int dot_kind = P::has_halves    ? halves
+                                  : needs_start<P> ? with_start
+                                                   : plain;
+  /// Of 32 registers a token takes 2 (integer and float sums), or 3 with halves; others: codes, scale, offset (or 2 halves), one
+  /// product.
   template <int kind>
   static constexpr int tile = kind == halves ? 8 : 12;
 
@@ -110,8 +114,12 @@ struct Avx512Ops {
   }
 
  private:
-  MOXIE_INLINE static __m128i load_128(const std::byte* p) noexcept { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-  MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  MOXIE_INLINE static __m128i load_128(const std::byte* p) noexcept {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
   MOXIE_INLINE static Ints broadcast(const std::byte* p) noexcept { return _mm512_set1_epi32(static_cast<int>(load_u32(p))); }
 };
 

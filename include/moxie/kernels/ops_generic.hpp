@@ -115,7 +115,9 @@ struct Ops {
   static constexpr bool sums_in_registers = false;
   enum Kind { unsigned_codes, signed_codes, halves };
   template <class P>
-  static constexpr int dot_kind = P::has_halves ? halves : P::codes == Codes::s8 ? signed_codes : unsigned_codes;
+  static constexpr int dot_kind = P::has_halves           ? halves
+                                  : P::codes == Codes::s8 ? signed_codes
+                                                          : unsigned_codes;
   template <int kind>
   static constexpr int tile = 4;
   template <class P>

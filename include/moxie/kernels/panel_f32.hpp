@@ -5,7 +5,8 @@
 // starting at 0; then acc += sum. A weight is what the format's decode() gives, bit for bit. The same bits for every tile,
 // chunk and list of rows, on every architecture with a fused multiply-add.
 //
-// Form: for each panel, stage_blocks blocks are unpacked to f32 [32][16] in the first-level cache, and tiles of rows run over them.
+// Form: for each panel, stage_blocks blocks are unpacked to f32 [32][16] in the first-level cache, and tiles of rows run over
+// them.
 
 #include <cstddef>
 #include <cstdint>
@@ -49,7 +50,8 @@ MOXIE_INLINE constexpr std::int64_t panel_bytes(std::int64_t k) noexcept {
 
 /// Blocks [first, first + blocks) of a panel as f32 [blocks][32][16].
 template <class A, class Format>
-[[gnu::noinline]] void unpack(const std::byte* panel, [[maybe_unused]] std::int64_t k, std::int64_t first, int blocks, float* out) noexcept {
+[[gnu::noinline]] void unpack(const std::byte* panel, [[maybe_unused]] std::int64_t k, std::int64_t first, int blocks,
+                              float* out) noexcept {
   using O = Ops<A>;
   using P = Panel<Format>;
   if constexpr (FloatPanel<Format>) {

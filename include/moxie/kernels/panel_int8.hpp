@@ -32,15 +32,18 @@ namespace int8 {
 inline constexpr int token_block_bytes = 32 + 3 * 4;
 // A staged block: 8 registers of codes, scales, and offsets or two halves.
 inline constexpr int staged_scale = 512, staged_extra = 576, staged_bytes = 704;
-// 16 staged blocks (11 KB) stay in a first-level cache of 32 KB beside a tile of activations (12 tokens x 16 blocks: 8 KB) and its sums.
+// 16 staged blocks (11 KB) stay in a first-level cache of 32 KB beside a tile of activations (12 tokens x 16 blocks: 8 KB) and
+// its sums.
 inline constexpr int stage_blocks = 16;
 // Rows that share an unpacked block: unpacking costs about as much as two rows, so with 96 rows 2%.
 inline constexpr int max_tokens = 96;
-// 96 rows x 16 blocks: 66 KB, a small part of a second-level cache; also 24 rows of 2048 inputs, whose panels are then read in one sweep.
+// 96 rows x 16 blocks: 66 KB, a small part of a second-level cache; also 24 rows of 2048 inputs, whose panels are then read in
+// one sweep.
 inline constexpr int activation_bytes = max_tokens * stage_blocks * token_block_bytes;
 
-// How far ahead the direct path fetches into the second-level cache. A core reads 15 to 25 GB/s, so memory's latency of 100 to 200 ns
-// (more when others load it) is 2 to 5 KB; 8 KB was the best of 1, 2, 4 and 8 for Q4_K, Q5_K and Q8_0 and 1, 2 and 4 rows on a loaded Zen 4.
+// How far ahead the direct path fetches into the second-level cache. A core reads 15 to 25 GB/s, so memory's latency of 100 to
+// 200 ns (more when others load it) is 2 to 5 KB; 8 KB was the best of 1, 2, 4 and 8 for Q4_K, Q5_K and Q8_0 and 1, 2 and 4 rows
+// on a loaded Zen 4.
 inline constexpr int direct_ahead = 8192;
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
@@ -138,8 +141,8 @@ struct TileSums<A, tokens, false> {
 
 /// One block of 16 rows of weights for a tile of tokens.
 template <class A, class W, int tokens, class Code>
-MOXIE_INLINE void add_block(Code&& code, typename Ops<A>::F scale, typename Ops<A>::F offset, const typename Ops<A>::Ints (&halves)[2],
-                            const std::byte* tile, TileSums<A, tokens>& acc) noexcept {
+MOXIE_INLINE void add_block(Code&& code, typename Ops<A>::F scale, typename Ops<A>::F offset,
+                            const typename Ops<A>::Ints (&halves)[2], const std::byte* tile, TileSums<A, tokens>& acc) noexcept {
   using O = Ops<A>;
   typename O::Ints sums[tokens];
   const std::byte* d = tile + 32 * tokens;
@@ -153,7 +156,8 @@ MOXIE_INLINE void add_block(Code&& code, typename Ops<A>::F scale, typename Ops<
 
 /// Staged blocks for a tile; for each of them `ahead_step` bytes from `ahead` on are brought into the second-level cache.
 template <class A, class W, int tokens>
-[[gnu::noinline]] void run_tile(const std::byte* staged, int blocks, const std::byte* tile, float* sums, const std::byte* ahead, int ahead_step) noexcept {
+[[gnu::noinline]] void run_tile(const std::byte* staged, int blocks, const std::byte* tile, float* sums, const std::byte* ahead,
+                                int ahead_step) noexcept {
   using O = Ops<A>;
   TileSums<A, tokens> acc(sums);
   for (int b = 0; b < blocks; ++b, staged += staged_bytes, tile += tokens * token_block_bytes) {
@@ -179,15 +183,22 @@ void run_tiles(const std::byte* staged, int blocks, const std::byte* tiles, int 
                const std::byte* ahead, int ahead_step) noexcept {
   for (int t = 0; t < tokens;) {
     const int size = next_tile<W::tile>(tokens - t);
-    const std::byte* tile = tiles + (static_cast<std::ptrdiff_t>(t) * tile_blocks + static_cast<std::ptrdiff_t>(size) * skipped) * token_block_bytes;
+    const std::byte* tile =
+        tiles + (static_cast<std::ptrdiff_t>(t) * tile_blocks + static_cast<std::ptrdiff_t>(size) * skipped) * token_block_bytes;
     float* to = sums + panel_rows * t;
     const int step = t == 0 ? ahead_step : 0;
-    if (size == W::tile) run_tile<A, W, W::tile>(staged, blocks, tile, to, ahead, step);
-    else if (W::tile > 8 && size == 8) run_tile<A, W, (W::tile > 8 ? 8 : 1)>(staged, blocks, tile, to, ahead, step);
-    else if (size == 4) run_tile<A, W, 4>(staged, blocks, tile, to, ahead, step);
-    else if (size == 3) run_tile<A, W, 3>(staged, blocks, tile, to, ahead, step);
-    else if (size == 2) run_tile<A, W, 2>(staged, blocks, tile, to, ahead, step);
-    else run_tile<A, W, 1>(staged, blocks, tile, to, ahead, step);
+    if (size == W::tile)
+      run_tile<A, W, W::tile>(staged, blocks, tile, to, ahead, step);
+    else if (W::tile > 8 && size == 8)
+      run_tile<A, W, (W::tile > 8 ? 8 : 1)>(staged, blocks, tile, to, ahead, step);
+    else if (size == 4)
+      run_tile<A, W, 4>(staged, blocks, tile, to, ahead, step);
+    else if (size == 3)
+      run_tile<A, W, 3>(staged, blocks, tile, to, ahead, step);
+    else if (size == 2)
+      run_tile<A, W, 2>(staged, blocks, tile, to, ahead, step);
+    else
+      run_tile<A, W, 1>(staged, blocks, tile, to, ahead, step);
     t += size;
   }
 }
@@ -225,9 +236,11 @@ template <class A, class Format>
   using O = Ops<A>;
   for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int i) MOXIE_INLINE_LAMBDA {
     std::byte* out = staged + i * staged_bytes;
-    unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { O::store_bytes(out + 64 * j.value, operand_of<A, Format, j.value>(chunk, b)); });
+    unroll_constant<8>([&](auto j)
+                           MOXIE_INLINE_LAMBDA { O::store_bytes(out + 64 * j.value, operand_of<A, Format, j.value>(chunk, b)); });
     O::store(reinterpret_cast<float*>(out + staged_scale), Panel<Format>::template scale<O>(chunk, b));
-    if constexpr (Panel<Format>::has_offset) O::store(reinterpret_cast<float*>(out + staged_extra), offset_of<A, Format>(chunk, b));
+    if constexpr (Panel<Format>::has_offset)
+      O::store(reinterpret_cast<float*>(out + staged_extra), offset_of<A, Format>(chunk, b));
     if constexpr (Panel<Format>::has_halves) {
       typename O::Ints halves[2];
       halves_of<A, Format>(chunk, b, halves);
@@ -239,15 +252,18 @@ template <class A, class Format>
 
 /// A tile of few tokens over a panel, unpacked in registers.
 template <class A, class Format, int tokens>
-[[gnu::noinline]] void run_direct(const std::byte* panel, std::int64_t first, int blocks, const std::byte* tile, float* sums) noexcept {
+[[gnu::noinline]] void run_direct(const std::byte* panel, std::int64_t first, int blocks, const std::byte* tile,
+                                  float* sums) noexcept {
   using O = Ops<A>;
   TileSums<A, tokens> acc(sums);
   for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
-    for (int i = 0; i < block_bytes<Format>; i += 64) __builtin_prefetch(chunk + b * block_bytes<Format> + direct_ahead + i, 0, 2);
+    for (int i = 0; i < block_bytes<Format>; i += 64)
+      __builtin_prefetch(chunk + b * block_bytes<Format> + direct_ahead + i, 0, 2);
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk, b); };
     typename O::Ints halves[2]{};
     halves_of<A, Format>(chunk, b, halves);
-    add_block<A, WayOf<A, Panel<Format>>, tokens>(code, Panel<Format>::template scale<O>(chunk, b), offset_of<A, Format>(chunk, b), halves, tile, acc);
+    add_block<A, WayOf<A, Panel<Format>>, tokens>(code, Panel<Format>::template scale<O>(chunk, b),
+                                                  offset_of<A, Format>(chunk, b), halves, tile, acc);
     tile += tokens * token_block_bytes;
   });
   acc.finish();
@@ -271,7 +287,8 @@ void matmul_int8(const MatmulArgs& m) noexcept {
       const int blocks = static_cast<int>(k_blocks - first < most ? k_blocks - first : most);
       for (int t = 0; t < tokens;) {
         const int size = next_tile<W::tile>(tokens - t);
-        copy_tile<A, Panel<Format>>(m.a, m.rows, row + t, size, m.k, first, blocks, tiles + static_cast<std::ptrdiff_t>(t) * blocks * token_block_bytes);
+        copy_tile<A, Panel<Format>>(m.a, m.rows, row + t, size, m.k, first, blocks,
+                                    tiles + static_cast<std::ptrdiff_t>(t) * blocks * token_block_bytes);
         t += size;
       }
       for (std::int64_t p = m.panel_begin; p < m.panel_end; ++p) {

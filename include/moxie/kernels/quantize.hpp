@@ -1,9 +1,9 @@
 #pragma once
 // Activations to int8 in blocks of 32: x[i] ~ d * q[i], |q| <= 127.
 //
-// The rounding error of a block is nearly random in its scale, so four scales are tried, those that make the largest value exactly 127, 126,
-// 125 or 124, and the best is kept; then d is the least-squares factor of the codes, sum(x q) / sum(q^2). On normal values this takes
-// 17% off the mean squared error of d = max / 127 for 2% of the time of a prefill.
+// The rounding error of a block is nearly random in its scale, so four scales are tried, those that make the largest value
+// exactly 127, 126, 125 or 124, and the best is kept; then d is the least-squares factor of the codes, sum(x q) / sum(q^2). On
+// normal values this takes 17% off the mean squared error of d = max / 127 for 2% of the time of a prefill.
 //
 // The order of operations is that of 16 lanes on every architecture.
 
@@ -57,8 +57,8 @@ MOXIE_INLINE void narrow(const std::int32_t* codes, std::int8_t* q) noexcept {
 
 }  // namespace detail
 
-/// See Table::quantize. Blocks with infinities or NaN get a d that is one too and codes 0, so that they do not pass as numbers; blocks
-/// below 1e-30 become zeros, as the inverse of their scale may not be finite.
+/// See Table::quantize. Blocks with infinities or NaN get a d that is one too and codes 0, so that they do not pass as numbers;
+/// blocks below 1e-30 become zeros, as the inverse of their scale may not be finite.
 template <class A>
 void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int16_t* sum) noexcept {
   using F = Floats<A>;
@@ -109,7 +109,8 @@ void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int
     });
 
     const F inverse(steps * reciprocal);
-    alignas(64) float terms[4][16];  // value times code, code squared, codes of the first and of the last 16: exact integers but the first
+    alignas(64) float
+        terms[4][16];  // value times code, code squared, codes of the first and of the last 16: exact integers but the first
     unroll<half>([&](int i) MOXIE_INLINE_LAMBDA {
       const F y = v[i] * inverse, z = v[i + half] * inverse;
       const F y_code = xsimd::nearbyint(y), z_code = xsimd::nearbyint(z);

@@ -61,11 +61,13 @@ template <class A>
 MOXIE_INLINE Floats<A> load_bf16(const std::uint16_t* p) noexcept {
 #if defined(__AVX512F__)
   if constexpr (Floats<A>::size == 16)
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 #endif
 #if defined(__AVX2__)
   if constexpr (Floats<A>::size == 8)
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 #endif
   alignas(64) float values[Floats<A>::size];
   for (std::size_t i = 0; i < Floats<A>::size; ++i) values[i] = bf16_to_f32(p[i]);

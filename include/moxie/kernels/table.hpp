@@ -22,25 +22,26 @@ inline constexpr int block_k = 32;     // activations have one scale for each 32
 /// Rows of activations, all with k inputs (a multiple of 32), stored densely.
 /// int8: x[t][i] = d[t][i / 32] * q[t][i], q in [-127, 127]. f32: only `x` is set, padded with zeros to k.
 struct ActivationRows {
-  const float* x = nullptr;          ///< [rows, k], f32 kernels
-  const std::int8_t* q = nullptr;    ///< [rows, k], int8 kernels
-  const float* d = nullptr;          ///< [rows, k / 32]
-  const std::int16_t* sum = nullptr; ///< [rows, k / 16], sums of 16 codes
+  const float* x = nullptr;           ///< [rows, k], f32 kernels
+  const std::int8_t* q = nullptr;     ///< [rows, k], int8 kernels
+  const float* d = nullptr;           ///< [rows, k / 32]
+  const std::int16_t* sum = nullptr;  ///< [rows, k / 16], sums of 16 codes
 };
 
 /// out[i * out_stride + o] = sum over inputs of w[o][.] * a[rows[i]][.], for o in [16 * panel_begin, min(n, 16 * panel_end)).
 struct MatmulArgs {
-  const std::byte* panels;      ///< panel 0 of the matrix
-  std::int64_t n, k;            ///< outputs; inputs, padded to a multiple of 32
+  const std::byte* panels;  ///< panel 0 of the matrix
+  std::int64_t n, k;        ///< outputs; inputs, padded to a multiple of 32
   std::int64_t panel_begin, panel_end;
   ActivationRows a;
-  const std::int32_t* rows;     ///< indices into `a`, or nullptr for 0, 1, 2, ..
+  const std::int32_t* rows;  ///< indices into `a`, or nullptr for 0, 1, 2, ..
   std::int64_t n_rows;
-  float* out;                   ///< row i at out + i * out_stride
+  float* out;  ///< row i at out + i * out_stride
   std::int64_t out_stride;
 };
 
-/// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max) * z.
+/// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max)
+/// * z.
 struct SoftmaxPartial {
   float max, sum, weighted;
 };
@@ -53,7 +54,8 @@ struct FormatKernels {
   std::int64_t (*panel_bytes)(std::int64_t k);  ///< bytes of one panel of 16 rows x k inputs, a multiple of 64
   /// Packs 16 rows: rows[i] points to row i as it lies in a file ([k_file] elements), nullptr for a missing row (zeros).
   void (*pack)(const std::byte* const* rows, std::int64_t k_file, std::byte* panel);
-  /// The same with a scale for each 128 inputs, shared by the 16 rows [ceil(k_file / 128)]; F8_E4M3 only, else nullptr. pack() takes 1 for all.
+  /// The same with a scale for each 128 inputs, shared by the 16 rows [ceil(k_file / 128)]; F8_E4M3 only, else nullptr. pack()
+  /// takes 1 for all.
   void (*pack_scaled)(const std::byte* const* rows, std::int64_t k_file, const float* scales, std::byte* panel);
   MatmulFn int8;  ///< nullptr for float formats (F32, F16, BF16, F8_E4M3): they multiply f32 activations
   MatmulFn f32;
@@ -80,7 +82,8 @@ struct Table {
   SoftmaxPartial (*softmax_partial)(const float* logits, std::int64_t n, float temperature);
   /// Gradient of g * logprob + e * entropy with respect to n logits, without the part of the target (+ g / temperature):
   /// out = -p (g + e (log p + entropy)) / temperature, log p = z / temperature - lse. out may be logits.
-  void (*softmax_gradient)(const float* logits, std::int64_t n, float temperature, float lse, float entropy, float g, float e, float* out);
+  void (*softmax_gradient)(const float* logits, std::int64_t n, float temperature, float lse, float entropy, float g, float e,
+                           float* out);
   /// Grouped-query attention, and multi-head latent attention over latent rows (attention.hpp).
   void (*attend_gqa)(const AttentionTile&);
   void (*attend_mla)(const AttentionTile&);

@@ -1,8 +1,8 @@
 #pragma once
 // Linear: a weight matrix [outputs, inputs] of any format, packed, times a batch of rows.
 //
-// F32 and BF16 matrices of files go through oneDNN on the fast path (Activations::int8), where it supports them; everything else, and the
-// reference path, through panels and the kernels.
+// F32 and BF16 matrices of files go through oneDNN on the fast path (Activations::int8), where it supports them; everything else,
+// and the reference path, through panels and the kernels.
 //
 // y[r][o] = sum over i of w[o][i] * x[r][i]. Every element has one order of summation, fixed by the matrix's shape, so its
 // bits depend neither on the other rows, nor on how columns are shared out to threads.
@@ -32,22 +32,26 @@ class Linear {
  public:
   Linear() = default;
 
-  /// Packs the matrix of a file or of memory, [outputs, inputs]; `source` (may be nullptr) is told which mapped bytes are done with.
-  /// FP8 (e4m3) may have `scale_inv`, F32 [ceil(outputs / 128), ceil(inputs / 128)], the factors of its 128 x 128 blocks.
+  /// Packs the matrix of a file or of memory, [outputs, inputs]; `source` (may be nullptr) is told which mapped bytes are done
+  /// with. FP8 (e4m3) may have `scale_inv`, F32 [ceil(outputs / 128), ceil(inputs / 128)], the factors of its 128 x 128 blocks.
   /// Throws UnsupportedError when no kernel knows the tensor's type, ArgumentError when it is no matrix.
-  static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr, const TensorView* scale_inv = nullptr) {
-    if (weight.shape.size() != 2) throw ArgumentError(weight.place(), "a matrix [outputs, inputs] is needed, got shape " + weight.shape_text());
+  static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr,
+                     const TensorView* scale_inv = nullptr) {
+    if (weight.shape.size() != 2)
+      throw ArgumentError(weight.place(), "a matrix [outputs, inputs] is needed, got shape " + weight.shape_text());
     Linear linear(context, weight.dtype, weight.shape[0], weight.shape[1], weight.place());
-    if (context.activations == Activations::int8 && OneDnnMatrix::supports(weight.dtype) && linear.outputs_ >= OneDnnMatrix::chunk_outputs) {
+    if (context.activations == Activations::int8 && OneDnnMatrix::supports(weight.dtype) &&
+        linear.outputs_ >= OneDnnMatrix::chunk_outputs) {
       linear.pack_onednn(context, weight, source);
       return linear;
     }
     if (scale_inv && !linear.kernels_->pack_scaled) throw ArgumentError(weight.place(), "only F8_E4M3 weights have block scales");
-    linear.pack_panels(context, [&](Index row, std::byte*) { return weight.data + static_cast<std::uint64_t>(row) * weight.row_stride(); },
-                       [&](Index first, Index count) {
-                         if (source) source->release(weight.slice_rows(first, count));
-                       },
-                       0, scale_inv);
+    linear.pack_panels(
+        context, [&](Index row, std::byte*) { return weight.data + static_cast<std::uint64_t>(row) * weight.row_stride(); },
+        [&](Index first, Index count) {
+          if (source) source->release(weight.slice_rows(first, count));
+        },
+        0, scale_inv);
     return linear;
   }
 
@@ -56,12 +60,13 @@ class Linear {
   static Linear from_rows(const Context& context, Dtype dtype, ConstRows weight) {
     Linear linear(context, dtype, weight.rows(), weight.cols(), {});
     const auto bytes = static_cast<std::size_t>(row_bytes(dtype, static_cast<std::uint64_t>(weight.cols())));
-    linear.pack_panels(context,
-                       [&](Index row, std::byte* scratch) -> const std::byte* {
-                         encode_row(dtype, weight.row(row).data(), scratch, weight.cols());
-                         return scratch;
-                       },
-                       [](Index, Index) {}, bytes);
+    linear.pack_panels(
+        context,
+        [&](Index row, std::byte* scratch) -> const std::byte* {
+          encode_row(dtype, weight.row(row).data(), scratch, weight.cols());
+          return scratch;
+        },
+        [](Index, Index) {}, bytes);
     return linear;
   }
 
@@ -75,13 +80,21 @@ class Linear {
   /// Which form of activations multiply() reads.
   bool takes_int8(Activations activations) const noexcept { return activations == Activations::int8 && kernels_->int8; }
 
-  /// Columns [begin, end) of the listed rows (nullptr: rows 0..n_rows-1), from any thread. Row i of the list goes to out + i * out_stride,
-  /// column 0 at its start.
-  void multiply(const kernels::ActivationRows& a, Activations activations, const std::int32_t* rows, Index n_rows, Index begin, Index end, float* out,
-                Index out_stride) const {
+  /// Columns [begin, end) of the listed rows (nullptr: rows 0..n_rows-1), from any thread. Row i of the list goes to out + i *
+  /// out_stride, column 0 at its start.
+  void multiply(const kernels::ActivationRows& a, Activations activations, const std::int32_t* rows, Index n_rows, Index begin,
+                Index end, float* out, Index out_stride) const {
     if (onednn_) return onednn_->multiply(a.x, rows, n_rows, begin, end, out, out_stride);
-    const kernels::MatmulArgs args{panels_.data(), outputs_, padded_inputs(), begin / kernels::panel_rows,
-                                   (end + kernels::panel_rows - 1) / kernels::panel_rows, a, rows, n_rows, out, out_stride};
+    const kernels::MatmulArgs args{panels_.data(),
+                                   outputs_,
+                                   padded_inputs(),
+                                   begin / kernels::panel_rows,
+                                   (end + kernels::panel_rows - 1) / kernels::panel_rows,
+                                   a,
+                                   rows,
+                                   n_rows,
+                                   out,
+                                   out_stride};
     (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
   }
 
@@ -106,14 +119,16 @@ class Linear {
 
   /// All columns of all rows, shared out to the threads by column ranges.
   void forward(const Context& context, const PreparedRows& x, float* out, Index out_stride) const {
-    // Eight items a thread even out unequal speeds; an item has at least 64 outputs, so that taking it costs nothing beside its work.
+    // Eight items a thread even out unequal speeds; an item has at least 64 outputs, so that taking it costs nothing beside its
+    // work.
     const Index unit = std::max<Index>(64, granularity());
     const Index step = std::max<Index>(1, outputs_ / unit / (8 * context.threads.count())) * unit;
     const Index items = (outputs_ + step - 1) / step;
     context.threads.for_each(
         items,
         [&](std::int64_t item, int) {
-          multiply(x.view(), context.activations, nullptr, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out, out_stride);
+          multiply(x.view(), context.activations, nullptr, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out,
+                   out_stride);
         },
         x.rows() * outputs_ * inputs_ < worth_a_team ? std::max<Index>(1, items) : 1);
   }
@@ -124,13 +139,18 @@ class Linear {
     if (!kernels_) throw UnsupportedError(place, "no matrix product for the weight type " + std::string(dtype_info(dtype).name));
     if (inputs % dtype_info(dtype).block_elements != 0)
       throw ArgumentError(place, "rows of " + std::to_string(inputs) + " inputs are no multiple of the block of " +
-                                     std::to_string(dtype_info(dtype).block_elements) + " of " + std::string(dtype_info(dtype).name));
+                                     std::to_string(dtype_info(dtype).block_elements) + " of " +
+                                     std::string(dtype_info(dtype).name));
   }
-  Index padded_inputs() const noexcept { return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k)); }
+  Index padded_inputs() const noexcept {
+    return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k));
+  }
 
-  /// `row(r, scratch)` gives row r as blocks of the format, in place or in `scratch`; `done(first, count)` is told when rows were packed.
+  /// `row(r, scratch)` gives row r as blocks of the format, in place or in `scratch`; `done(first, count)` is told when rows were
+  /// packed.
   template <class Row, class Done>
-  void pack_panels(const Context& context, Row&& row, Done&& done, std::size_t scratch_bytes = 0, const TensorView* scale_inv = nullptr) {
+  void pack_panels(const Context& context, Row&& row, Done&& done, std::size_t scratch_bytes = 0,
+                   const TensorView* scale_inv = nullptr) {
     const auto panel_bytes = static_cast<std::size_t>(kernels_->panel_bytes(padded_inputs()));
     const Index panels = (outputs_ + kernels::panel_rows - 1) / kernels::panel_rows;
     panels_.resize(panel_bytes * static_cast<std::size_t>(panels));
@@ -142,10 +162,13 @@ class Linear {
       for (Index p = item * together; p < end; ++p) {
         std::array<const std::byte*, kernels::panel_rows> rows{};
         for (Index i = 0; i < kernels::panel_rows && p * kernels::panel_rows + i < outputs_; ++i)
-          rows[static_cast<std::size_t>(i)] = row(p * kernels::panel_rows + i, scratch.data() + static_cast<std::size_t>(i) * scratch_bytes);
+          rows[static_cast<std::size_t>(i)] =
+              row(p * kernels::panel_rows + i, scratch.data() + static_cast<std::size_t>(i) * scratch_bytes);
         std::byte* panel = panels_.data() + static_cast<std::size_t>(p) * panel_bytes;
         if (scale_inv) {  // a panel's 16 rows lie in one row of blocks
-          std::memcpy(scales.data(), scale_inv->data + static_cast<std::size_t>(p * kernels::panel_rows / 128) * scales.size() * 4, scales.size() * 4);
+          std::memcpy(scales.data(),
+                      scale_inv->data + static_cast<std::size_t>(p * kernels::panel_rows / 128) * scales.size() * 4,
+                      scales.size() * 4);
           kernels_->pack_scaled(rows.data(), inputs_, scales.data(), panel);
         } else {
           kernels_->pack(rows.data(), inputs_, panel);

@@ -13,8 +13,8 @@
 //
 // Layout: chunk c holds outputs [64 c, 64 c + 64) in the layout that oneDNN asks for; inputs are padded to a multiple of 32 and
 // outputs to a multiple of 64, with zeros. With bf16 weights an activation is the sum of two bf16 numbers, x ~ hi + lo with
-// hi = bf16(x), lo = bf16(x - hi): two products, whose f32 sums are added. That keeps 16 bits of x where one product would keep 8, at the
-// speed of f32 but with half of its weights to read.
+// hi = bf16(x), lo = bf16(x - hi): two products, whose f32 sums are added. That keeps 16 bits of x where one product would keep
+// 8, at the speed of f32 but with half of its weights to read.
 //
 // Errors of oneDNN are thrown as moxie::Error.
 
@@ -119,7 +119,8 @@ class OneDnnMatrix {
     });
   }
 
-  /// Outputs [begin, end) as rows of floats, `stride` apart: begin a multiple of chunk_outputs, end too or outputs(). From any thread.
+  /// Outputs [begin, end) as rows of floats, `stride` apart: begin a multiple of chunk_outputs, end too or outputs(). From any
+  /// thread.
   void unpack(Index begin, Index end, float* out, Index stride) const {
     guarded([&] {
       const Index k = padded_inputs();
@@ -133,7 +134,8 @@ class OneDnnMatrix {
         reorder.execute(stream, from, to);
         stream.wait();
         for (Index o = first; o < std::min(end, first + chunk_outputs); ++o)
-          std::memcpy(out + (o - begin) * stride, rows.data() + (o - first) * k, static_cast<std::size_t>(inputs_) * sizeof(float));
+          std::memcpy(out + (o - begin) * stride, rows.data() + (o - first) * k,
+                      static_cast<std::size_t>(inputs_) * sizeof(float));
       }
     });
   }
@@ -168,7 +170,8 @@ class OneDnnMatrix {
         };
         for (Index row = group; row < group_end; row += tile_rows_)
           if (!whole(row))
-            for (int part = 0; part < parts; ++part) stage(x, rows, row, std::min(tile_rows_, group_end - row), part, staged_tile(row, part));
+            for (int part = 0; part < parts; ++part)
+              stage(x, rows, row, std::min(tile_rows_, group_end - row), part, staged_tile(row, part));
 
         for (Index first = begin; first < end; first += chunk_outputs) {
           arguments[DNNL_ARG_WEIGHTS] = chunks_[static_cast<std::size_t>(first / chunk_outputs)];

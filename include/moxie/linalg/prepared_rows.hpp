@@ -36,7 +36,9 @@ class PreparedRows {
         rows,
         [&](std::int64_t r, int) {
           const float* row = x + r * stride;
-          if (int8) context.kernels->quantize(row, padded, q_.data() + r * padded, d_.data() + r * (padded / 32), sum_.data() + r * (padded / 16));
+          if (int8)
+            context.kernels->quantize(row, padded, q_.data() + r * padded, d_.data() + r * (padded / 32),
+                                      sum_.data() + r * (padded / 16));
           if (copy) {
             float* to = x_.data() + r * padded;
             std::copy(row, row + k, to);

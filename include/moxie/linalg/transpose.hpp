@@ -18,10 +18,13 @@ inline void panel_to_rows(const float* panel, Index n, Index n_rows, float* rows
     for (Index r = 0; r < whole_rows; r += 4) {
       Four in[4];
       for (Index j = 0; j < 4; ++j) std::memcpy(&in[j], panel + (i + j) * lanes + r, sizeof(Four));
-      const Four low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5), high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
-      const Four low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5), high23 = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+      const Four low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5),
+                 high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
+      const Four low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5),
+                 high23 = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
       const Four out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
-                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                           __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
       for (Index j = 0; j < 4; ++j) std::memcpy(rows + (r + j) * stride + i, &out[j], sizeof(Four));
     }
   for (Index r = 0; r < n_rows; ++r)

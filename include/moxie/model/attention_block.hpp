@@ -48,16 +48,22 @@ struct Rotations {
     sin.resize(rows.size() * static_cast<std::size_t>(half));
     context.threads.for_each(
         static_cast<std::int64_t>(rows.size()),
-        [&](std::int64_t r, int) { rope.tables(rows[static_cast<std::size_t>(r)].position, cos.data() + r * half, sin.data() + r * half); }, 16);
+        [&](std::int64_t r, int) {
+          rope.tables(rows[static_cast<std::size_t>(r)].position, cos.data() + r * half, sin.data() + r * half);
+        },
+        16);
   }
 };
 
 class AttentionBlock {
  public:
-  AttentionBlock(const Context& context, const ModelConfig& model, std::int64_t layer, const LayerTensors& tensors, const TensorMap& source)
+  AttentionBlock(const Context& context, const ModelConfig& model, std::int64_t layer, const LayerTensors& tensors,
+                 const TensorMap& source)
       : config_(model.attention), layer_(layer), rms_norm_eps_(model.rms_norm_eps) {
     config_.sliding_window = model.sliding_window(layer);
-    const auto matrix = [&](const std::optional<Weight>& weight) { return weight ? load_matrix(context, *weight, source) : Linear(); };
+    const auto matrix = [&](const std::optional<Weight>& weight) {
+      return weight ? load_matrix(context, *weight, source) : Linear();
+    };
     const auto vector = [&](const std::optional<Weight>& weight) { return weight ? load_vector(*weight) : Vector(); };
     o_ = load_matrix(context, tensors.o, source);
     o_bias_ = vector(tensors.o_bias);
@@ -78,13 +84,14 @@ class AttentionBlock {
       kv_a_ = matrix(tensors.kv_a);
       kv_a_bias_ = vector(tensors.kv_a_bias);
       kv_a_norm_ = vector(tensors.kv_a_norm);
-      latent_ = load_latent_projections(context, tensors, config_.n_heads, config_.qk_nope_head_dim, config_.v_head_dim, config_.kv_lora_rank, source);
+      latent_ = load_latent_projections(context, tensors, config_.n_heads, config_.qk_nope_head_dim, config_.v_head_dim,
+                                        config_.kv_lora_rank, source);
     }
   }
 
   /// y [rows, hidden] = attention(x [rows, hidden]); keys and values of the rows are written into their sequences' pages.
-  void forward(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations, const Rope& rope, float* y,
-               AttentionBuffers& buffers) const {
+  void forward(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations,
+               const Rope& rope, float* y, AttentionBuffers& buffers) const {
     buffers.rows.clear();
     for (const DecoderRow& row : rows) buffers.rows.push_back({row.sequence, row.position});
     if (config_.kind == AttentionKind::gqa) {
@@ -92,7 +99,8 @@ class AttentionBlock {
     } else {
       latent(context, x, rows, rotations, rope, buffers);
     }
-    project(context, o_, o_bias_, buffers.attended.data(), static_cast<Index>(rows.size()), o_.inputs(), y, o_.outputs(), buffers.prepared);
+    project(context, o_, o_bias_, buffers.attended.data(), static_cast<Index>(rows.size()), o_.inputs(), y, o_.outputs(),
+            buffers.prepared);
   }
 
   std::size_t bytes() const noexcept {
@@ -104,25 +112,26 @@ class AttentionBlock {
   }
 
  private:
-  static void prepare(const Context& context, std::initializer_list<const Linear*> users, const float* x, Index rows, Index k, Index stride,
-                      PreparedRows& prepared) {
+  static void prepare(const Context& context, std::initializer_list<const Linear*> users, const float* x, Index rows, Index k,
+                      Index stride, PreparedRows& prepared) {
     bool int8 = false, f32 = false;
     for (const Linear* linear : users) (linear->takes_int8(context.activations) ? int8 : f32) = true;
     prepared.assign(context, x, rows, k, stride, int8, f32);
   }
   static void add_bias(const Context& context, const Vector& bias, float* y, Index rows, Index stride) {
     if (bias.size() == 0) return;
-    context.threads.for_each(rows, [&](std::int64_t r, int) { context.kernels->add(bias.data(), bias.size(), y + r * stride); }, 16);
+    context.threads.for_each(
+        rows, [&](std::int64_t r, int) { context.kernels->add(bias.data(), bias.size(), y + r * stride); }, 16);
   }
-  static void project(const Context& context, const Linear& linear, const Vector& bias, const float* x, Index rows, Index stride, float* y, Index y_stride,
-                      PreparedRows& prepared) {
+  static void project(const Context& context, const Linear& linear, const Vector& bias, const float* x, Index rows, Index stride,
+                      float* y, Index y_stride, PreparedRows& prepared) {
     prepare(context, {&linear}, x, rows, linear.inputs(), stride, prepared);
     linear.forward(context, prepared, y, y_stride);
     add_bias(context, bias, y, rows, y_stride);
   }
 
-  void grouped_query(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations, const Rope& rope,
-                     AttentionBuffers& buffers) const {
+  void grouped_query(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations,
+                     const Rope& rope, AttentionBuffers& buffers) const {
     const auto n = static_cast<Index>(rows.size());
     const Index d = config_.head_dim, q_width = config_.n_heads * d, kv_width = config_.n_kv_heads * d;
     buffers.q.resize(static_cast<std::size_t>(n * q_width));
@@ -150,16 +159,18 @@ class AttentionBlock {
           };
           finish(q + r * q_width, config_.n_heads, q_norm_);
           finish(k + r * kv_width, config_.n_kv_heads, k_norm_);
-          rows[static_cast<std::size_t>(r)].sequence->write(layer_, rows[static_cast<std::size_t>(r)].position, k + r * kv_width, v + r * kv_width);
+          rows[static_cast<std::size_t>(r)].sequence->write(layer_, rows[static_cast<std::size_t>(r)].position, k + r * kv_width,
+                                                            v + r * kv_width);
         },
         4);
     attend_gqa(context, config_, layer_, q, q_width, buffers.rows, buffers.attended.data(), q_width, buffers.scratch);
   }
 
-  void latent(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations, const Rope& rope,
-              AttentionBuffers& buffers) const {
+  void latent(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations,
+              const Rope& rope, AttentionBuffers& buffers) const {
     const auto n = static_cast<Index>(rows.size());
-    const Index heads = config_.n_heads, nope = config_.qk_nope_head_dim, rotary = config_.qk_rope_head_dim, lora = config_.kv_lora_rank;
+    const Index heads = config_.n_heads, nope = config_.qk_nope_head_dim, rotary = config_.qk_rope_head_dim,
+                lora = config_.kv_lora_rank;
     const Index q_head = nope + rotary, key = lora + rotary;
     buffers.q.resize(static_cast<std::size_t>(n * heads * q_head));
     buffers.k.resize(static_cast<std::size_t>(n * key));
@@ -178,7 +189,11 @@ class AttentionBlock {
       q_a_.forward(context, buffers.prepared, wide, rank);
       add_bias(context, q_a_bias_, wide, n, rank);
       context.threads.for_each(
-          n, [&](std::int64_t r, int) { context.kernels->rms_norm(wide + r * rank, q_a_norm_.data(), config_.latent_norm_eps, rank, wide + r * rank); }, 16);
+          n,
+          [&](std::int64_t r, int) {
+            context.kernels->rms_norm(wide + r * rank, q_a_norm_.data(), config_.latent_norm_eps, rank, wide + r * rank);
+          },
+          16);
       project(context, q_b_, Vector(), wide, n, rank, q, heads * q_head, buffers.prepared);
     }
     context.threads.for_each(
@@ -203,20 +218,21 @@ class AttentionBlock {
   }
 
   /// y[r][h] = matrices[h] x[r][h] for all rows and heads; heads of x are `x_head` floats apart, those of y `y_head`.
-  void per_head(const Context& context, const std::vector<Linear>& matrices, const float* x, Index n, Index x_head, float* y, Index y_head,
-                AttentionBuffers& buffers) const {
+  void per_head(const Context& context, const std::vector<Linear>& matrices, const float* x, Index n, Index x_head, float* y,
+                Index y_head, AttentionBuffers& buffers) const {
     const auto heads = static_cast<Index>(matrices.size());
     prepare(context, {&matrices.front()}, x, n * heads, matrices.front().inputs(), x_head, buffers.prepared_latent);
     buffers.head_rows.resize(static_cast<std::size_t>(n * heads));
     for (Index h = 0; h < heads; ++h)
-      for (Index r = 0; r < n; ++r) buffers.head_rows[static_cast<std::size_t>(h * n + r)] = static_cast<std::int32_t>(r * heads + h);
+      for (Index r = 0; r < n; ++r)
+        buffers.head_rows[static_cast<std::size_t>(h * n + r)] = static_cast<std::int32_t>(r * heads + h);
     const Linear& first = matrices.front();
     context.threads.for_each(
         heads,
         [&](std::int64_t h, int) {
           const Linear& matrix = matrices[static_cast<std::size_t>(h)];
-          matrix.multiply(buffers.prepared_latent.view(), context.activations, buffers.head_rows.data() + h * n, n, 0, matrix.outputs(),
-                          y + h * y_head, heads * y_head);
+          matrix.multiply(buffers.prepared_latent.view(), context.activations, buffers.head_rows.data() + h * n, n, 0,
+                          matrix.outputs(), y + h * y_head, heads * y_head);
         },
         n * heads * first.outputs() * first.inputs() < worth_a_team ? heads : 1);
   }

@@ -23,7 +23,8 @@ struct ModelConfig {
   AttentionConfig attention;
   MoeConfig moe;
   std::vector<bool> is_moe_layer;  ///< [n_layers]; others have a dense feed-forward layer
-  std::vector<std::int64_t> layer_windows;  ///< [n_layers] where sliding windows differ between layers; empty: attention.sliding_window in all
+  std::vector<std::int64_t>
+      layer_windows;  ///< [n_layers] where sliding windows differ between layers; empty: attention.sliding_window in all
 
   /// Keys that a query of this layer sees, the own one included; 0: all.
   std::int64_t sliding_window(std::int64_t layer) const {

@@ -39,9 +39,11 @@ using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)
 class Decoder {
  public:
   /// Packs all weights. Throws Error when the sizes do not fit together or a weight type has no kernel.
-  Decoder(const Context& context, const ModelConfig& config, const DecoderTensors& tensors, TensorMap source, const LoadProgress& progress = {})
+  Decoder(const Context& context, const ModelConfig& config, const DecoderTensors& tensors, TensorMap source,
+          const LoadProgress& progress = {})
       : config_(config), source_(std::move(source)), rope_(config.attention.rope), embedding_(tensors.embedding) {
-    with_format(embedding_.tensor.dtype, [](auto) {}, embedding_.tensor.place());  // its rows are decoded as they are needed
+    with_format(
+        embedding_.tensor.dtype, [](auto) {}, embedding_.tensor.place());  // its rows are decoded as they are needed
     std::uint64_t total = 0, done = 0;
     for (const auto& [name, tensor] : source_.all()) total += tensor.bytes;
     const auto packed = [&](std::uint64_t bytes) {
@@ -67,11 +69,11 @@ class Decoder {
     return {config_.n_layers, a.n_kv_heads, a.head_dim, a.head_dim, type};
   }
 
-  /// Runs rows through all layers: hidden [rows, hidden_size] after the final norm. Positions must be reserved in their sequences, and a
-  /// sequence's earlier positions must be written or be earlier rows of this call. `record` takes the routes of these rows,
-  /// `replay` replaces the choice of experts. Throws ArgumentError for an id outside the vocabulary.
-  void forward(const Context& context, std::span<const DecoderRow> rows, float* hidden, DecoderScratch& scratch, RoutingTrace* record = nullptr,
-               const RoutingTrace* replay = nullptr) const {
+  /// Runs rows through all layers: hidden [rows, hidden_size] after the final norm. Positions must be reserved in their
+  /// sequences, and a sequence's earlier positions must be written or be earlier rows of this call. `record` takes the routes of
+  /// these rows, `replay` replaces the choice of experts. Throws ArgumentError for an id outside the vocabulary.
+  void forward(const Context& context, std::span<const DecoderRow> rows, float* hidden, DecoderScratch& scratch,
+               RoutingTrace* record = nullptr, const RoutingTrace* replay = nullptr) const {
     const auto n = static_cast<Index>(rows.size());
     const Index width = config_.hidden_size;
     const auto size = static_cast<std::size_t>(n * width);
@@ -102,10 +104,12 @@ class Decoder {
   /// About what a row takes of the scratch memory of a pass: activations of attention and of the MoE layer.
   std::size_t scratch_bytes_per_row() const noexcept {
     const AttentionConfig& a = config_.attention;
-    const std::int64_t attention = a.kind == AttentionKind::mla
-                                       ? a.n_heads * (a.qk_nope_head_dim + 2 * (a.kv_lora_rank + a.qk_rope_head_dim) + a.v_head_dim + a.kv_lora_rank)
-                                       : (2 * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
-    const std::int64_t experts = config_.moe.router.top_k * config_.moe.moe_intermediate_size + config_.moe.shared_intermediate_size;
+    const std::int64_t attention =
+        a.kind == AttentionKind::mla
+            ? a.n_heads * (a.qk_nope_head_dim + 2 * (a.kv_lora_rank + a.qk_rope_head_dim) + a.v_head_dim + a.kv_lora_rank)
+            : (2 * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
+    const std::int64_t experts =
+        config_.moe.router.top_k * config_.moe.moe_intermediate_size + config_.moe.shared_intermediate_size;
     return static_cast<std::size_t>(attention + 2 * experts + 6 * config_.hidden_size) * sizeof(float);
   }
 
@@ -120,7 +124,7 @@ class Decoder {
   struct Layer {
     Vector attn_norm, ffn_norm;
     std::unique_ptr<AttentionBlock> attention;
-    std::unique_ptr<MoeBlock> moe;       // one of these two
+    std::unique_ptr<MoeBlock> moe;  // one of these two
     std::unique_ptr<FeedForward> dense;
     std::size_t bytes() const noexcept { return attention->bytes() + (moe ? moe->bytes() : dense->bytes()); }
   };
@@ -155,7 +159,8 @@ class Decoder {
 
   void embed(std::int32_t id, float* to) const {
     if (id < 0 || id >= config_.vocab_size)
-      throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config_.vocab_size));
+      throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " +
+                          std::to_string(config_.vocab_size));
     if (embedding_.scale_inv) {
       decode_fp8_blocks(embedding_.tensor, *embedding_.scale_inv, id, 1, to);
     } else {
@@ -165,11 +170,16 @@ class Decoder {
   void norm(const Context& context, const float* x, Index rows, const Vector& weight, float* y) const {
     const Index width = config_.hidden_size;
     context.threads.for_each(
-        rows, [&](std::int64_t r, int) { context.kernels->rms_norm(x + r * width, weight.data(), config_.rms_norm_eps, width, y + r * width); }, 16);
+        rows,
+        [&](std::int64_t r, int) {
+          context.kernels->rms_norm(x + r * width, weight.data(), config_.rms_norm_eps, width, y + r * width);
+        },
+        16);
   }
   void add(const Context& context, const float* x, Index rows, float* y) const {
     const Index width = config_.hidden_size;
-    context.threads.for_each(rows, [&](std::int64_t r, int) { context.kernels->add(x + r * width, width, y + r * width); }, 16);
+    context.threads.for_each(
+        rows, [&](std::int64_t r, int) { context.kernels->add(x + r * width, width, y + r * width); }, 16);
   }
 
   ModelConfig config_;

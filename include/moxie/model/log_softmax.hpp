@@ -5,7 +5,8 @@
 // combined in tile order in double (online log-sum-exp, arXiv 1805.02867). Sampling has all logits in memory and scoring
 // only one tile at a time, but both combine the same partials, so their log-probabilities are the same bits.
 //
-//   lse = M + log(sum_t s_t exp(m_t - M)),  logprob(i) = z_i - lse,  entropy = lse - (sum_t w_t exp(m_t - M)) / (sum_t s_t exp(m_t - M))
+//   lse = M + log(sum_t s_t exp(m_t - M)),  logprob(i) = z_i - lse,  entropy = lse - (sum_t w_t exp(m_t - M)) / (sum_t s_t
+//   exp(m_t - M))
 //
 // z = logit / temperature. Natural logarithms (nats).
 
@@ -26,7 +27,9 @@ struct LogSumExp {
   double lse = 0.0;      ///< log sum exp z
   double entropy = 0.0;  ///< of softmax(z), nats
 
-  float logprob(float logit, float temperature) const noexcept { return static_cast<float>(static_cast<double>(logit / temperature) - lse); }
+  float logprob(float logit, float temperature) const noexcept {
+    return static_cast<float>(static_cast<double>(logit / temperature) - lse);
+  }
 };
 
 /// Combines the partials of all tiles of a row.

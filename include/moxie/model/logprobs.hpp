@@ -1,9 +1,9 @@
 #pragma once
-// Log-probabilities of given tokens straight from hidden rows: the output matrix is multiplied one tile of the vocabulary at a time,
-// and only (max, sum, weighted sum) of each tile are kept. The logits of T x V never exist in memory.
+// Log-probabilities of given tokens straight from hidden rows: the output matrix is multiplied one tile of the vocabulary at a
+// time, and only (max, sum, weighted sum) of each tile are kept. The logits of T x V never exist in memory.
 //
-// Extra memory: for at most 128 rows at a time, a tile of logits for each thread (256 KB) and 12 bytes for each row and tile, plus
-// 8 bytes x top_n for each row and tile; the rows are fewer at a time when that would pass 32 MB.
+// Extra memory: for at most 128 rows at a time, a tile of logits for each thread (256 KB) and 12 bytes for each row and tile,
+// plus 8 bytes x top_n for each row and tile; the rows are fewer at a time when that would pass 32 MB.
 
 #include <algorithm>
 #include <cstdint>
@@ -29,8 +29,8 @@ struct TokenLogprob {
 struct PositionScore {
   float logprob = 0.0f;  ///< of the target, when there is one
   float entropy = 0.0f;
-  float lse = 0.0f;                 ///< log sum exp of logits / temperature
-  std::vector<TokenLogprob> top;    ///< the top_n most probable tokens, most probable first, ties: lower id first
+  float lse = 0.0f;               ///< log sum exp of logits / temperature
+  std::vector<TokenLogprob> top;  ///< the top_n most probable tokens, most probable first, ties: lower id first
 };
 
 /// Reusable memory of score_hidden().
@@ -39,14 +39,14 @@ struct LogprobScratch {
   std::vector<AlignedBuffer<float>> tiles;  // one for each thread, [rows, vocabulary_tile]
   std::vector<kernels::SoftmaxPartial> partials;
   std::vector<float> target_logits;
-  AlignedBuffer<float> adapted;  // [rows, rank]
+  AlignedBuffer<float> adapted;          // [rows, rank]
   std::vector<TokenLogprob> candidates;  // [rows, tiles, top_n], logprob holds the logit
 };
 
-/// Scores hidden rows [rows, hidden] against `output` [vocab, hidden]. targets[r] is a token id, or -1 for none. `scores` [rows] is written.
-/// Throws ArgumentError for a target outside the vocabulary, and when the head does not fit.
-inline void score_hidden(const Context& context, const Linear& output, const float* hidden, std::span<const std::int32_t> targets, float temperature,
-                         Index top_n, std::span<PositionScore> scores, LogprobScratch& scratch,
+/// Scores hidden rows [rows, hidden] against `output` [vocab, hidden]. targets[r] is a token id, or -1 for none. `scores` [rows]
+/// is written. Throws ArgumentError for a target outside the vocabulary, and when the head does not fit.
+inline void score_hidden(const Context& context, const Linear& output, const float* hidden, std::span<const std::int32_t> targets,
+                         float temperature, Index top_n, std::span<PositionScore> scores, LogprobScratch& scratch,
                          const OutputHead& head = {}) {
   const Index vocab = output.outputs(), tiles = vocabulary_tiles(vocab), width = output.inputs();
   head.check(output);
@@ -56,7 +56,8 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
     if (target < -1 || target >= vocab)
       throw ArgumentError("token id " + std::to_string(target) + " is outside the vocabulary of " + std::to_string(vocab));
   const Index kept = std::min(top_n, vocabulary_tile);
-  const Index row_bytes = tiles * (static_cast<Index>(sizeof(kernels::SoftmaxPartial)) + kept * static_cast<Index>(sizeof(TokenLogprob)));
+  const Index row_bytes =
+      tiles * (static_cast<Index>(sizeof(kernels::SoftmaxPartial)) + kept * static_cast<Index>(sizeof(TokenLogprob)));
   const Index block = std::clamp<Index>((Index{32} << 20) / row_bytes, 1, 128);
   scratch.tiles.resize(static_cast<std::size_t>(context.threads.count()));
 
@@ -76,11 +77,13 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
       AlignedBuffer<float>& logits = scratch.tiles[static_cast<std::size_t>(thread)];
       logits.resize(static_cast<std::size_t>(n * vocabulary_tile));
       const Index begin = tile * vocabulary_tile, end = std::min(vocab, begin + vocabulary_tile);
-      output.multiply(scratch.prepared.view(), context.activations, nullptr, n, begin, end, logits.data() - begin, vocabulary_tile);
+      output.multiply(scratch.prepared.view(), context.activations, nullptr, n, begin, end, logits.data() - begin,
+                      vocabulary_tile);
       for (Index r = 0; r < n; ++r) {
         float* z = logits.data() + r * vocabulary_tile;
         head.apply(*context.kernels, scratch.adapted.data() + r * rank, begin, end, z);
-        scratch.partials[static_cast<std::size_t>(r * tiles + tile)] = context.kernels->softmax_partial(z, end - begin, temperature);
+        scratch.partials[static_cast<std::size_t>(r * tiles + tile)] =
+            context.kernels->softmax_partial(z, end - begin, temperature);
         const Index target = targets[static_cast<std::size_t>(first + r)];
         if (target >= begin && target < end) scratch.target_logits[static_cast<std::size_t>(r)] = z[target - begin];
         if (kept == 0) continue;
@@ -90,21 +93,30 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
         for (Index i = 0; i < end - begin; ++i) order[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
         std::partial_sort(order.begin(), order.begin() + here, order.end(),
                           [z](std::int32_t a, std::int32_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); });
-        for (Index i = 0; i < kept; ++i) to[i] = i < here ? TokenLogprob{static_cast<std::int32_t>(begin) + order[static_cast<std::size_t>(i)], z[order[static_cast<std::size_t>(i)]]} : TokenLogprob{-1, 0.0f};
+        for (Index i = 0; i < kept; ++i)
+          to[i] = i < here ? TokenLogprob{static_cast<std::int32_t>(begin) + order[static_cast<std::size_t>(i)],
+                                          z[order[static_cast<std::size_t>(i)]]}
+                           : TokenLogprob{-1, 0.0f};
       }
     });
     context.threads.for_each(n, [&](std::int64_t r, int) {
       PositionScore& score = scores[static_cast<std::size_t>(first + r)];
-      const LogSumExp sum = combine_partials(std::span(scratch.partials).subspan(static_cast<std::size_t>(r * tiles), static_cast<std::size_t>(tiles)));
+      const LogSumExp sum = combine_partials(
+          std::span(scratch.partials).subspan(static_cast<std::size_t>(r * tiles), static_cast<std::size_t>(tiles)));
       score.lse = static_cast<float>(sum.lse);
       score.entropy = static_cast<float>(sum.entropy);
-      score.logprob = targets[static_cast<std::size_t>(first + r)] < 0 ? 0.0f : sum.logprob(scratch.target_logits[static_cast<std::size_t>(r)], temperature);
+      score.logprob = targets[static_cast<std::size_t>(first + r)] < 0
+                          ? 0.0f
+                          : sum.logprob(scratch.target_logits[static_cast<std::size_t>(r)], temperature);
       score.top.clear();
       if (kept == 0) return;
-      const auto candidates = std::span(scratch.candidates).subspan(static_cast<std::size_t>(r * tiles * kept), static_cast<std::size_t>(tiles * kept));
+      const auto candidates = std::span(scratch.candidates)
+                                  .subspan(static_cast<std::size_t>(r * tiles * kept), static_cast<std::size_t>(tiles * kept));
       const auto valid = std::remove_if(candidates.begin(), candidates.end(), [](const TokenLogprob& c) { return c.id < 0; });
       const auto last = candidates.begin() + std::min<std::ptrdiff_t>(top_n, valid - candidates.begin());
-      std::partial_sort(candidates.begin(), last, valid, [](const TokenLogprob& a, const TokenLogprob& b) { return a.logprob > b.logprob || (a.logprob == b.logprob && a.id < b.id); });
+      std::partial_sort(candidates.begin(), last, valid, [](const TokenLogprob& a, const TokenLogprob& b) {
+        return a.logprob > b.logprob || (a.logprob == b.logprob && a.id < b.id);
+      });
       for (auto it = candidates.begin(); it != last; ++it) score.top.push_back({it->id, sum.logprob(it->logprob, temperature)});
     });
   }

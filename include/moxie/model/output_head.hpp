@@ -20,13 +20,14 @@ struct OutputHead {
   const OutputAdapter* adapter = nullptr;  ///< packed
   std::span<const float> bias = {};        ///< [vocab], or empty
   float logit_scale = 1.0f;
-  float softcap = 0.0f;                    ///< 0: none
+  float softcap = 0.0f;  ///< 0: none
 
   /// Throws ArgumentError unless it fits the output matrix.
   void check(const Linear& output) const {
     if (adapter) adapter->check(output.outputs(), output.inputs());
     if (!bias.empty() && static_cast<Index>(bias.size()) != output.outputs())
-      throw ArgumentError("a bias of " + std::to_string(bias.size()) + " entries was given for a vocabulary of " + std::to_string(output.outputs()));
+      throw ArgumentError("a bias of " + std::to_string(bias.size()) + " entries was given for a vocabulary of " +
+                          std::to_string(output.outputs()));
     if (!std::isfinite(logit_scale) || logit_scale == 0.0f) throw ArgumentError("logit_scale must be finite and not 0");
     if (!std::isfinite(softcap) || softcap < 0.0f) throw ArgumentError("softcap must be above 0, or 0 for none");
   }

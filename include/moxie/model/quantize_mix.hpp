@@ -1,10 +1,10 @@
 #pragma once
 // Which type each tensor of a quantized GGUF file gets, as llama.cpp's quantizer decides without an importance matrix.
 //
-// A mix is named after the type of most matrices. Block formats get more bits where errors cost the most: the output matrix Q6_K, in K-quants
-// some layers of attn_v and ffn_down, and in models of 8 experts all of attn_k and attn_v. Rows that are no multiple of a type's block
-// fall back to a type with blocks of 32, or to F16. Norms, biases, routers and everything with one dimension are F32.
-// Source: llama.cpp, llama-quant.cpp.
+// A mix is named after the type of most matrices. Block formats get more bits where errors cost the most: the output matrix Q6_K,
+// in K-quants some layers of attn_v and ffn_down, and in models of 8 experts all of attn_k and attn_v. Rows that are no multiple
+// of a type's block fall back to a type with blocks of 32, or to F16. Norms, biases, routers and everything with one dimension
+// are F32. Source: llama.cpp, llama-quant.cpp.
 
 #include <algorithm>
 #include <cctype>
@@ -21,8 +21,8 @@ namespace moxie {
 
 struct QuantizeMix {
   std::string_view name;
-  Dtype dtype;             ///< of most matrices
-  std::uint32_t file_type; ///< general.file_type, as llama.cpp numbers it
+  Dtype dtype;                                                   ///< of most matrices
+  std::uint32_t file_type;                                       ///< general.file_type, as llama.cpp numbers it
   enum class Extra { none, small, medium } extra = Extra::none;  ///< how many matrices of a K-quant get more bits
 };
 
@@ -48,7 +48,8 @@ inline std::string quantize_mix_names() {
   return names;
 }
 
-/// The mix called `name`, in upper or lower case; Q4_K and Q5_K mean Q4_K_M and Q5_K_M. Throws ArgumentError that lists the names.
+/// The mix called `name`, in upper or lower case; Q4_K and Q5_K mean Q4_K_M and Q5_K_M. Throws ArgumentError that lists the
+/// names.
 inline const QuantizeMix& quantize_mix(std::string_view name) {
   std::string upper(name);
   for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
@@ -105,8 +106,10 @@ inline bool stays_f32(std::string_view name, std::span<const std::int64_t> shape
          name.find("ffn_gate_inp") != std::string_view::npos;
 }
 
-/// The type of a tensor of a GGUF file, its shape with the fastest dimension last. `pure`: no tensor gets more bits than the others.
-inline Dtype quantized_type(const QuantizeMix& mix, bool pure, const QuantizedModel& model, std::string_view name, std::span<const std::int64_t> shape) {
+/// The type of a tensor of a GGUF file, its shape with the fastest dimension last. `pure`: no tensor gets more bits than the
+/// others.
+inline Dtype quantized_type(const QuantizeMix& mix, bool pure, const QuantizedModel& model, std::string_view name,
+                            std::span<const std::int64_t> shape) {
   if (stays_f32(name, shape)) return Dtype::F32;
   const auto fits = [&](Dtype dtype) { return shape.back() % dtype_info(dtype).block_elements == 0; };
   Dtype dtype = mix.dtype;

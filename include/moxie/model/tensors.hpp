@@ -25,23 +25,23 @@ struct FeedForwardTensors {
 struct LayerTensors {
   Weight attn_norm, ffn_norm;  // [hidden]
   // grouped-query attention; biases and norms only where the family has them
-  std::optional<Weight> q, k, v;                 // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] x 2
+  std::optional<Weight> q, k, v;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] x 2
   std::optional<Weight> q_bias, k_bias, v_bias, o_bias;
-  std::optional<Weight> q_norm, k_norm;          // [head_dim]
-  Weight o;                                      // [hidden, heads * head_dim or heads * v_head_dim]
+  std::optional<Weight> q_norm, k_norm;  // [head_dim]
+  Weight o;                              // [hidden, heads * head_dim or heads * v_head_dim]
   // multi-head latent attention. q alone, or q_a, q_a_norm, q_b
-  std::optional<Weight> q_a, q_a_norm, q_b;      // [q_lora, hidden], [q_lora], [heads * (nope + rope), q_lora]
+  std::optional<Weight> q_a, q_a_norm, q_b;  // [q_lora, hidden], [q_lora], [heads * (nope + rope), q_lora]
   std::optional<Weight> q_a_bias, kv_a_bias;
-  std::optional<Weight> kv_a, kv_a_norm;         // [kv_lora + rope, hidden], [kv_lora]
-  std::optional<Weight> kv_b;                    // [heads * (nope + v), kv_lora]: per head the rows of nope keys, then of values
-  std::optional<Weight> k_b, v_b;                // instead of kv_b: [heads, kv_lora, nope] (transposed) and [heads, v, kv_lora]
+  std::optional<Weight> kv_a, kv_a_norm;  // [kv_lora + rope, hidden], [kv_lora]
+  std::optional<Weight> kv_b;             // [heads * (nope + v), kv_lora]: per head the rows of nope keys, then of values
+  std::optional<Weight> k_b, v_b;         // instead of kv_b: [heads, kv_lora, nope] (transposed) and [heads, v, kv_lora]
 
   std::optional<FeedForwardTensors> dense;
-  std::optional<Weight> router;                  // [experts, hidden]
-  std::optional<Weight> router_bias;             // [experts], added to the scores for the choice only
-  std::vector<FeedForwardTensors> experts;       // [experts]
+  std::optional<Weight> router;             // [experts, hidden]
+  std::optional<Weight> router_bias;        // [experts], added to the scores for the choice only
+  std::vector<FeedForwardTensors> experts;  // [experts]
   std::optional<FeedForwardTensors> shared;
-  std::optional<Weight> shared_gate;             // [hidden]
+  std::optional<Weight> shared_gate;  // [hidden]
 };
 
 struct DecoderTensors {

@@ -1,5 +1,6 @@
 #pragma once
-// From the tensors of a file to packed matrices and float vectors: FP8 block scales, splitting and transposing for the latent form.
+// From the tensors of a file to packed matrices and float vectors: FP8 block scales, splitting and transposing for the latent
+// form.
 
 #include <algorithm>
 #include <cstdint>
@@ -43,15 +44,16 @@ inline Linear load_matrix(const Context& context, const Weight& weight, const Te
   return Linear::pack(context, weight.tensor, &source, weight.scale_inv ? &*weight.scale_inv : nullptr);
 }
 
-/// The key and value projections of latent attention for each head: k_b[h] [kv_lora, nope] (absorbed into the query) and v_b[h] [v, kv_lora].
+/// The key and value projections of latent attention for each head: k_b[h] [kv_lora, nope] (absorbed into the query) and v_b[h]
+/// [v, kv_lora].
 struct LatentProjections {
   std::vector<Linear> k_b, v_b;
 };
 
-/// From split tensors (k_b transposed, as GGUF has them), or from kv_b [heads * (nope + v), kv_lora]. A transposed k_b keeps its type when that
-/// is a float type; quantized blocks run along the other dimension, so they become F32, which loses nothing.
-inline LatentProjections load_latent_projections(const Context& context, const LayerTensors& tensors, Index heads, Index nope, Index v, Index kv_lora,
-                                                 const TensorMap& source) {
+/// From split tensors (k_b transposed, as GGUF has them), or from kv_b [heads * (nope + v), kv_lora]. A transposed k_b keeps its
+/// type when that is a float type; quantized blocks run along the other dimension, so they become F32, which loses nothing.
+inline LatentProjections load_latent_projections(const Context& context, const LayerTensors& tensors, Index heads, Index nope,
+                                                 Index v, Index kv_lora, const TensorMap& source) {
   LatentProjections projections;
   for (Index h = 0; h < heads; ++h) {
     if (tensors.kv_b) {

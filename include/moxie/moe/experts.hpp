@@ -3,8 +3,10 @@
 // feed-forward layers and shared experts are such networks too, with all rows.
 //
 // Two passes of work items, taken dynamically by the threads:
-//   1. (network, columns of gate and up): gate and up of the same columns, swiglu, and the int8 form of the result while it is in cache
-//   2. (columns of down): these columns of every network's result into a small buffer, which the caller combines while it is in cache
+//   1. (network, columns of gate and up): gate and up of the same columns, swiglu, and the int8 form of the result while it is in
+//   cache
+//   2. (columns of down): these columns of every network's result into a small buffer, which the caller combines while it is in
+//   cache
 // Only the hidden rows lie in memory between the passes. Every element has one order of summation, whatever the other
 // rows, the items and the threads are.
 
@@ -35,8 +37,9 @@ struct FeedForwardWeights {
   void check(Index hidden, const std::string& name) const {
     const auto need = [&](const Linear& linear, const char* part, Index outputs, Index inputs) {
       if (linear.outputs() != outputs || linear.inputs() != inputs)
-        throw ArgumentError({{}, name + " " + part, {}}, "must be [" + std::to_string(outputs) + ", " + std::to_string(inputs) + "], got [" +
-                                                             std::to_string(linear.outputs()) + ", " + std::to_string(linear.inputs()) + "]");
+        throw ArgumentError({{}, name + " " + part, {}}, "must be [" + std::to_string(outputs) + ", " + std::to_string(inputs) +
+                                                             "], got [" + std::to_string(linear.outputs()) + ", " +
+                                                             std::to_string(linear.inputs()) + "]");
     };
     if (gate.empty()) throw ArgumentError({{}, name + " gate", {}}, "the matrix is empty");
     need(gate, "gate", width(), hidden);
@@ -120,8 +123,12 @@ class FeedForwardPass {
   // Eight items a thread even out unequal speeds and sizes.
   static constexpr Index items_per_thread = 8;
 
-  static std::size_t column_bytes(const Linear& linear) { return std::max<std::size_t>(1, linear.bytes() / static_cast<std::size_t>(linear.outputs())); }
-  static Index clamp_columns(Index columns, Index most, Index unit) { return std::max(unit, std::min(columns, most) / unit * unit); }
+  static std::size_t column_bytes(const Linear& linear) {
+    return std::max<std::size_t>(1, linear.bytes() / static_cast<std::size_t>(linear.outputs()));
+  }
+  static Index clamp_columns(Index columns, Index most, Index unit) {
+    return std::max(unit, std::min(columns, most) / unit * unit);
+  }
 
   void gate_and_up(const kernels::ActivationRows& x) {
     // Big networks first, so that the last items are small.
@@ -140,7 +147,8 @@ class FeedForwardPass {
       for (Index c = 0; c < w.width(); c += step) items.push_back({static_cast<Index>(i), c, std::min(w.width(), c + step)});
     }
     std::sort(items.begin(), items.end(), [&](const auto& a, const auto& b) {
-      const Index rows_a = networks[static_cast<std::size_t>(a.network)].n_rows, rows_b = networks[static_cast<std::size_t>(b.network)].n_rows;
+      const Index rows_a = networks[static_cast<std::size_t>(a.network)].n_rows,
+                  rows_b = networks[static_cast<std::size_t>(b.network)].n_rows;
       return std::tie(rows_b, a.network, a.begin) < std::tie(rows_a, b.network, b.begin);
     });
     const std::size_t tile = static_cast<std::size_t>(tile_rows) * static_cast<std::size_t>(widest);
@@ -172,7 +180,8 @@ class FeedForwardPass {
         const std::size_t at = network.hidden + static_cast<std::size_t>((first + r) * width + item.begin);
         if (int8) {
           context_.kernels->swiglu(gate + r * n, up + r * n, n, gate + r * n);
-          context_.kernels->quantize(gate + r * n, n, s_.q_.data() + at, s_.d_.data() + at / kernels::block_k, s_.sum_.data() + at / 16);
+          context_.kernels->quantize(gate + r * n, n, s_.q_.data() + at, s_.d_.data() + at / kernels::block_k,
+                                     s_.sum_.data() + at / 16);
         } else {
           float* hidden = s_.hidden_.data() + at;
           context_.kernels->swiglu(gate + r * n, up + r * n, n, hidden);
@@ -187,8 +196,8 @@ class FeedForwardPass {
     const Index columns = s_.networks_.front().weights->down.outputs();
     Index unit = kernels::panel_rows;
     for (const auto& n : s_.networks_) unit = std::lcm(unit, n.weights->down.granularity());
-    // The results of an item stay in cache until they are combined: at most 2 MB of them, a thread's part of the last level. Narrower
-    // items would read the hidden rows more often.
+    // The results of an item stay in cache until they are combined: at most 2 MB of them, a thread's part of the last level.
+    // Narrower items would read the hidden rows more often.
     const Index most = (Index{1} << 19) / n_positions_;
     const Index step = clamp_columns(columns / (items_per_thread * context_.threads.count()), most, unit);
     const std::size_t tile = static_cast<std::size_t>(n_positions_) * static_cast<std::size_t>(step);

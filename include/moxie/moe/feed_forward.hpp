@@ -23,7 +23,8 @@ class FeedForward {
   std::size_t bytes() const noexcept { return weights_.bytes(); }
 
   /// x, y [rows, hidden], rows `x_stride` and `y_stride` floats apart; y may be x. The bits of a row depend on this row alone.
-  void forward(const Context& context, const float* x, Index rows, Index x_stride, float* y, Index y_stride, MoeScratch& scratch) const {
+  void forward(const Context& context, const float* x, Index rows, Index x_stride, float* y, Index y_stride,
+               MoeScratch& scratch) const {
     const Index hidden = hidden_size(), step = rows_at_a_time(weights_.width());
     InputForms forms;
     forms.add(weights_, context.activations);

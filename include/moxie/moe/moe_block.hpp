@@ -27,11 +27,15 @@ class MoeBlock {
  public:
   /// experts [n_experts]; `shared` is all shared experts as one network; `shared_gate` [1, hidden] of type F32 or empty.
   /// Throws ArgumentError that names what does not fit.
-  MoeBlock(Router router, std::vector<FeedForwardWeights> experts, std::optional<FeedForwardWeights> shared = {}, Linear shared_gate = {})
-      : router_(std::move(router)), experts_(std::move(experts)), shared_(std::move(shared)), shared_gate_(std::move(shared_gate)) {
+  MoeBlock(Router router, std::vector<FeedForwardWeights> experts, std::optional<FeedForwardWeights> shared = {},
+           Linear shared_gate = {})
+      : router_(std::move(router)),
+        experts_(std::move(experts)),
+        shared_(std::move(shared)),
+        shared_gate_(std::move(shared_gate)) {
     if (static_cast<Index>(experts_.size()) != router_.config().n_experts)
-      throw ArgumentError({{}, "experts", {}}, "the router chooses from " + std::to_string(router_.config().n_experts) + " experts, got " +
-                                                   std::to_string(experts_.size()));
+      throw ArgumentError({{}, "experts", {}}, "the router chooses from " + std::to_string(router_.config().n_experts) +
+                                                   " experts, got " + std::to_string(experts_.size()));
     for (std::size_t e = 0; e < experts_.size(); ++e) experts_[e].check(hidden_size(), "expert " + std::to_string(e));
     if (shared_) shared_->check(hidden_size(), "shared expert");
     if (shared_gate_.empty()) return;
@@ -39,7 +43,8 @@ class MoeBlock {
     if (shared_gate_.outputs() != 1 || shared_gate_.inputs() != hidden_size() || shared_gate_.dtype() != Dtype::F32)
       throw ArgumentError({{}, "shared_expert_gate", {}}, "must be F32 [1, " + std::to_string(hidden_size()) + "], got " +
                                                               std::string(dtype_info(shared_gate_.dtype()).name) + " [" +
-                                                              std::to_string(shared_gate_.outputs()) + ", " + std::to_string(shared_gate_.inputs()) + "]");
+                                                              std::to_string(shared_gate_.outputs()) + ", " +
+                                                              std::to_string(shared_gate_.inputs()) + "]");
   }
 
   const Router& router() const noexcept { return router_; }
@@ -54,8 +59,8 @@ class MoeBlock {
   }
 
   /// x, y [rows, hidden], rows `x_stride` and `y_stride` floats apart; y may be x. `routing` records this layer's routing, or
-  /// replaces its experts. A row that is not finite gives an Error that names it, as its router logits are not finite; a replayed id
-  /// that is out of range or repeated gives an ArgumentError. y is then unspecified.
+  /// replaces its experts. A row that is not finite gives an Error that names it, as its router logits are not finite; a replayed
+  /// id that is out of range or repeated gives an ArgumentError. y is then unspecified.
   void forward(const Context& context, const float* x, Index rows, Index x_stride, float* y, Index y_stride, MoeScratch& scratch,
                const RoutingRows& routing = {}) const {
     Index widest = 0;

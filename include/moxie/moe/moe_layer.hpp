@@ -1,10 +1,11 @@
 #pragma once
 // MoeLayer: one Mixture-of-Experts layer for use in a program of one's own, rows of an Eigen matrix in and out.
 //
-//   moxie::MoeLayer<moxie::Q4_K> layer(config, weights);  // float matrices, which the layer quantizes, or tensors that are Q4_K already
-//   layer.forward(x, y);                                  // x, y [rows, hidden]
+//   moxie::MoeLayer<moxie::Q4_K> layer(config, weights);  // float matrices, which the layer quantizes, or tensors that are Q4_K
+//   already layer.forward(x, y);                                  // x, y [rows, hidden]
 //
-// The type of the experts' weights is a template parameter here. A file that mixes types, as Q4_K_M does, is make_moe_block()'s work.
+// The type of the experts' weights is a template parameter here. A file that mixes types, as Q4_K_M does, is make_moe_block()'s
+// work.
 
 #include <cstdint>
 #include <memory>
@@ -28,7 +29,8 @@ class MoeLayer {
   /// From float matrices; the experts are quantized to Format, the router and the shared experts' gate stay f32.
   /// Throws ArgumentError that names what does not fit the configuration.
   MoeLayer(const MoeConfig& config, const MoeWeights& weights, Threads threads = Threads())
-      : context_{&kernels::native_table(), threads, activations}, block_(make_moe_block(context_, config, weights, Format::dtype)) {}
+      : context_{&kernels::native_table(), threads, activations},
+        block_(make_moe_block(context_, config, weights, Format::dtype)) {}
 
   /// From tensors in a file or in memory, whose experts are of type Format. Throws ArgumentError.
   MoeLayer(const MoeConfig& config, const MoeTensors& tensors, Threads threads = Threads())
@@ -59,8 +61,9 @@ class MoeLayer {
  private:
   void run(const ConstRows& x, MutRows& y, const RoutingRows& routing) const {
     if (x.cols() != hidden_size() || y.cols() != hidden_size() || x.rows() != y.rows())
-      throw ArgumentError("x and y must both be [rows, " + std::to_string(hidden_size()) + "], got [" + std::to_string(x.rows()) + ", " +
-                          std::to_string(x.cols()) + "] and [" + std::to_string(y.rows()) + ", " + std::to_string(y.cols()) + "]");
+      throw ArgumentError("x and y must both be [rows, " + std::to_string(hidden_size()) + "], got [" + std::to_string(x.rows()) +
+                          ", " + std::to_string(x.cols()) + "] and [" + std::to_string(y.rows()) + ", " +
+                          std::to_string(y.cols()) + "]");
     const ScratchPool::Loan scratch(*pool_);
     block_.forward(context_, x.data(), x.rows(), x.outerStride(), y.data(), y.outerStride(), *scratch, routing);
   }

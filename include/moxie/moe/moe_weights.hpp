@@ -27,11 +27,11 @@ struct FeedForwardMatrices {
 
 /// A MoE layer in float.
 struct MoeWeights {
-  RowMatrix router;                            ///< [n_experts, hidden]
-  Vector router_bias;                          ///< [n_experts], added to the scores for the choice only; or empty
-  std::vector<FeedForwardMatrices> experts;    ///< [n_experts], width moe_intermediate_size
-  std::optional<FeedForwardMatrices> shared;   ///< width shared_intermediate_size
-  Vector shared_expert_gate;                   ///< [hidden], with MoeConfig::shared_expert_gate; or empty
+  RowMatrix router;                           ///< [n_experts, hidden]
+  Vector router_bias;                         ///< [n_experts], added to the scores for the choice only; or empty
+  std::vector<FeedForwardMatrices> experts;   ///< [n_experts], width moe_intermediate_size
+  std::optional<FeedForwardMatrices> shared;  ///< width shared_intermediate_size
+  Vector shared_expert_gate;                  ///< [hidden], with MoeConfig::shared_expert_gate; or empty
 };
 
 /// The same as tensors of a file, or of memory in a file's layout. The bytes must live until the layer is built, not longer.
@@ -41,9 +41,9 @@ struct FeedForwardViews {
 };
 
 struct MoeTensors {
-  TensorView router;                       ///< [n_experts, hidden], of any format
-  std::optional<TensorView> router_bias;   ///< n_experts elements
-  std::vector<FeedForwardViews> experts;   ///< [n_experts]; from stacked tensors: split_experts()
+  TensorView router;                      ///< [n_experts, hidden], of any format
+  std::optional<TensorView> router_bias;  ///< n_experts elements
+  std::vector<FeedForwardViews> experts;  ///< [n_experts]; from stacked tensors: split_experts()
   std::optional<FeedForwardViews> shared;
   std::optional<TensorView> shared_expert_gate;  ///< hidden elements
 };
@@ -52,9 +52,11 @@ struct MoeTensors {
 inline std::vector<FeedForwardViews> split_experts(const TensorView& gate, const TensorView& up, const TensorView& down) {
   for (const TensorView* tensor : {&gate, &up, &down}) {
     if (tensor->shape.size() != 3 || tensor->shape[0] < 1)
-      throw ArgumentError(tensor->place(), "stacked experts [n_experts, rows, columns] are needed, got shape " + tensor->shape_text());
+      throw ArgumentError(tensor->place(),
+                          "stacked experts [n_experts, rows, columns] are needed, got shape " + tensor->shape_text());
     if (tensor->shape[0] != gate.shape[0])
-      throw ArgumentError(tensor->place(), "has " + std::to_string(tensor->shape[0]) + " experts, '" + gate.name + "' has " + std::to_string(gate.shape[0]));
+      throw ArgumentError(tensor->place(), "has " + std::to_string(tensor->shape[0]) + " experts, '" + gate.name + "' has " +
+                                               std::to_string(gate.shape[0]));
   }
   std::vector<FeedForwardViews> experts;
   for (std::int64_t e = 0; e < gate.shape[0]; ++e) experts.push_back({gate.slice(e), up.slice(e), down.slice(e)});
@@ -67,7 +69,8 @@ inline void check_moe_config(const MoeConfig& config) {
   constexpr std::int64_t most = std::int64_t{1} << 28;
   const auto need = [](const char* name, std::int64_t size, std::int64_t least) {
     if (size < least || size > most)
-      throw ArgumentError(std::string(name) + " must be " + std::to_string(least) + " to " + std::to_string(most) + ", got " + std::to_string(size));
+      throw ArgumentError(std::string(name) + " must be " + std::to_string(least) + " to " + std::to_string(most) + ", got " +
+                          std::to_string(size));
   };
   need("hidden_size", config.hidden_size, 1);
   need("moe_intermediate_size", config.moe_intermediate_size, 1);
@@ -81,51 +84,59 @@ inline std::string expert_name(std::size_t e) { return "expert " + std::to_strin
 /// Checks that optional parts are there exactly where the configuration says so, and the number of experts.
 inline void check_moe_parts(const MoeConfig& config, std::size_t n_experts, bool shared, bool shared_gate) {
   if (static_cast<std::int64_t>(n_experts) != config.router.n_experts)
-    throw ArgumentError({{}, "experts", {}}, "n_experts is " + std::to_string(config.router.n_experts) + ", got " + std::to_string(n_experts));
+    throw ArgumentError({{}, "experts", {}},
+                        "n_experts is " + std::to_string(config.router.n_experts) + ", got " + std::to_string(n_experts));
   if (shared != (config.shared_intermediate_size > 0))
-    throw ArgumentError({{}, "shared expert", {}}, shared ? "is given, but shared_intermediate_size is 0"
-                                                          : "is missing, shared_intermediate_size is " + std::to_string(config.shared_intermediate_size));
+    throw ArgumentError({{}, "shared expert", {}},
+                        shared ? "is given, but shared_intermediate_size is 0"
+                               : "is missing, shared_intermediate_size is " + std::to_string(config.shared_intermediate_size));
   if (shared_gate != config.shared_expert_gate)
     throw ArgumentError({{}, "shared_expert_gate", {}}, shared_gate ? "is given, but the configuration has none" : "is missing");
 }
 
 inline void check_matrix(const std::string& name, Index rows, Index cols, Index need_rows, Index need_cols) {
   if (rows != need_rows || cols != need_cols)
-    throw ArgumentError({{}, name, {}}, "must be [" + std::to_string(need_rows) + ", " + std::to_string(need_cols) + "], got [" + std::to_string(rows) +
-                                            ", " + std::to_string(cols) + "]");
+    throw ArgumentError({{}, name, {}}, "must be [" + std::to_string(need_rows) + ", " + std::to_string(need_cols) + "], got [" +
+                                            std::to_string(rows) + ", " + std::to_string(cols) + "]");
 }
 
-inline Linear encode_matrix(const Context& context, Dtype dtype, const RowMatrix& matrix, const std::string& name, Index rows, Index cols) {
+inline Linear encode_matrix(const Context& context, Dtype dtype, const RowMatrix& matrix, const std::string& name, Index rows,
+                            Index cols) {
   check_matrix(name, matrix.rows(), matrix.cols(), rows, cols);
   if (!matrix.allFinite()) throw ArgumentError({{}, name, {}}, "holds NaN or infinity");
   if (cols % dtype_info(dtype).block_elements != 0)
-    throw ArgumentError({{}, name, {}}, "rows of " + std::to_string(cols) + " elements cannot be " + dtype_text(dtype) + ", the length must be a multiple of " +
+    throw ArgumentError({{}, name, {}}, "rows of " + std::to_string(cols) + " elements cannot be " + dtype_text(dtype) +
+                                            ", the length must be a multiple of " +
                                             std::to_string(dtype_info(dtype).block_elements));
   return Linear::from_rows(context, dtype, matrix);
 }
 
-inline FeedForwardWeights encode_network(const Context& context, Dtype dtype, const FeedForwardMatrices& m, const std::string& name, Index hidden,
-                                         Index width) {
-  return {encode_matrix(context, dtype, m.gate, name + " gate", width, hidden), encode_matrix(context, dtype, m.up, name + " up", width, hidden),
+inline FeedForwardWeights encode_network(const Context& context, Dtype dtype, const FeedForwardMatrices& m,
+                                         const std::string& name, Index hidden, Index width) {
+  return {encode_matrix(context, dtype, m.gate, name + " gate", width, hidden),
+          encode_matrix(context, dtype, m.up, name + " up", width, hidden),
           encode_matrix(context, dtype, m.down, name + " down", hidden, width)};
 }
 
 inline void check_tensor(const TensorView& tensor, const std::string& role, Index rows, Index cols) {
   if (tensor.shape != std::vector<std::int64_t>{rows, cols})
-    throw ArgumentError(tensor.place(), role + " must be [" + std::to_string(rows) + ", " + std::to_string(cols) + "], got " + tensor.shape_text());
+    throw ArgumentError(tensor.place(), role + " must be [" + std::to_string(rows) + ", " + std::to_string(cols) + "], got " +
+                                            tensor.shape_text());
   if (!is_format(tensor.dtype) || cols % dtype_info(tensor.dtype).block_elements != 0)
     throw ArgumentError(tensor.place(), role + " cannot be of type " + dtype_text(tensor.dtype));
   const std::uint64_t bytes = static_cast<std::uint64_t>(rows) * tensor.row_stride();
   if (tensor.bytes != bytes || tensor.data == nullptr)
-    throw ArgumentError(tensor.place(), role + " must have " + std::to_string(bytes) + " bytes, got " + (tensor.data ? std::to_string(tensor.bytes) : "none"));
+    throw ArgumentError(tensor.place(), role + " must have " + std::to_string(bytes) + " bytes, got " +
+                                            (tensor.data ? std::to_string(tensor.bytes) : "none"));
 }
 
-inline FeedForwardWeights pack_network(const Context& context, const FeedForwardViews& views, const std::string& name, Index hidden, Index width,
-                                       const TensorMap* source) {
+inline FeedForwardWeights pack_network(const Context& context, const FeedForwardViews& views, const std::string& name,
+                                       Index hidden, Index width, const TensorMap* source) {
   check_tensor(views.gate, name + " gate", width, hidden);
   check_tensor(views.up, name + " up", width, hidden);
   check_tensor(views.down, name + " down", hidden, width);
-  return {Linear::pack(context, views.gate, source), Linear::pack(context, views.up, source), Linear::pack(context, views.down, source)};
+  return {Linear::pack(context, views.gate, source), Linear::pack(context, views.up, source),
+          Linear::pack(context, views.down, source)};
 }
 
 /// A tensor of rows * cols elements (whatever its shape) as f32.
@@ -146,38 +157,47 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
   const RoutingRule rule(config.router, weights.router_bias);  // checks it before anything is packed
   detail::check_moe_parts(config, weights.experts.size(), weights.shared.has_value(), weights.shared_expert_gate.size() != 0);
   const Index hidden = config.hidden_size;
-  Router router(config.router, detail::encode_matrix(context, Dtype::F32, weights.router, "router", config.router.n_experts, hidden), weights.router_bias);
+  Router router(config.router,
+                detail::encode_matrix(context, Dtype::F32, weights.router, "router", config.router.n_experts, hidden),
+                weights.router_bias);
   Linear gate;
   if (config.shared_expert_gate)
     gate = detail::encode_matrix(context, Dtype::F32, weights.shared_expert_gate.transpose(), "shared_expert_gate", 1, hidden);
   std::vector<FeedForwardWeights> experts;
   experts.reserve(weights.experts.size());
   for (std::size_t e = 0; e < weights.experts.size(); ++e)
-    experts.push_back(detail::encode_network(context, dtype, weights.experts[e], detail::expert_name(e), hidden, config.moe_intermediate_size));
+    experts.push_back(
+        detail::encode_network(context, dtype, weights.experts[e], detail::expert_name(e), hidden, config.moe_intermediate_size));
   std::optional<FeedForwardWeights> shared;
-  if (weights.shared) shared = detail::encode_network(context, dtype, *weights.shared, "shared expert", hidden, config.shared_intermediate_size);
+  if (weights.shared)
+    shared = detail::encode_network(context, dtype, *weights.shared, "shared expert", hidden, config.shared_intermediate_size);
   return {std::move(router), std::move(experts), std::move(shared), std::move(gate)};
 }
 
 /// Packs the experts in the types they have; `source` (may be nullptr) is told which mapped bytes are done with.
-inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, const MoeTensors& tensors, const TensorMap* source = nullptr) {
+inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, const MoeTensors& tensors,
+                               const TensorMap* source = nullptr) {
   detail::check_moe_config(config);
   detail::check_moe_parts(config, tensors.experts.size(), tensors.shared.has_value(), tensors.shared_expert_gate.has_value());
   const Index hidden = config.hidden_size, n_experts = config.router.n_experts;
   Vector bias;
   if (tensors.router_bias) bias = detail::decode_matrix(*tensors.router_bias, "the router's bias", 1, n_experts).row(0);
   const RoutingRule rule(config.router, bias);  // checks it before anything is packed
-  Router router(config.router, Linear::from_rows(context, Dtype::F32, detail::decode_matrix(tensors.router, "the router", n_experts, hidden)),
+  Router router(config.router,
+                Linear::from_rows(context, Dtype::F32, detail::decode_matrix(tensors.router, "the router", n_experts, hidden)),
                 std::move(bias));
   Linear gate;
   if (tensors.shared_expert_gate)
-    gate = Linear::from_rows(context, Dtype::F32, detail::decode_matrix(*tensors.shared_expert_gate, "shared_expert_gate", 1, hidden));
+    gate = Linear::from_rows(context, Dtype::F32,
+                             detail::decode_matrix(*tensors.shared_expert_gate, "shared_expert_gate", 1, hidden));
   std::vector<FeedForwardWeights> experts;
   experts.reserve(tensors.experts.size());
   for (std::size_t e = 0; e < tensors.experts.size(); ++e)
-    experts.push_back(detail::pack_network(context, tensors.experts[e], detail::expert_name(e), hidden, config.moe_intermediate_size, source));
+    experts.push_back(
+        detail::pack_network(context, tensors.experts[e], detail::expert_name(e), hidden, config.moe_intermediate_size, source));
   std::optional<FeedForwardWeights> shared;
-  if (tensors.shared) shared = detail::pack_network(context, *tensors.shared, "shared expert", hidden, config.shared_intermediate_size, source);
+  if (tensors.shared)
+    shared = detail::pack_network(context, *tensors.shared, "shared expert", hidden, config.shared_intermediate_size, source);
   return {std::move(router), std::move(experts), std::move(shared), std::move(gate)};
 }
 

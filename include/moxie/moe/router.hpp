@@ -18,12 +18,14 @@ namespace moxie {
 class Router {
  public:
   /// weight [n_experts, hidden] of type F32, bias [n_experts] or empty. Throws ArgumentError.
-  Router(const RouterConfig& config, Linear weight, Vector bias = {}) : rule_(config, std::move(bias)), weight_(std::move(weight)) {
+  Router(const RouterConfig& config, Linear weight, Vector bias = {})
+      : rule_(config, std::move(bias)), weight_(std::move(weight)) {
     if (weight_.dtype() != Dtype::F32)
-      throw ArgumentError({{}, "router", {}}, "the weight must be packed as F32, got " + std::string(dtype_info(weight_.dtype()).name));
+      throw ArgumentError({{}, "router", {}},
+                          "the weight must be packed as F32, got " + std::string(dtype_info(weight_.dtype()).name));
     if (weight_.outputs() != config.n_experts)
-      throw ArgumentError({{}, "router", {}}, "the weight must have n_experts (" + std::to_string(config.n_experts) + ") rows, got " +
-                                                  std::to_string(weight_.outputs()));
+      throw ArgumentError({{}, "router", {}}, "the weight must have n_experts (" + std::to_string(config.n_experts) +
+                                                  ") rows, got " + std::to_string(weight_.outputs()));
   }
 
   const RouterConfig& config() const noexcept { return rule_.config(); }
@@ -32,9 +34,10 @@ class Router {
   std::size_t bytes() const noexcept { return weight_.bytes(); }
 
   /// Routes the rows of x, which have their f32 form. ids, weights [rows, top_k] are written; with `replay` [rows, top_k] these
-  /// experts are used, but in rows of router_chooses. `scores` [rows, n_experts] is scratch. Errors are those of RoutingRule, with the row counted from `first_row`.
-  void route(const Context& context, const PreparedRows& x, const std::int32_t* replay, float* scores, std::int32_t* ids, float* weights,
-             Index first_row = 0) const {
+  /// experts are used, but in rows of router_chooses. `scores` [rows, n_experts] is scratch. Errors are those of RoutingRule,
+  /// with the row counted from `first_row`.
+  void route(const Context& context, const PreparedRows& x, const std::int32_t* replay, float* scores, std::int32_t* ids,
+             float* weights, Index first_row = 0) const {
     const Index n = config().n_experts, k = config().top_k;
     weight_.forward(context, x, scores, n);
     context.threads.for_each(

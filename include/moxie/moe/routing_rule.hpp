@@ -8,8 +8,8 @@
 //   weights   = scores of the chosen, / (their sum in slot order + norm_epsilon), * routed_scaling_factor
 //
 // All in f32, as Hugging Face transformers computes it; the two sums are taken in f64, in index and slot order.
-// transformers gives the experts of dropped groups the selection score 0 (DeepSeek-V2) or minus infinity (DeepSeek-V3). Here they are never
-// chosen. For DeepSeek-V2 that is the same output: its scores are softmax, so 0 ties only with an expert of weight 0.
+// transformers gives the experts of dropped groups the selection score 0 (DeepSeek-V2) or minus infinity (DeepSeek-V3). Here they
+// are never chosen. For DeepSeek-V2 that is the same output: its scores are softmax, so 0 ties only with an expert of weight 0.
 // Sources: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437), transformers' modeling_deepseek_v2.py and _v3.py.
 
 #include <algorithm>
@@ -40,23 +40,28 @@ class RoutingRule {
       if (!holds) throw ArgumentError({{}, "router", {}}, message);
     };
     const std::string experts = std::to_string(config.n_experts);
-    need(config.n_experts >= 1 && config.n_experts <= std::numeric_limits<std::int32_t>::max(), "n_experts must be at least 1, got " + experts);
+    need(config.n_experts >= 1 && config.n_experts <= std::numeric_limits<std::int32_t>::max(),
+         "n_experts must be at least 1, got " + experts);
     need(config.top_k >= 1 && config.top_k <= config.n_experts,
          "top_k must be 1 to n_experts (" + experts + "), got " + std::to_string(config.top_k));
     need(config.n_group >= 1 && config.n_group <= max_groups && config.n_experts % config.n_group == 0,
-         "n_group must divide n_experts (" + experts + ") and be at most " + std::to_string(max_groups) + ", got " + std::to_string(config.n_group));
+         "n_group must divide n_experts (" + experts + ") and be at most " + std::to_string(max_groups) + ", got " +
+             std::to_string(config.n_group));
     need(config.topk_group >= 1 && config.topk_group <= config.n_group,
          "topk_group must be 1 to n_group (" + std::to_string(config.n_group) + "), got " + std::to_string(config.topk_group));
     const std::int64_t group_size = config.n_experts / config.n_group;
     need(config.top_k <= config.topk_group * group_size, "top_k must be at most the experts of topk_group groups (" +
-                                                             std::to_string(config.topk_group * group_size) + "), got " + std::to_string(config.top_k));
+                                                             std::to_string(config.topk_group * group_size) + "), got " +
+                                                             std::to_string(config.top_k));
     need(config.n_group == 1 || config.group_score != GroupScore::best_two || group_size >= 2,
-         "groups scored by their two best experts need at least 2 experts each, n_group " + std::to_string(config.n_group) + " leaves 1");
+         "groups scored by their two best experts need at least 2 experts each, n_group " + std::to_string(config.n_group) +
+             " leaves 1");
     need(is_finite(config.norm_epsilon) && config.norm_epsilon >= 0, "norm_epsilon must be finite and not negative");
     need(is_finite(config.routed_scaling_factor), "routed_scaling_factor must be finite");
     need(bias_.size() == 0 || bias_.size() == config.n_experts,
          "the selection bias must have n_experts (" + experts + ") elements, got " + std::to_string(bias_.size()));
-    for (Index e = 0; e < bias_.size(); ++e) need(is_finite(bias_[e]), "the selection bias of expert " + std::to_string(e) + " is not finite");
+    for (Index e = 0; e < bias_.size(); ++e)
+      need(is_finite(bias_[e]), "the selection bias of expert " + std::to_string(e) + " is not finite");
   }
 
   const RouterConfig& config() const noexcept { return config_; }
@@ -77,13 +82,16 @@ class RoutingRule {
         std::int32_t unused[2];
         float best[2] = {0.0f, 0.0f};
         const Index n = config_.group_score == GroupScore::best_two ? 2 : 1;
-        stable_top_k(group_size, n, [&](Index i) { return selection(g * group_size + i); }, unused, best);
+        stable_top_k(
+            group_size, n, [&](Index i) { return selection(g * group_size + i); }, unused, best);
         group_scores[g] = best[0] + best[1];
       }
-      stable_top_k(config_.n_group, config_.topk_group, [&](Index g) { return group_scores[g]; }, chosen, top_groups);
+      stable_top_k(
+          config_.n_group, config_.topk_group, [&](Index g) { return group_scores[g]; }, chosen, top_groups);
       std::sort(chosen, chosen + config_.topk_group);
-      stable_top_k(config_.topk_group * group_size, config_.top_k,
-                   [&](Index i) { return selection(chosen[i / group_size] * group_size + i % group_size); }, ids, weights);
+      stable_top_k(
+          config_.topk_group * group_size, config_.top_k,
+          [&](Index i) { return selection(chosen[i / group_size] * group_size + i % group_size); }, ids, weights);
       for (Index s = 0; s < config_.top_k; ++s)
         ids[s] = static_cast<std::int32_t>(chosen[ids[s] / group_size] * group_size + ids[s] % group_size);
     }
@@ -95,8 +103,10 @@ class RoutingRule {
   void replay(float* logits, const std::int32_t* ids, float* weights) const {
     for (Index s = 0; s < config_.top_k; ++s) {
       if (ids[s] < 0 || ids[s] >= config_.n_experts)
-        throw ArgumentError("expert id " + std::to_string(ids[s]) + " is out of range, the layer has experts 0 to " + std::to_string(config_.n_experts - 1));
-      if (std::find(ids, ids + s, ids[s]) != ids + s) throw ArgumentError("expert id " + std::to_string(ids[s]) + " occurs twice in a row");
+        throw ArgumentError("expert id " + std::to_string(ids[s]) + " is out of range, the layer has experts 0 to " +
+                            std::to_string(config_.n_experts - 1));
+      if (std::find(ids, ids + s, ids[s]) != ids + s)
+        throw ArgumentError("expert id " + std::to_string(ids[s]) + " occurs twice in a row");
     }
     score(logits);
     weigh(logits, ids, weights);

@@ -16,7 +16,8 @@
 
 namespace moxie {
 
-/// In the ids of a token to be replayed: all its top_k ids are this, and the router chooses. For tokens that the recording pass did not run.
+/// In the ids of a token to be replayed: all its top_k ids are this, and the router chooses. For tokens that the recording pass
+/// did not run.
 inline constexpr std::int32_t router_chooses = -1;
 
 /// The routing of one layer for the rows of one pass. All [rows, top_k], nullptr where not wanted.
@@ -32,8 +33,9 @@ class RoutingTrace {
   /// A trace of 0 tokens. Throws ArgumentError for a size below 1.
   RoutingTrace(Index n_layers, Index n_experts, Index top_k) : n_experts_(n_experts), top_k_(top_k) {
     if (n_layers < 1 || n_experts < 1 || top_k < 1 || top_k > n_experts)
-      throw ArgumentError({{}, "routing trace", {}}, "needs at least one layer and 1 <= top_k <= n_experts, got " + std::to_string(n_layers) + " layers, " +
-                                                         std::to_string(n_experts) + " experts, top_k " + std::to_string(top_k));
+      throw ArgumentError({{}, "routing trace", {}}, "needs at least one layer and 1 <= top_k <= n_experts, got " +
+                                                         std::to_string(n_layers) + " layers, " + std::to_string(n_experts) +
+                                                         " experts, top_k " + std::to_string(top_k));
     layers_.resize(static_cast<std::size_t>(n_layers));
   }
 
@@ -51,7 +53,8 @@ class RoutingTrace {
 
   /// Keeps the first `tokens` tokens; new ones are zeros, to be recorded.
   void resize(Index tokens) {
-    if (tokens < 0) throw ArgumentError({{}, "routing trace", {}}, "the number of tokens must not be negative, got " + std::to_string(tokens));
+    if (tokens < 0)
+      throw ArgumentError({{}, "routing trace", {}}, "the number of tokens must not be negative, got " + std::to_string(tokens));
     for (Layer& layer : layers_) {
       layer.ids.resize(static_cast<std::size_t>(tokens * top_k_));
       layer.weights.resize(static_cast<std::size_t>(tokens * top_k_));
@@ -97,11 +100,13 @@ class RoutingTrace {
   };
   static void check(const char* what, Index has, Index needs) {
     if (has != needs)
-      throw ArgumentError({{}, "routing trace", {}}, "has " + std::to_string(has) + " " + what + ", " + std::to_string(needs) + " are needed");
+      throw ArgumentError({{}, "routing trace", {}},
+                          "has " + std::to_string(has) + " " + what + ", " + std::to_string(needs) + " are needed");
   }
   const Layer& at(Index layer) const {
     if (layer < 0 || layer >= n_layers())
-      throw ArgumentError({{}, "routing trace", {}}, "layer " + std::to_string(layer) + " was asked for, the trace has " + std::to_string(n_layers()));
+      throw ArgumentError({{}, "routing trace", {}},
+                          "layer " + std::to_string(layer) + " was asked for, the trace has " + std::to_string(n_layers()));
     return layers_[static_cast<std::size_t>(layer)];
   }
   Layer& at(Index layer) { return const_cast<Layer&>(std::as_const(*this).at(layer)); }

@@ -18,15 +18,16 @@ namespace moxie {
 
 struct MoeScratch {
   PreparedRows x;
-  AlignedBuffer<float> scores;       ///< [rows, n_experts]
-  AlignedBuffer<std::int32_t> ids;   ///< [rows, top_k]
-  AlignedBuffer<float> weights;      ///< [rows, top_k]
-  AlignedBuffer<float> shared_scale; ///< [rows]
+  AlignedBuffer<float> scores;        ///< [rows, n_experts]
+  AlignedBuffer<std::int32_t> ids;    ///< [rows, top_k]
+  AlignedBuffer<float> weights;       ///< [rows, top_k]
+  AlignedBuffer<float> shared_scale;  ///< [rows]
   Dispatch dispatch;
   FeedForwardScratch networks;
 
   std::size_t bytes() const noexcept {
-    return x.bytes() + scores.capacity_bytes() + ids.capacity_bytes() + weights.capacity_bytes() + shared_scale.capacity_bytes() + networks.bytes();
+    return x.bytes() + scores.capacity_bytes() + ids.capacity_bytes() + weights.capacity_bytes() + shared_scale.capacity_bytes() +
+           networks.bytes();
   }
 };
 

@@ -7,7 +7,8 @@
 
 namespace moxie {
 
-/// Writes the indices of the k largest of value(0), .., value(n - 1) to `ids` [k] and the values to `top` [k]. 1 <= k <= n; no NaN.
+/// Writes the indices of the k largest of value(0), .., value(n - 1) to `ids` [k] and the values to `top` [k]. 1 <= k <= n; no
+/// NaN.
 template <class Value>
 void stable_top_k(Index n, Index k, Value&& value, std::int32_t* ids, float* top) {
   Index found = 0;

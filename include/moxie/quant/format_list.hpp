@@ -27,6 +27,8 @@ using Formats = TypeList<F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, 
 
 /// A format that can be written; the others are only read.
 template <class Format>
-concept EncodableFormat = requires(const float* src, std::byte* dst, std::int64_t n) { Format::encode(src, dst, n); };
+concept EncodableFormat = requires(const float* src, std::byte* dst, std::int64_t n) {
+  Format::encode(src, dst, n);
+};
 
 }  // namespace moxie

@@ -41,7 +41,8 @@ MOXIE_INLINE void place(const std::uint8_t (&codes)[32], int row, std::uint8_t (
 /// 256 bytes: byte i of register p in the low nibble of byte 64 p + i, of register p + 4 in the high one.
 MOXIE_INLINE void pack_nibbles(const std::uint8_t (&registers)[8][64], std::uint8_t* out) noexcept {
   for (int p = 0; p < 4; ++p)
-    for (int i = 0; i < 64; ++i) out[64 * p + i] = static_cast<std::uint8_t>((registers[p][i] & 15) | (registers[p + 4][i] & 15) << 4);
+    for (int i = 0; i < 64; ++i)
+      out[64 * p + i] = static_cast<std::uint8_t>((registers[p][i] & 15) | (registers[p + 4][i] & 15) << 4);
 }
 /// 64 bytes: bit 4 of byte i of register j in bit j of byte i.
 MOXIE_INLINE void pack_fifth_bits(const std::uint8_t (&registers)[8][64], std::uint8_t* out) noexcept {

@@ -60,8 +60,8 @@ struct Q5_K {
   }
 };
 
-/// A superblock: 8 blocks of low bits (256 bytes) and fifth bits (64), then 8 times sc u8[16], mn u8[16], then d f16[16], dmin f16[16].
-/// 2.3% more bytes than the file, whose scales have 6 bits.
+/// A superblock: 8 blocks of low bits (256 bytes) and fifth bits (64), then 8 times sc u8[16], mn u8[16], then d f16[16], dmin
+/// f16[16]. 2.3% more bytes than the file, whose scales have 6 bits.
 template <>
 struct Panel<Q5_K> {
   static constexpr int chunk = 256, chunk_bytes = 2880;
@@ -79,7 +79,8 @@ struct Panel<Q5_K> {
         KScaleMin s{0, 0};
         if (const std::byte* src = rows[r]) {
           const std::uint8_t* low = as_u8(src) + 48 + 32 * (b / 2);
-          for (int i = 0; i < 32; ++i) q[i] = static_cast<std::uint8_t>((low[i] >> 4 * (b & 1) & 15) | (as_u8(src)[16 + i] >> b & 1) << 4);
+          for (int i = 0; i < 32; ++i)
+            q[i] = static_cast<std::uint8_t>((low[i] >> 4 * (b & 1) & 15) | (as_u8(src)[16 + i] >> b & 1) << 4);
           s = k_scale_min(as_u8(src) + 4, b);
         }
         panel::place(q, r, registers);

@@ -116,21 +116,27 @@ inline std::string render_chat(ChatFormat format, std::span<const Message> messa
 /// Throws UnsupportedError where neither tells.
 inline ChatFormat detect_chat_format(std::string_view chat_template, std::string_view family) {
   const auto has = [&](std::string_view part) { return chat_template.find(part) != std::string_view::npos; };
-  const auto unknown = [] { return UnsupportedError("the model's chat template is none that moxie knows; choose from " + chat::format_names()); };
+  const auto unknown = [] {
+    return UnsupportedError("the model's chat template is none that moxie knows; choose from " + chat::format_names());
+  };
   const bool thinks = has("</think>");
   if (has("<｜User｜>")) {
     if (!thinks) return ChatFormat::deepseek_v3;
-    if (has(".split('</think>')[-1]") && has("<｜Assistant｜><think>") && !has("<｜Assistant｜><think></think>")) return ChatFormat::deepseek_r1;
+    if (has(".split('</think>')[-1]") && has("<｜Assistant｜><think>") && !has("<｜Assistant｜><think></think>"))
+      return ChatFormat::deepseek_r1;
     throw unknown();  // of DeepSeek-V3.1, say
   }
   if (has("<|im_start|>")) {
     if (thinks && has("reasoning_content")) {
       if (has("enable_thinking")) return ChatFormat::qwen3;
-      return has("<|im_start|>assistant\\n<think>") || has("<|im_start|>assistant\n<think>") ? ChatFormat::qwen3_thinking : ChatFormat::qwen3;
+      return has("<|im_start|>assistant\\n<think>") || has("<|im_start|>assistant\n<think>") ? ChatFormat::qwen3_thinking
+                                                                                             : ChatFormat::qwen3;
     }
     if (thinks || has("bos_token")) throw unknown();
-    if (has("system\\nYou are a helpful assistant.<|im_end|>") || has("system\nYou are a helpful assistant.<|im_end|>")) return ChatFormat::qwen2;
-    if (has("You are a helpful assistant") || has("You are Qwen, created by")) throw unknown();  // another system message where there is none
+    if (has("system\\nYou are a helpful assistant.<|im_end|>") || has("system\nYou are a helpful assistant.<|im_end|>"))
+      return ChatFormat::qwen2;
+    if (has("You are a helpful assistant") || has("You are Qwen, created by"))
+      throw unknown();  // another system message where there is none
     return ChatFormat::chatml;
   }
   if (has("[INST]") && !has("<<SYS>>") && !has("[AVAILABLE_TOOLS]")) return ChatFormat::mixtral;

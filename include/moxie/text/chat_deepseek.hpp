@@ -3,7 +3,8 @@
 //
 //   V2:       BOS User: TEXT⏎⏎ Assistant: TEXT EOS           (a system message is its text and ⏎⏎)
 //   V3:       BOS SYSTEM <｜User｜>TEXT<｜Assistant｜>TEXT<｜end▁of▁sentence｜>    (system messages go first, joined by ⏎⏎)
-//   R1:       as V3; of an answer only what follows </think>, and a prompt for an answer begins its thinking: <｜Assistant｜><think>⏎
+//   R1:       as V3; of an answer only what follows </think>, and a prompt for an answer begins its thinking:
+//   <｜Assistant｜><think>⏎
 //
 // Source: the chat_template of their tokenizer_config.json.
 
@@ -66,7 +67,8 @@ inline std::string render_deepseek(std::span<const Message> messages, const Chat
       }
     } else if (message.role == "assistant") {
       std::string_view text = *message.content;
-      if (const std::size_t end = text.rfind("</think>"); thinks && !after_tool && end != std::string_view::npos) text.remove_prefix(end + 8);
+      if (const std::size_t end = text.rfind("</think>"); thinks && !after_tool && end != std::string_view::npos)
+        text.remove_prefix(end + 8);
       ((out += after_tool ? "<｜tool▁outputs▁end｜>" : "<｜Assistant｜>") += text) += eos;
       after_tool = false;
     } else if (message.role == "tool") {

@@ -1,9 +1,9 @@
 #pragma once
 // A tokenizer of Hugging Face's files as GGUF metadata: the keys that tokenizer_gguf.hpp reads.
 //
-// GGUF names a pre-tokenizer instead of describing it; the name is found by comparing the words that a text of many kinds of characters is
-// cut into. At the end the metadata are read back, and must give the same ids for that text.
-// Source: the GGUF specification; llama.cpp, convert_hf_to_gguf.py.
+// GGUF names a pre-tokenizer instead of describing it; the name is found by comparing the words that a text of many kinds of
+// characters is cut into. At the end the metadata are read back, and must give the same ids for that text. Source: the GGUF
+// specification; llama.cpp, convert_hf_to_gguf.py.
 
 #include <algorithm>
 #include <cstdint>
@@ -25,9 +25,12 @@ namespace detail {
 /// Contractions, runs of digits and spaces, line ends, scripts with and without cases, marks, symbols, text right beside digits.
 inline constexpr std::string_view tokenizer_probe =
     "Hello, world! I'm sure THEY'LL say we'D've 'tis, isn't it?\n\n  \t x=1234567+89.5e-3;  \r\n   done \n"
-    "naïve café CAFÉ e\xCC\x81te\xCC\x81 Straße ΑΒΓ αβγ Привет, МИР! 你好，世界。日本語のテキスト カタカナ 한국어 עברית العربية हिन्दी ไทย "
-    "€100 ½ ² ①②③ ٣٤٥ 🚀🌍👩‍👩‍👧 a1b22c333d4444 CamelCaseWord snake_case_word __init__(self): #include <vector> // $x->y[0]\n"
-    "    if (a<b&&c>=d) { return \"q\\n\"; }\t\t\tend   .  ...  !!!??? \xC2\xA0nbsp\xE3\x80\x80wide ＡＢＣ１２３ ' '' \"' `x` ~/path/to.file @user #tag 50% a'b";
+    "naïve café CAFÉ e\xCC\x81te\xCC\x81 Straße ΑΒΓ αβγ Привет, МИР! 你好，世界。日本語のテキスト カタカナ 한국어 עברית العربية "
+    "हिन्दी ไทย "
+    "€100 ½ ² ①②③ ٣٤٥ 🚀🌍👩‍👩‍👧 a1b22c333d4444 CamelCaseWord snake_case_word __init__(self): #include <vector> // "
+    "$x->y[0]\n"
+    "    if (a<b&&c>=d) { return \"q\\n\"; }\t\t\tend   .  ...  !!!??? \xC2\xA0nbsp\xE3\x80\x80wide ＡＢＣ１２３ ' '' \"' `x` "
+    "~/path/to.file @user #tag 50% a'b";
 
 inline std::vector<std::string> probe_words(const PreTokenizer& pre_tokenizer) {
   std::vector<std::string> words;
@@ -94,7 +97,8 @@ inline void write_added_specials(const HfField& root, const Tokenizer& tokenizer
   if (add_eos) around.pop_back();
   if (around.size() == 1 && !bos) bos = around.front();
   const bool add_bos = around.size() == 1 && around.front() == *bos;
-  if (around.size() != (add_bos ? 1 : 0)) root["post_processor"].unsupported("in GGUF, a post-processor that adds other tokens than those that begin and end a text");
+  if (around.size() != (add_bos ? 1 : 0))
+    root["post_processor"].unsupported("in GGUF, a post-processor that adds other tokens than those that begin and end a text");
   if (bos) out["tokenizer.ggml.bos_token_id"] = *bos;
   if (eos) out["tokenizer.ggml.eos_token_id"] = *eos;
   out["tokenizer.ggml.add_bos_token"] = add_bos;
@@ -103,17 +107,19 @@ inline void write_added_specials(const HfField& root, const Tokenizer& tokenizer
 
 }  // namespace detail
 
-/// The keys tokenizer.ggml.*: integers are uint32 (in arrays int32), numbers float32. `vocab_size`: rows of the embedding; ids without a token get
-/// unused ones. Throws FormatError for broken files, UnsupportedError for a tokenizer that GGUF cannot describe.
-inline nlohmann::json gguf_tokenizer_metadata(const nlohmann::json& tokenizer_json, const nlohmann::json& tokenizer_config, const std::string& file,
-                                              std::int64_t vocab_size) {
+/// The keys tokenizer.ggml.*: integers are uint32 (in arrays int32), numbers float32. `vocab_size`: rows of the embedding; ids
+/// without a token get unused ones. Throws FormatError for broken files, UnsupportedError for a tokenizer that GGUF cannot
+/// describe.
+inline nlohmann::json gguf_tokenizer_metadata(const nlohmann::json& tokenizer_json, const nlohmann::json& tokenizer_config,
+                                              const std::string& file, std::int64_t vocab_size) {
   const Tokenizer tokenizer = Tokenizer::from_hf(tokenizer_json, tokenizer_config, file);  // checks everything that is read here
   const HfField root(tokenizer_json, file, "");
   const bool sentencepiece = is_hf_sentencepiece(root);
 
   std::vector<TokenEntry> tokens = hf_tokens(root, [](const std::string& text) { return text; });
   if (static_cast<std::int64_t>(tokens.size()) > vocab_size)
-    throw FormatError({file, {}, {}}, "has " + std::to_string(tokens.size()) + " tokens, the model's embedding only " + std::to_string(vocab_size));
+    throw FormatError({file, {}, {}}, "has " + std::to_string(tokens.size()) + " tokens, the model's embedding only " +
+                                          std::to_string(vocab_size));
   tokens.resize(static_cast<std::size_t>(vocab_size));
   for (std::size_t id = 0; id < tokens.size(); ++id) {
     TokenEntry& token = tokens[id];
@@ -145,7 +151,8 @@ inline nlohmann::json gguf_tokenizer_metadata(const nlohmann::json& tokenizer_js
   } else {
     nlohmann::json merges = nlohmann::json::array();
     for (const nlohmann::json& merge : root["model"]["merges"].value())
-      merges.push_back(merge.is_array() ? merge[0].get<std::string>() + " " + merge[1].get<std::string>() : merge.get<std::string>());
+      merges.push_back(merge.is_array() ? merge[0].get<std::string>() + " " + merge[1].get<std::string>()
+                                        : merge.get<std::string>());
     out["tokenizer.ggml.merges"] = std::move(merges);
   }
   detail::write_added_specials(root, tokenizer, out);

@@ -98,7 +98,8 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
     r.check_missing();
     if (rope.high_freq_factor <= rope.low_freq_factor) r.fail("high_freq_factor", "must be larger than low_freq_factor");
   } else if (kind == "dynamic") {
-    // NTK scaling that grows with the sequence beyond max_position_embeddings. Up to there, which is as far as a sequence goes here, it is none.
+    // NTK scaling that grows with the sequence beyond max_position_embeddings. Up to there, which is as far as a sequence goes
+    // here, it is none.
     r.number("factor", 1e-3, highest_factor);
   } else if (kind != "default") {
     r.unsupported(r.contains("rope_type") ? "rope_type" : "type",
