@@ -6,7 +6,7 @@
 //
 // The same bits as the logprob that sampling reported when the token was drawn, however sequences are batched, chunked or
 // threaded. Memory beside the KV pages of the sequences that run together: at most 64 MB for any number of tokens and any
-// vocabulary (more only where the activations of 64 rows take more, as in DeepSeek-R1).
+// vocabulary (more only where the activations of 16 rows take more).
 
 #include <cstdint>
 #include <span>

@@ -30,7 +30,7 @@ void run_sequences(const Model& model, std::span<const std::vector<std::int32_t>
   // Fewer rows a pass where their activations would take more than 32 MB, but enough to be no slower than need be.
   const auto chunk = std::min<std::int64_t>(
       model.options().chunk,
-      std::max<std::int64_t>(64, (std::int64_t{32} << 20) / static_cast<std::int64_t>(model.decoder().scratch_bytes_per_row())));
+      std::max<std::int64_t>(16, (std::int64_t{32} << 20) / static_cast<std::int64_t>(model.decoder().scratch_bytes_per_row())));
   std::int64_t total = 0, done = 0;
   for (const auto& ids : sequences) total += static_cast<std::int64_t>(ids.size());
 

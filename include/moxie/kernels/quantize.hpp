@@ -90,10 +90,9 @@ void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int
       continue;
     }
 
-    const float reciprocal = 1.0f / largest;
     alignas(64) float errors[candidates][16];
     unroll<candidates>([&](int c) MOXIE_INLINE_LAMBDA {
-      const F inverse(static_cast<float>(127 - c) * reciprocal);
+      const F inverse(static_cast<float>(127 - c) / largest);
       unroll<half>([&](int i) MOXIE_INLINE_LAMBDA {
         const F y = v[i] * inverse, z = v[i + half] * inverse;
         const F r = y - xsimd::nearbyint(y), s = z - xsimd::nearbyint(z);
@@ -101,14 +100,16 @@ void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int
       });
     });
     const detail::Four error = detail::tree_sums(errors);
-    float steps = 127.0f, best = error[0] * (1.0f / (127.0f * 127.0f));  // squared errors are in units of 1 / steps^2
-    unroll<candidates - 1>([&](int i) MOXIE_INLINE_LAMBDA {
-      const float candidate = static_cast<float>(126 - i), e = error[i + 1] * (1.0f / (candidate * candidate));
-      steps = e < best ? candidate : steps;
-      best = e < best ? e : best;
+    float steps = 127.0f, best = 0.0f;
+    unroll<candidates>([&](int c) MOXIE_INLINE_LAMBDA {
+      const float candidate = static_cast<float>(127 - c), scale = largest / candidate;
+      const float e = error[c] * (scale * scale);
+      const bool better = c == 0 || e < best;
+      steps = better ? candidate : steps;
+      best = better ? e : best;
     });
 
-    const F inverse(steps * reciprocal);
+    const F inverse(steps / largest);
     alignas(64) float
         terms[4][16];  // value times code, code squared, codes of the first and of the last 16: exact integers but the first
     unroll<half>([&](int i) MOXIE_INLINE_LAMBDA {
