@@ -123,12 +123,14 @@ struct Row {
   std::string work;
   std::int64_t n, batch;
   double tokens_per_s, share, gops, gbs;
+  std::map<std::string, double> time = {};  // share of the threads' time in each stage
+  std::vector<double> idle = {};            // of each thread
 };
 
 class Bench {
  public:
-  Bench(const moxie::Model& model, const Options& options, const bench::Limits& limits)
-      : model_(model), options_(options), limits_(limits), cost_(options.model) {}
+  Bench(const moxie::Model& model, const Options& options, const bench::Limits& limits, moxie::Profile& profile)
+      : model_(model), options_(options), limits_(limits), profile_(profile), cost_(options.model) {}
 
   std::vector<Row> run() {
     for (const std::int64_t n : options_.prefill) prefill(n);
@@ -149,12 +151,17 @@ class Bench {
 
   /// Runs `work` repeatedly; `seconds_at_limit` is what the machine would need.
   template <class Work>
-  double best_of(Work&& work) const {
+  double best_of(Work&& work) {
     double best = 1e30;
     for (int i = 0; i < options_.repeat; ++i) {
       const double start = bench::seconds();
+      profile_.start();
       work();
-      best = std::min(best, bench::seconds() - start);
+      profile_.stop();
+      const double taken = bench::seconds() - start;
+      if (taken >= best) continue;
+      best = taken;
+      best_profile_ = profile_;
     }
     return best;
   }
@@ -163,10 +170,22 @@ class Bench {
     // Weights that stay in the caches are read faster than the stream: at most 1.
     rows_.push_back({work, n, batch, tokens / seconds, std::min(1.0, limit_seconds / seconds), operations / seconds * 1e-9,
                      bytes / seconds * 1e-9});
+    for (int s = 0; s < static_cast<int>(moxie::Stage::count); ++s) {
+      double total = 0.0;
+      for (int t = 0; t < profile_.threads(); ++t) total += best_profile_.seconds(t, static_cast<moxie::Stage>(s));
+      rows_.back().time[moxie::stage_name(static_cast<moxie::Stage>(s))] = total / (profile_.threads() * seconds);
+    }
+    for (int t = 0; t < profile_.threads(); ++t)
+      rows_.back().idle.push_back(best_profile_.seconds(t, moxie::Stage::idle) / seconds);
     if (options_.json) return;
     const Row& r = rows_.back();
     std::printf("%-8s n %5lld  batch %3lld  %9.1f tokens/s  %5.1f%% of the limit  %7.0f GOP/s  %6.1f GB/s\n", r.work.c_str(),
                 static_cast<long long>(n), static_cast<long long>(batch), r.tokens_per_s, 100.0 * r.share, r.gops, r.gbs);
+    std::printf("        ");
+    for (const auto& [stage, share] : r.time) std::printf(" %s %.1f%%", stage.c_str(), 100.0 * share);
+    std::printf("; idle by thread");
+    for (const double share : r.idle) std::printf(" %.1f%%", 100.0 * share);
+    std::printf("\n");
     std::fflush(stdout);
   }
 
@@ -254,6 +273,8 @@ class Bench {
   const moxie::Model& model_;
   const Options& options_;
   const bench::Limits& limits_;
+  moxie::Profile& profile_;
+  moxie::Profile best_profile_;
   ModelCost cost_;
   moxie::ForwardScratch scratch_;
   std::vector<Row> rows_;
@@ -326,8 +347,9 @@ int main(int argc, char** argv) {
     const moxie::Threads threads(options.threads);
     const bench::Limits limits(threads);
     bench::reset_peak_resident();
-    const moxie::Model model =
-        moxie::Model::load(options.model, {.threads = options.threads, .activations = options.activations});
+    moxie::Profile profile;
+    const moxie::Model model = moxie::Model::load(
+        options.model, {.threads = options.threads, .activations = options.activations, .profile = &profile});
     const double peak = *std::max_element(std::begin(limits.peak), std::end(limits.peak));
     if (!options.json) {
       std::printf("%s, kernels %s, %d threads; %s, %.2f bits per weight, loaded in %.2f s\n", bench::cpu_name().c_str(),
@@ -336,7 +358,7 @@ int main(int argc, char** argv) {
       std::printf("int8 peak %.0f (4-bit) %.0f (5-bit) %.0f (6-bit) %.0f (8-bit) GOP/s, stream read %.1f GB/s\n\n",
                   limits.peak[4], limits.peak[5], limits.peak[6], limits.peak[8], limits.stream);
     }
-    Bench bench(model, options, limits);
+    Bench bench(model, options, limits, profile);
     const std::vector<Row> rows = bench.run();
     const double rss = bench::peak_resident_mb();
     if (options.json) {
@@ -357,7 +379,9 @@ int main(int argc, char** argv) {
                                {"tokens_per_s", r.tokens_per_s},
                                {"share", r.share},
                                {"gops", r.gops},
-                               {"gbs", r.gbs}});
+                               {"gbs", r.gbs},
+                               {"time", r.time},
+                               {"idle", r.idle}});
       std::printf("%s\n", out.dump().c_str());
     } else {
       std::printf("\npeak resident memory %.0f MB\n", rss);

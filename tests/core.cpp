@@ -138,6 +138,33 @@ TEST_CASE("a number of threads out of range is an error; 0 means all processors"
   CHECK_THROWS_AS(Threads(5000), ArgumentError);
 }
 
+TEST_CASE("a profile's times of every thread add up to the same, and lie in the stages that work was done in") {
+  moxie::Profile profile;
+  const Threads threads(2, &profile);
+  CHECK(profile.threads() == 2);
+  profile.start();
+  const auto work = [&](moxie::Stage stage) {
+    const moxie::StageScope scope(&profile, stage);
+    threads.for_each(64, [&](std::int64_t, int thread) {
+      const moxie::StageScope inner(&profile, moxie::Stage::other, thread);
+    });
+    CHECK(profile.stage(0) == stage);
+  };
+  work(moxie::Stage::experts);
+  work(moxie::Stage::attention);
+  CHECK(profile.stage(0) == moxie::Stage::other);
+  CHECK(profile.stage(1) == moxie::Stage::idle);
+  profile.stop();
+  double total[2] = {};
+  for (int t = 0; t < 2; ++t)
+    for (int s = 0; s < static_cast<int>(moxie::Stage::count); ++s) total[t] += profile.seconds(t, static_cast<moxie::Stage>(s));
+  CHECK(total[0] > 0.0);
+  CHECK(total[0] == doctest::Approx(total[1]).epsilon(1e-9));
+  CHECK(profile.seconds(0, moxie::Stage::experts) > 0.0);
+  CHECK(profile.seconds(0, moxie::Stage::output) == 0.0);
+  CHECK(moxie::stage_name(moxie::Stage::idle) == std::string("idle"));
+}
+
 TEST_CASE("binary16: every code widens, and floats round, as the compiler's _Float16 does") {
   for (std::uint32_t code = 0; code < 65536; ++code) {
     const auto h = static_cast<std::uint16_t>(code);

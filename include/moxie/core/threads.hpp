@@ -15,6 +15,7 @@
 #include <thread>
 
 #include <moxie/core/error.hpp>
+#include <moxie/core/profile.hpp>
 
 namespace moxie {
 
@@ -24,14 +25,18 @@ inline constexpr std::int64_t worth_a_team = std::int64_t{1} << 19;
 
 class Threads {
  public:
-  /// `n` threads; 0 means one for each processor of the machine. Throws ArgumentError when n is negative or above 4096.
-  explicit Threads(int n = 0) : n_(n == 0 ? hardware() : n) {
+  /// `n` threads; 0 means one for each processor of the machine. `profile`, which must outlive the object, takes the threads'
+  /// times: only one thread of the program may then use the object at a time. Throws ArgumentError when n is negative or above
+  /// 4096.
+  explicit Threads(int n = 0, Profile* profile = nullptr) : n_(n == 0 ? hardware() : n), profile_(profile) {
     if (n < 0 || n > 4096) throw ArgumentError("threads must be 0 (all processors) to 4096, got " + std::to_string(n));
+    if (profile_) profile_->grow(n_);
   }
   int count() const noexcept { return n_; }
+  Profile* profile() const noexcept { return profile_; }
 
   /// Calls f(i, thread) once for each i of [0, n), `grain` neighbours at a time, taken dynamically; `thread` is in [0, count()).
-  /// The first exception is thrown again here after all threads have stopped.
+  /// All are in the caller's stage of the profile. The first exception is thrown again here after all threads have stopped.
   template <class F>
   void for_each(std::int64_t n, F&& f, std::int64_t grain = 1) const {
     const int team = static_cast<int>(std::min<std::int64_t>(n_, (n + grain - 1) / grain));
@@ -43,9 +48,11 @@ class Threads {
     std::atomic<bool> failed{false};
     std::exception_ptr error;
     std::mutex guard;
+    const Stage stage = profile_ ? profile_->stage(0) : Stage::other;
 #pragma omp parallel num_threads(team)
     {
       const int thread = omp_get_thread_num();
+      if (profile_) profile_->enter(thread, stage);
       try {
         while (!failed.load(std::memory_order_relaxed)) {
           const std::int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
@@ -58,7 +65,9 @@ class Threads {
         const std::lock_guard lock(guard);
         if (!error) error = std::current_exception();
       }
+      if (profile_) profile_->enter(thread, Stage::idle);
     }
+    if (profile_) profile_->enter(0, stage);
     if (error) std::rethrow_exception(error);
   }
 
@@ -68,6 +77,7 @@ class Threads {
     return n == 0 ? 1 : static_cast<int>(n);
   }
   int n_;
+  Profile* profile_;
 };
 
 }  // namespace moxie

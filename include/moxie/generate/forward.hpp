@@ -33,6 +33,7 @@ inline const float* compute_logits(const Model& model, const float* hidden, Inde
   scratch.prepared.assign(context, hidden, rows, output.inputs(), output.inputs(), int8, !int8 || adapter);
   scratch.logits.resize(static_cast<std::size_t>(rows * vocab));
   float* logits = scratch.logits.data();
+  const StageScope stage(context.profile(), Stage::output);
   output.forward(context, scratch.prepared, logits, vocab);
   if (!adapter) return logits;
   const Index rank = adapter->rank();

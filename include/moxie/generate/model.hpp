@@ -39,6 +39,8 @@ struct LoadOptions {
   std::int64_t chunk = 512;  ///< rows of a forward pass at most; more take more memory, and change no bit
   std::string adapter = {};  ///< folder of a PEFT adapter to merge into the weights (model/low_rank.hpp says how); empty: none
   LoadProgress progress = {};
+  Profile* profile = nullptr;  ///< takes the times of all passes; the model then belongs to one thread of the program at a time
+  const kernels::Table* kernels = nullptr;  ///< nullptr: the best ones for this CPU
 };
 
 /// What was loaded.
@@ -92,7 +94,8 @@ class Model {
     if (options.chunk < 1) throw ArgumentError("chunk must be at least 1 row, got " + std::to_string(options.chunk));
     auto state = std::make_shared<State>();
     state->options = options;
-    state->context = {&kernels::native_table(), Threads(options.threads), options.activations};
+    state->context = {options.kernels ? options.kernels : &kernels::native_table(), Threads(options.threads, options.profile),
+                      options.activations};
     state->info.path = path;
     if (detect_model(path) == ModelFileKind::gguf) {
       load_gguf(*state, path);

@@ -16,6 +16,9 @@ struct Context {
   const kernels::Table* kernels = nullptr;
   Threads threads{1};
   Activations activations = Activations::int8;
+
+  /// Of the threads; nullptr: none.
+  Profile* profile() const noexcept { return threads.profile(); }
 };
 
 }  // namespace moxie

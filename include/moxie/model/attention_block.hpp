@@ -126,7 +126,10 @@ class AttentionBlock {
   static void project(const Context& context, const Linear& linear, const Vector& bias, const float* x, Index rows, Index stride,
                       float* y, Index y_stride, PreparedRows& prepared) {
     prepare(context, {&linear}, x, rows, linear.inputs(), stride, prepared);
-    linear.forward(context, prepared, y, y_stride);
+    {
+      const StageScope stage(context.profile(), Stage::projections);
+      linear.forward(context, prepared, y, y_stride);
+    }
     add_bias(context, bias, y, rows, y_stride);
   }
 
@@ -140,9 +143,12 @@ class AttentionBlock {
     buffers.attended.resize(static_cast<std::size_t>(n * q_width));
     float *q = buffers.q.data(), *k = buffers.k.data(), *v = buffers.v.data();
     prepare(context, {&q_, &k_, &v_}, x, n, q_.inputs(), q_.inputs(), buffers.prepared);
-    q_.forward(context, buffers.prepared, q, q_width);
-    k_.forward(context, buffers.prepared, k, kv_width);
-    v_.forward(context, buffers.prepared, v, kv_width);
+    {
+      const StageScope stage(context.profile(), Stage::projections);
+      q_.forward(context, buffers.prepared, q, q_width);
+      k_.forward(context, buffers.prepared, k, kv_width);
+      v_.forward(context, buffers.prepared, v, kv_width);
+    }
     add_bias(context, q_bias_, q, n, q_width);
     add_bias(context, k_bias_, k, n, kv_width);
     add_bias(context, v_bias_, v, n, kv_width);
@@ -163,6 +169,7 @@ class AttentionBlock {
                                                             v + r * kv_width);
         },
         4);
+    const StageScope stage(context.profile(), Stage::attention);
     attend_gqa(context, config_, layer_, q, q_width, buffers.rows, buffers.attended.data(), q_width, buffers.scratch);
   }
 
@@ -180,13 +187,15 @@ class AttentionBlock {
     float *q = buffers.q.data(), *k = buffers.k.data(), *q_latent = buffers.latent.data(), *wide = buffers.v.data();
 
     prepare(context, {q_a_.empty() ? &q_ : &q_a_, &kv_a_}, x, n, kv_a_.inputs(), kv_a_.inputs(), buffers.prepared);
-    kv_a_.forward(context, buffers.prepared, k, key);
+    {
+      const StageScope stage(context.profile(), Stage::projections);
+      kv_a_.forward(context, buffers.prepared, k, key);
+      (q_a_.empty() ? q_ : q_a_)
+          .forward(context, buffers.prepared, q_a_.empty() ? q : wide, q_a_.empty() ? heads * q_head : config_.q_lora_rank);
+    }
     add_bias(context, kv_a_bias_, k, n, key);
-    if (q_a_.empty()) {
-      q_.forward(context, buffers.prepared, q, heads * q_head);
-    } else {
+    if (!q_a_.empty()) {
       const Index rank = config_.q_lora_rank;
-      q_a_.forward(context, buffers.prepared, wide, rank);
       add_bias(context, q_a_bias_, wide, n, rank);
       context.threads.for_each(
           n,
@@ -213,7 +222,10 @@ class AttentionBlock {
         },
         4);
     per_head(context, latent_.k_b, q, n, q_head, q_latent, key, buffers);
-    attend_mla(context, config_, layer_, q_latent, heads * key, buffers.rows, wide, heads * lora, buffers.scratch);
+    {
+      const StageScope stage(context.profile(), Stage::attention);
+      attend_mla(context, config_, layer_, q_latent, heads * key, buffers.rows, wide, heads * lora, buffers.scratch);
+    }
     per_head(context, latent_.v_b, wide, n, lora, buffers.attended.data(), config_.v_head_dim, buffers);
   }
 
@@ -227,6 +239,7 @@ class AttentionBlock {
       for (Index r = 0; r < n; ++r)
         buffers.head_rows[static_cast<std::size_t>(h * n + r)] = static_cast<std::int32_t>(r * heads + h);
     const Linear& first = matrices.front();
+    const StageScope stage(context.profile(), Stage::projections);
     context.threads.for_each(
         heads,
         [&](std::int64_t h, int) {

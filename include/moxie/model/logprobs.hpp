@@ -73,12 +73,14 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
       scratch.adapted.resize(static_cast<std::size_t>(n * rank));
       head.adapter->project(context, scratch.prepared, scratch.adapted.data());
     }
+    const StageScope stage(context.profile(), Stage::output);
     context.threads.for_each(tiles, [&](std::int64_t tile, int thread) {
       AlignedBuffer<float>& logits = scratch.tiles[static_cast<std::size_t>(thread)];
       logits.resize(static_cast<std::size_t>(n * vocabulary_tile));
       const Index begin = tile * vocabulary_tile, end = std::min(vocab, begin + vocabulary_tile);
       output.multiply(scratch.prepared.view(), context.activations, nullptr, n, begin, end, logits.data() - begin,
                       vocabulary_tile);
+      const StageScope softmax(context.profile(), Stage::other, thread);
       for (Index r = 0; r < n; ++r) {
         float* z = logits.data() + r * vocabulary_tile;
         head.apply(*context.kernels, scratch.adapted.data() + r * rank, begin, end, z);
@@ -99,6 +101,7 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
                            : TokenLogprob{-1, 0.0f};
       }
     });
+    const StageScope combine(context.profile(), Stage::other);
     context.threads.for_each(n, [&](std::int64_t r, int) {
       PositionScore& score = scores[static_cast<std::size_t>(first + r)];
       const LogSumExp sum = combine_partials(

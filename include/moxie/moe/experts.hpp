@@ -111,6 +111,7 @@ class FeedForwardPass {
     s_.q_.resize(int8_ ? n_hidden_ : 0);
     s_.d_.resize(int8_ ? n_hidden_ / kernels::block_k : 0);
     s_.sum_.resize(int8_ ? n_hidden_ / 16 : 0);
+    const StageScope stage(context_.profile(), Stage::experts);
     gate_and_up(x);
     down(combine);
   }
@@ -158,12 +159,13 @@ class FeedForwardPass {
         n_items,
         [&](std::int64_t i, int thread) {
           float* gate = s_.tiles_.data() + 2 * tile * static_cast<std::size_t>(thread);
-          gate_and_up_item(x, items[static_cast<std::size_t>(i)], gate, gate + tile);
+          gate_and_up_item(x, items[static_cast<std::size_t>(i)], gate, gate + tile, thread);
         },
         2 * volume * networks.front().weights->hidden_size() < worth_a_team ? n_items : 1);
   }
 
-  void gate_and_up_item(const kernels::ActivationRows& x, const FeedForwardScratch::Item& item, float* gate, float* up) const {
+  void gate_and_up_item(const kernels::ActivationRows& x, const FeedForwardScratch::Item& item, float* gate, float* up,
+                        int thread) const {
     const FeedForwardScratch::Network& network = s_.networks_[static_cast<std::size_t>(item.network)];
     const FeedForwardWeights& w = *network.weights;
     const Index n = item.end - item.begin;
@@ -176,6 +178,7 @@ class FeedForwardPass {
       const std::int32_t* list = network.rows ? network.rows + first : nullptr;
       w.gate.multiply(from, context_.activations, list, rows, item.begin, item.end, gate - item.begin, n);
       w.up.multiply(from, context_.activations, list, rows, item.begin, item.end, up - item.begin, n);
+      const StageScope stage(context_.profile(), Stage::other, thread);
       for (Index r = 0; r < rows; ++r) {
         const std::size_t at = network.hidden + static_cast<std::size_t>((first + r) * width + item.begin);
         if (int8) {
@@ -211,6 +214,7 @@ class FeedForwardPass {
           for (const FeedForwardScratch::Network& network : s_.networks_)
             network.weights->down.multiply(hidden_rows(network), context_.activations, nullptr, network.n_rows, begin, end,
                                            results + network.position * step - begin, step);
+          const StageScope stage(context_.profile(), Stage::other, thread);
           combine(results, step, begin, end);
         },
         static_cast<Index>(n_hidden_) * columns < worth_a_team ? n_items : 1);

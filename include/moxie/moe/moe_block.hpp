@@ -90,6 +90,7 @@ class MoeBlock {
     if (shared_gate_.empty()) return;
     scratch.shared_scale.resize(static_cast<std::size_t>(rows));
     float* scale = scratch.shared_scale.data();
+    const StageScope stage(context.profile(), Stage::router);
     shared_gate_.forward(context, scratch.x, scale, 1);
     for (Index r = 0; r < rows; ++r) scale[r] = 1.0f / (1.0f + std::exp(-scale[r]));
   }

@@ -39,6 +39,7 @@ class Router {
   void route(const Context& context, const PreparedRows& x, const std::int32_t* replay, float* scores, std::int32_t* ids,
              float* weights, Index first_row = 0) const {
     const Index n = config().n_experts, k = config().top_k;
+    const StageScope stage(context.profile(), Stage::router);
     weight_.forward(context, x, scores, n);
     context.threads.for_each(
         x.rows(),
