@@ -1,4 +1,6 @@
-// moxie::dispatch: the best table that this CPU runs. Compiled with the compiler's default flags, as generic.cpp.
+// moxie::dispatch: the tables that this CPU runs, the best one first. Compiled with the compiler's default flags, as generic.cpp.
+#include <cstring>
+
 #include <moxie/core/cpu.hpp>
 #include <moxie/kernels/table.hpp>
 
@@ -8,14 +10,26 @@ const Table& generic_table() noexcept;
 const Table& avx2_table() noexcept;
 const Table& avx512_table() noexcept;
 const Table& native_table() noexcept;
+const Table* find_table(const char* arch) noexcept;
 
-const Table& native_table() noexcept {
+namespace {
+/// f(table) for each one that this CPU runs, the best first, until it is true.
+template <class F>
+const Table* first_table(F&& f) noexcept {
 #if defined(__x86_64__)
   static const CpuFeatures cpu = cpu_features();
-  if (cpu.avx512) return avx512_table();
-  if (cpu.avx2) return avx2_table();
+  if (cpu.avx512 && f(avx512_table())) return &avx512_table();
+  if (cpu.avx2 && f(avx2_table())) return &avx2_table();
 #endif
-  return generic_table();
+  return f(generic_table()) ? &generic_table() : nullptr;
+}
+}  // namespace
+
+const Table& native_table() noexcept {
+  return *first_table([](const Table&) { return true; });
+}
+const Table* find_table(const char* arch) noexcept {
+  return first_table([arch](const Table& table) { return std::strcmp(table.arch, arch) == 0; });
 }
 
 }  // namespace moxie::kernels

@@ -3,6 +3,7 @@
 //
 // With MOXIE_DISPATCH defined (the CMake target moxie::dispatch does it), native_table() lies in a library that was compiled
 // once for each architecture and asks the CPU at run time; else it is the best one that the compiler's flags allow.
+// find_table() gives the others that the program has and the CPU runs, by name.
 
 #include <cstddef>
 #include <cstdint>
@@ -111,8 +112,13 @@ const Table& table() noexcept {
 
 #if defined(MOXIE_DISPATCH)
 const Table& native_table() noexcept;
+/// The table whose `arch` is this text; nullptr when the program has none or this CPU cannot run it.
+const Table* find_table(const char* arch) noexcept;
 #else
 inline const Table& native_table() noexcept { return table<Native>(); }
+inline const Table* find_table(const char* arch) noexcept {
+  return __builtin_strcmp(arch, Native::name) == 0 ? &table<Native>() : nullptr;
+}
 #endif
 
 }  // namespace moxie::kernels
