@@ -30,10 +30,16 @@ std::int64_t panel_bytes(std::int64_t k) noexcept {
 template <class A, class Format>
 void pack_scaled(const std::byte* const* rows, std::int64_t k_file, const float* scales, std::byte* panel) noexcept {
   using P = Panel<Format>;
+  __builtin_memset(panel + panel_bytes<A, Format>((k_file + block_k - 1) / block_k * block_k) - 64, 0, 64);  // where it is padded
   if constexpr (f32::FloatPanel<Format>) {
-    constexpr int size = Format::block_bytes;
+    constexpr int size = Format::block_bytes, together = 16 / size;
     const std::int64_t k = (k_file + block_k - 1) / block_k * block_k;
-    for (std::int64_t i = 0; i < k; ++i)
+    std::int64_t i = 0;
+    for (; i + together <= k_file; i += together)
+      panel::place_rows<size>(
+          [&](int r) MOXIE_INLINE_CALL { return rows[r] ? panel::load16(rows[r] + i * size) : panel::Bytes16{}; },
+          panel + i * panel_rows * size);
+    for (; i < k; ++i)
       for (int r = 0; r < panel_rows; ++r) {
         std::byte* to = panel + (i * panel_rows + r) * size;
         if (rows[r] && i < k_file)
@@ -47,10 +53,11 @@ void pack_scaled(const std::byte* const* rows, std::int64_t k_file, const float*
         __builtin_memcpy(panel + k * panel_rows + b * 4, &scale, 4);
       }
   } else {
-    const std::byte* block[panel_rows];
+    static_assert(P::chunk == Format::block);
+    const std::byte missing[Format::block_bytes] = {};
     for (std::int64_t c = 0; c < k_file / P::chunk; ++c) {
-      static_assert(P::chunk == Format::block);
-      for (int r = 0; r < panel_rows; ++r) block[r] = rows[r] ? rows[r] + c * Format::block_bytes : nullptr;
+      const std::byte* block[panel_rows];
+      for (int r = 0; r < panel_rows; ++r) block[r] = rows[r] ? rows[r] + c * Format::block_bytes : missing;
       P::pack(block, panel + c * P::chunk_bytes);
     }
   }

@@ -7,9 +7,12 @@
 //
 // Source: ggml-quants.c. Used by kernel headers: nothing here may be emitted out of line.
 
+#include <bit>
 #include <cstdint>
 
 #include <moxie/core/floats.hpp>
+#include <moxie/quant/bytes.hpp>
+#include <moxie/quant/rearrange.hpp>
 
 namespace moxie {
 
@@ -22,6 +25,14 @@ MOXIE_INLINE KScaleMin k_scale_min(const std::uint8_t* packed, int b) noexcept {
   if (b < 4) return {static_cast<float>(packed[b] & 63), static_cast<float>(packed[b + 4] & 63)};
   return {static_cast<float>((packed[b + 4] & 15) | (packed[b - 4] >> 6) << 4),
           static_cast<float>((packed[b + 4] >> 4) | (packed[b] >> 6) << 4)};
+}
+
+/// The 8 scales, then the 8 minimums.
+MOXIE_INLINE panel::Bytes16 k_scale_min_bytes(const std::uint8_t* packed) noexcept {
+  const std::uint32_t a = load_u32(packed), b = load_u32(packed + 4), c = load_u32(packed + 8);
+  constexpr std::uint32_t low6 = 0x3f3f3f3f, low4 = 0x0f0f0f0f, high2 = 0x30303030;
+  return std::bit_cast<panel::Bytes16>(
+      panel::Words4{a & low6, (c & low4) | (a >> 2 & high2), b & low6, (c >> 4 & low4) | (b >> 2 & high2)});
 }
 
 MOXIE_INLINE void store_k_scales(const std::uint8_t* scale, const std::uint8_t* min, std::uint8_t* packed) noexcept {

@@ -3,7 +3,7 @@
 // once; a format's panel lies beside its block in quant/<format>.hpp, as `struct Panel<Format>`:
 //
 //   chunk, chunk_bytes       inputs and bytes of one piece of a panel; pieces follow each other from low k to high k
-//   pack(rows, chunk)        fills a piece from 16 blocks of the file (nullptr: a missing row, zeros)
+//   pack(rows, chunk)        fills a piece from 16 blocks of the file
 //
 // of formats that multiply int8 activations also (O: the primitives of an architecture, kernels/ops.hpp)
 //   codes, zero, has_offset, has_halves                 w = scale * (code - zero) + offset; see Codes
@@ -20,6 +20,7 @@
 
 #include <moxie/core/floats.hpp>
 #include <moxie/quant/bytes.hpp>
+#include <moxie/quant/rearrange.hpp>
 
 namespace moxie {
 
@@ -33,34 +34,11 @@ namespace panel {
 
 inline constexpr int rows = 16;
 
-/// Codes of one block of one row -> their place in the 8 registers.
-MOXIE_INLINE void place(const std::uint8_t (&codes)[32], int row, std::uint8_t (&registers)[8][64]) noexcept {
-  for (int j = 0; j < 8; ++j) __builtin_memcpy(registers[j] + 4 * row, codes + 4 * j, 4);
-}
-
-/// 256 bytes: byte i of register p in the low nibble of byte 64 p + i, of register p + 4 in the high one.
-MOXIE_INLINE void pack_nibbles(const std::uint8_t (&registers)[8][64], std::uint8_t* out) noexcept {
-  for (int p = 0; p < 4; ++p)
-    for (int i = 0; i < 64; ++i)
-      out[64 * p + i] = static_cast<std::uint8_t>((registers[p][i] & 15) | (registers[p + 4][i] & 15) << 4);
-}
-/// 64 bytes: bit 4 of byte i of register j in bit j of byte i.
-MOXIE_INLINE void pack_fifth_bits(const std::uint8_t (&registers)[8][64], std::uint8_t* out) noexcept {
-  for (int i = 0; i < 64; ++i) {
-    unsigned bits = 0;
-    for (int j = 0; j < 8; ++j) bits |= (registers[j][i] >> 4 & 1u) << j;
-    out[i] = static_cast<std::uint8_t>(bits);
-  }
-}
-/// 128 bytes: bits 4..5 of byte i of register j in bits 2 (j % 4) and up of byte 64 (j / 4) + i.
-MOXIE_INLINE void pack_high_pairs(const std::uint8_t (&registers)[8][64], std::uint8_t* out) noexcept {
-  for (int half = 0; half < 2; ++half)
-    for (int i = 0; i < 64; ++i) {
-      unsigned bits = 0;
-      for (int j = 0; j < 4; ++j) bits |= (registers[4 * half + j][i] >> 4 & 3u) << 2 * j;
-      out[64 * half + i] = static_cast<std::uint8_t>(bits);
-    }
-}
+// Layouts of packed bits, as the functions of quant/rearrange.hpp make them and those below read them:
+//
+//   nibbles     256 bytes: byte i of register p in the low nibble of byte 64 p + i, of register p + 4 in the high one
+//   fifth bits  64 bytes: bit 4 of byte i of register j in bit j of byte i
+//   high pairs  128 bytes: bits 4..5 of byte i of register j in bits 2 (j % 4) and up of byte 64 (j / 4) + i
 
 template <class O, int j>
 MOXIE_INLINE typename O::Bytes nibbles(const std::byte* packed) noexcept {

@@ -53,20 +53,10 @@ struct Panel<Q4_1> {
   static constexpr bool has_offset = true, has_halves = false;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
-    std::uint8_t registers[8][64];
-    for (int r = 0; r < panel::rows; ++r) {
-      std::uint8_t q[32];
-      const std::byte* src = rows[r];
-      for (int i = 0; i < 32; ++i) q[i] = 0;
-      for (int i = 0; src && i < 16; ++i) {
-        q[i] = as_u8(src)[4 + i] & 15;
-        q[i + 16] = as_u8(src)[4 + i] >> 4;
-      }
-      panel::place(q, r, registers);
-      store_u16(chunk_data + 256 + 2 * r, src ? load_u16(src) : std::uint16_t{0});
-      store_u16(chunk_data + 288 + 2 * r, src ? load_u16(src + 2) : std::uint16_t{0});
-    }
-    panel::pack_nibbles(registers, as_u8(chunk_data));
+    // the file pairs inputs i and i + 16 in a byte, as the panel does
+    panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 4); }, as_u8(chunk_data));
+    panel::place_halves(rows, 0, chunk_data + 256);
+    panel::place_halves(rows, 2, chunk_data + 288);
   }
 
   template <class O, int j>

@@ -66,26 +66,12 @@ struct Panel<Q4_K> {
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
-    for (int b = 0; b < 8; ++b) {
-      std::uint8_t registers[8][64];
-      for (int r = 0; r < panel::rows; ++r) {
-        std::uint8_t q[32] = {};
-        KScaleMin s{0, 0};
-        if (const std::byte* src = rows[r]) {
-          const std::uint8_t* low = as_u8(src) + 16 + 32 * (b / 2);
-          for (int i = 0; i < 32; ++i) q[i] = low[i] >> 4 * (b & 1) & 15;
-          s = k_scale_min(as_u8(src) + 4, b);
-        }
-        panel::place(q, r, registers);
-        out[scales + 32 * b + r] = static_cast<std::uint8_t>(s.scale);
-        out[scales + 32 * b + 16 + r] = static_cast<std::uint8_t>(s.min);
-      }
-      panel::pack_nibbles(registers, out + block_bytes * b);
-    }
-    for (int r = 0; r < panel::rows; ++r) {
-      store_u16(chunk_data + d + 2 * r, rows[r] ? load_u16(rows[r]) : std::uint16_t{0});
-      store_u16(chunk_data + dmin + 2 * r, rows[r] ? load_u16(rows[r] + 2) : std::uint16_t{0});
-    }
+    for (int pair = 0; pair < 4; ++pair)
+      panel::place_nibble_pair(rows, 16 + 32 * pair, out + block_bytes * 2 * pair, out + block_bytes * (2 * pair + 1));
+    panel::place_bytes([&](int r) MOXIE_INLINE_CALL { return k_scale_min_bytes(as_u8(rows[r]) + 4); },
+                       [&](int i) MOXIE_INLINE_CALL { return out + scales + 32 * (i & 7) + 16 * (i >> 3); });
+    panel::place_halves(rows, 0, chunk_data + d);
+    panel::place_halves(rows, 2, chunk_data + dmin);
   }
 
   template <class O, int j>

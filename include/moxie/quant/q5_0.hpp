@@ -54,22 +54,10 @@ struct Panel<Q5_0> {
   static constexpr bool has_offset = false, has_halves = false;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
-    std::uint8_t registers[8][64];
-    for (int r = 0; r < panel::rows; ++r) {
-      std::uint8_t q[32];
-      const std::byte* src = rows[r];
-      for (int i = 0; i < 32; ++i) q[i] = 16;
-      const std::uint32_t high = src ? load_u32(src + 2) : 0;
-      for (int i = 0; src && i < 16; ++i) {
-        const std::uint8_t byte = as_u8(src)[6 + i];
-        q[i] = static_cast<std::uint8_t>((byte & 15u) | (high >> i & 1u) << 4);
-        q[i + 16] = static_cast<std::uint8_t>(byte >> 4 | (high >> (i + 16) & 1u) << 4);
-      }
-      panel::place(q, r, registers);
-      store_u16(chunk_data + 320 + 2 * r, src ? load_u16(src) : std::uint16_t{0});
-    }
-    panel::pack_nibbles(registers, as_u8(chunk_data));
-    panel::pack_fifth_bits(registers, as_u8(chunk_data) + 256);
+    // the file pairs inputs i and i + 16 in a byte, as the panel does
+    panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 6); }, as_u8(chunk_data));
+    panel::place_word_bits(rows, 2, as_u8(chunk_data) + 256);
+    panel::place_halves(rows, 0, chunk_data + 320);
   }
 
   template <class O, int j>

@@ -70,26 +70,15 @@ struct Panel<Q6_K> {
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
-    for (int b = 0; b < 8; ++b) {  // 32 elements of the quarter b % 4 of the half b / 4
-      std::uint8_t registers[8][64];
-      for (int r = 0; r < panel::rows; ++r) {
-        std::uint8_t q[32];
-        for (std::uint8_t& code : q) code = zero;
-        if (rows[r]) {
-          const std::uint8_t* src = as_u8(rows[r]);
-          const std::uint8_t* low = src + 64 * (b / 4) + 32 * (b & 1);
-          const std::uint8_t* high = src + 128 + 32 * (b / 4);
-          for (int i = 0; i < 32; ++i)
-            q[i] = static_cast<std::uint8_t>((low[i] >> 4 * (b >> 1 & 1) & 15) | (high[i] >> 2 * (b & 3) & 3) << 4);
-        }
-        panel::place(q, r, registers);
-        out[scales + 32 * b + r] = rows[r] ? as_u8(rows[r])[192 + 2 * b] : std::uint8_t{0};
-        out[scales + 32 * b + 16 + r] = rows[r] ? as_u8(rows[r])[193 + 2 * b] : std::uint8_t{0};
-      }
-      panel::pack_nibbles(registers, out + block_bytes * b);
-      panel::pack_high_pairs(registers, out + block_bytes * b + 256);
+    for (int half = 0; half < 2; ++half) {  // block b: 32 elements of the quarter b % 4 of the half b / 4
+      std::uint8_t* block = out + block_bytes * 4 * half;
+      for (int b = 0; b < 2; ++b)
+        panel::place_nibble_pair(rows, 64 * half + 32 * b, block + block_bytes * b, block + block_bytes * (b + 2));
+      for (int i = 0; i < 2; ++i) panel::place_pairs(rows, 128 + 32 * half + 16 * i, block + 256 + 64 * i, block_bytes);
     }
-    for (int r = 0; r < panel::rows; ++r) store_u16(chunk_data + d + 2 * r, rows[r] ? load_u16(rows[r] + 208) : std::uint16_t{0});
+    panel::place_bytes([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 192); },
+                       [&](int i) MOXIE_INLINE_CALL { return out + scales + 16 * i; });
+    panel::place_halves(rows, 208, chunk_data + d);
   }
 
   template <class O, int j>

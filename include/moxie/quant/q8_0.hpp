@@ -54,10 +54,9 @@ struct Panel<Q8_0> {
   static constexpr bool has_offset = false, has_halves = false;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
-    for (int r = 0; r < panel::rows; ++r) {
-      for (int j = 0; j < 8; ++j) store_u32(chunk_data + 64 * j + 4 * r, rows[r] ? load_u32(rows[r] + 2 + 4 * j) : 0u);
-      store_u16(chunk_data + 512 + 2 * r, rows[r] ? load_u16(rows[r]) : std::uint16_t{0});
-    }
+    for (int half = 0; half < 2; ++half)
+      panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 2 + 16 * half); }, as_u8(chunk_data) + 256 * half);
+    panel::place_halves(rows, 0, chunk_data + 512);
   }
 
   template <class O, int j>
