@@ -162,13 +162,37 @@ TEST_CASE("penalties and truncation keep the tokens and probabilities of transfo
         const double log_p = static_cast<double>(logit / options.temperature) - whole;
         if (std::isfinite(log_p)) entropy -= std::exp(log_p) * log_p;
       }
-      CHECK(std::abs(static_cast<double>(sample.entropy) - entropy) < 1e-5 + 2e-7 * std::abs(whole));
+      CHECK(std::abs(static_cast<double>(sample.entropy) - entropy) < 2e-6 * std::max(1.0, entropy));
       CHECK(std::abs(static_cast<double>(sample.kept_mass) - c.at("kept_mass").get<double>()) < 1e-5);
     }
   }
   MESSAGE(cases.size() << " cases: probabilities within " << worst_p << ", kept mass within " << worst_mass);
   CHECK(worst_p < 1e-5);
   CHECK(worst_mass < 1e-5);
+}
+
+TEST_CASE("entropies and logprobs of logits around 1e4 are as exact as those around 0") {
+  std::mt19937 random(2);
+  Sampler sampler;
+  double worst = 0.0;
+  for (const float deviation : {0.1f, 1.0f, 4.0f, 300.0f})
+    for (const float shift : {0.0f, 1e4f, -1e4f}) {
+      std::normal_distribution<float> normal(shift, deviation);
+      std::vector<float> logits(5003);
+      for (float& z : logits) z = normal(random);
+      const Sample sample = sampler.draw(table(), logits, {.temperature = 0.7f}, {}, {}, 1, 2);
+      const auto z = [&](std::size_t i) { return static_cast<double>(logits[i] / 0.7f); };
+      double most = -std::numeric_limits<double>::infinity(), sum = 0.0, entropy = 0.0;
+      for (std::size_t i = 0; i < logits.size(); ++i) most = std::max(most, z(i));
+      for (std::size_t i = 0; i < logits.size(); ++i) sum += std::exp(z(i) - most);
+      const auto log_p = [&](std::size_t i) { return z(i) - most - std::log(sum); };
+      for (std::size_t i = 0; i < logits.size(); ++i) entropy -= std::exp(log_p(i)) * log_p(i);
+      worst = std::max({worst, std::abs(static_cast<double>(sample.entropy) - entropy) / std::max(1.0, entropy),
+                        std::abs(static_cast<double>(sample.logprob) - log_p(static_cast<std::size_t>(sample.id))) /
+                            std::max(1.0, -log_p(static_cast<std::size_t>(sample.id)))});
+    }
+  MESSAGE("within " << worst);
+  CHECK(worst < 2e-6);
 }
 
 TEST_CASE("truncation by hand: ties with the k-th stay, top_p ends where the mass is reached, min_p is relative to the best") {

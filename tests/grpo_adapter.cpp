@@ -218,6 +218,27 @@ TEST_CASE("gradients equal central differences in double, for every weight forma
   MESSAGE("within " << worst);
 }
 
+TEST_CASE("logits around 8192 have the gradients that they have around 0") {
+  std::mt19937 random(4);
+  const Index n = 5, width = 64, vocab = 1100;
+  // sixteenths, so that logits are exact at either place
+  const auto sixteenths = [&](Index rows, Index columns) {
+    std::uniform_int_distribution<int> numerator(-24, 24);
+    return RowMatrix(RowMatrix::NullaryExpr(rows, columns, [&] { return static_cast<float>(numerator(random)) / 16.0f; }));
+  };
+  const RowMatrix w = sixteenths(vocab, width) / 4.0f, h = sixteenths(n, width);
+  const std::vector<float> bias(static_cast<std::size_t>(vocab), 8192.0f);
+  std::vector<RowGradient> rows;
+  for (Index r = 0; r < n; ++r) rows.push_back({static_cast<std::int32_t>(r * 31), 1.0f, 0.5f});
+  const Context context{&kernels::native_table(), Threads(2), Activations::f32};
+  const Linear output = Linear::from_rows(context, Dtype::F32, w);
+  RowMatrix near_zero(n, width), far(n, width);
+  GradientScratch scratch;
+  hidden_gradients(context, output, h.data(), rows, 1.0f, {near_zero.data()}, scratch);
+  hidden_gradients(context, output, h.data(), rows, 1.0f, {far.data()}, scratch, {.bias = bias});
+  CHECK(relative(far, near_zero) < 1e-6);
+}
+
 TEST_CASE("gradients are the same bits for any number of threads, and sums over rows continue those of earlier calls") {
   std::mt19937 random(12);
   const Index n = 150, width = 96, vocab = 5003, rank = 5;  // two blocks of rows

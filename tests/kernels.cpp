@@ -411,13 +411,13 @@ TEST_CASE("row operations agree with double precision, whatever the length and t
           double sum = 0, weighted = 0;
           const float top = *std::max_element(pa, pa + n) / temperature;
           for (std::size_t i = 0; i < n; ++i) {
-            const double z = static_cast<double>(pa[i] / temperature);
-            sum += std::exp(z - static_cast<double>(top));
-            weighted += std::exp(z - static_cast<double>(top)) * z;
+            const double z = static_cast<double>(pa[i] / temperature) - static_cast<double>(top);
+            sum += std::exp(z);
+            weighted += std::exp(z) * z;
           }
           CHECK(same_bits(p.max, top));
           CHECK(static_cast<double>(p.sum) == doctest::Approx(sum).epsilon(1e-6));
-          CHECK(std::fabs(static_cast<double>(p.weighted) - weighted) < 1e-5 * sum * (1 + std::fabs(static_cast<double>(top))));
+          CHECK(std::fabs(static_cast<double>(p.weighted) - weighted) < 1e-5 * sum);
         }
       }
     }
@@ -434,6 +434,6 @@ TEST_CASE("logits of minus infinity have probability zero") {
     const kernels::SoftmaxPartial p = t.table->softmax_partial(z.data(), 37, 1);
     CHECK(p.max == 3.0f);
     CHECK(p.sum == 1.0f);
-    CHECK(p.weighted == 3.0f);
+    CHECK(p.weighted == 0.0f);
   }
 }

@@ -139,8 +139,8 @@ class HiddenGradients {
       const RowGradient& row = rows[static_cast<std::size_t>(r)];
       const LogSumExp& sum = sums_[static_cast<std::size_t>(r)];
       const float g = row.target < 0 ? 0.0f : row.d_logprob;
-      kernels_.softmax_gradient(z, size, temperature_, static_cast<float>(sum.lse), static_cast<float>(sum.entropy), g,
-                                row.d_entropy, gradient);
+      kernels_.softmax_gradient(z, size, temperature_, sum.max, static_cast<float>(sum.log_sum), static_cast<float>(sum.entropy),
+                                g, row.d_entropy, gradient);
       if (row.target >= begin && row.target < begin + size) gradient[row.target - begin] += g / temperature_;
       head_.apply_gradient(z, size, gradient);
       std::copy(gradient, gradient + size, z);

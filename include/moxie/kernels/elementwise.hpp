@@ -123,7 +123,7 @@ SoftmaxPartial softmax_partial(const float* logits, std::int64_t n, float temper
   const F top(max);
   F sums[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)}, weighted[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)};
   rows::each<A>(logits, n, lowest, [&](F v, int t) MOXIE_INLINE_LAMBDA {
-    const F z = v / divisor, e = exp_fixed(z - top);
+    const F z = v / divisor - top, e = exp_fixed(z);
     sums[t] += e;
     weighted[t] = madd(e, xsimd::select(z == F(lowest), F(0.0f), z), weighted[t]);
   });
@@ -131,14 +131,14 @@ SoftmaxPartial softmax_partial(const float* logits, std::int64_t n, float temper
 }
 
 template <class A>
-void softmax_gradient(const float* logits, std::int64_t n, float temperature, float lse, float entropy, float g, float e,
-                      float* out) noexcept {
+void softmax_gradient(const float* logits, std::int64_t n, float temperature, float max, float log_sum, float entropy, float g,
+                      float e, float* out) noexcept {
   using F = Floats<A>;
-  const F divisor(temperature), minus_lse(-lse), middle(entropy), of_logprob(g), of_entropy(e), zero(0.0f);
+  const F divisor(temperature), top(max), rest(log_sum), middle(entropy), of_logprob(g), of_entropy(e), zero(0.0f);
   rows::map<A>(
       n, out,
       [&](F z) MOXIE_INLINE_LAMBDA {
-        const F log_p = z / divisor + minus_lse, p = exp_fixed(log_p);
+        const F log_p = (z / divisor - top) - rest, p = exp_fixed(log_p);
         return xsimd::select(p == zero, zero, -p * madd(of_entropy, log_p + middle, of_logprob) / divisor);
       },
       logits);

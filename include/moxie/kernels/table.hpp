@@ -41,7 +41,7 @@ struct MatmulArgs {
 };
 
 /// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max)
-/// * z.
+/// (z - max), at most 0.
 struct SoftmaxPartial {
   float max, sum, weighted;
 };
@@ -81,9 +81,9 @@ struct Table {
   /// Partial softmax of n logits, each divided by the temperature first.
   SoftmaxPartial (*softmax_partial)(const float* logits, std::int64_t n, float temperature);
   /// Gradient of g * logprob + e * entropy with respect to n logits, without the part of the target (+ g / temperature):
-  /// out = -p (g + e (log p + entropy)) / temperature, log p = z / temperature - lse. out may be logits.
-  void (*softmax_gradient)(const float* logits, std::int64_t n, float temperature, float lse, float entropy, float g, float e,
-                           float* out);
+  /// out = -p (g + e (log p + entropy)) / temperature, log p = z / temperature - max - log_sum. out may be logits.
+  void (*softmax_gradient)(const float* logits, std::int64_t n, float temperature, float max, float log_sum, float entropy,
+                           float g, float e, float* out);
   /// Grouped-query attention, and multi-head latent attention over latent rows (attention.hpp).
   void (*attend_gqa)(const AttentionTile&);
   void (*attend_mla)(const AttentionTile&);
