@@ -1,15 +1,17 @@
 #pragma once
-// Memory aligned to 64 bytes (a cache line, an AVX-512 register) that is left uninitialized.
+// Memory aligned to 64 bytes (a cache line, an AVX-512 register) that is left uninitialized. What has 2 MiB or more lies in large
+// pages where the system has them.
 
 #include <cstddef>
 #include <cstdlib>
 #include <limits>
 #include <memory>
-#include <new>
+#include <mutex>
 #include <string>
 #include <utility>
 
 #include <moxie/core/error.hpp>
+#include <moxie/core/platform.hpp>
 
 namespace moxie {
 
@@ -40,8 +42,12 @@ class AlignedBuffer {
       data_.reset();
       capacity_ = 0;
       const std::size_t bytes = round_up(count * sizeof(T), memory_alignment);
-      data_.reset(static_cast<T*>(std::aligned_alloc(memory_alignment, bytes)));
-      if (!data_) throw MemoryError("out of memory: " + std::to_string(bytes) + " bytes were asked for");
+      const bool large = bytes >= huge_page_bytes;
+      void* memory = nullptr;
+      if (::posix_memalign(&memory, large ? huge_page_bytes : memory_alignment, bytes) != 0)
+        throw MemoryError("out of memory: " + std::to_string(bytes) + " bytes were asked for");
+      data_.reset(static_cast<T*>(memory));
+      if (large) advise_huge_pages(memory, bytes);
       capacity_ = count;
     }
     size_ = count;
@@ -59,6 +65,38 @@ class AlignedBuffer {
   };
   std::unique_ptr<T, Free> data_;
   std::size_t size_ = 0, capacity_ = 0;
+};
+
+/// Uninitialized bytes, freed with the last copy of the pointer. Throws MemoryError.
+inline std::shared_ptr<std::byte> allocate_shared_bytes(std::size_t bytes) {
+  const auto buffer = std::make_shared<AlignedBuffer<std::byte>>(bytes);
+  return {buffer, buffer->data()};
+}
+
+/// Pieces of large buffers, so that many matrices that are smaller than a large page share such pages. From any thread. What was
+/// handed out outlives the arena; a buffer is freed with its last piece.
+class Arena {
+ public:
+  /// `bytes` of uninitialized memory. Throws MemoryError.
+  std::shared_ptr<std::byte> allocate(std::size_t bytes) {
+    if (bytes > buffer_bytes / 8) return allocate_shared_bytes(bytes);
+    const std::size_t step = round_up(bytes, memory_alignment);
+    const std::lock_guard lock(guard_);
+    if (!buffer_ || step > buffer_bytes - used_) {
+      buffer_ = allocate_shared_bytes(buffer_bytes);
+      used_ = 0;
+    }
+    std::byte* const piece = buffer_.get() + used_;
+    used_ += step;
+    return {buffer_, piece};
+  }
+
+ private:
+  // 32 large pages; what the last piece leaves is never touched, so that it takes no memory but the rest of one page
+  static constexpr std::size_t buffer_bytes = std::size_t{64} << 20;
+  std::mutex guard_;
+  std::shared_ptr<std::byte> buffer_;
+  std::size_t used_ = 0;
 };
 
 }  // namespace moxie

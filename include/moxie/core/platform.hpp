@@ -1,5 +1,5 @@
 #pragma once
-// Everything the operating system gives: mapping files, advice on pages, replacing a file atomically.
+// Everything the operating system gives: mapping files, advice on pages and large pages, replacing a file atomically.
 // Another operating system is another version of this one header.
 
 #include <fcntl.h>
@@ -73,6 +73,19 @@ class MappedFile {
   const std::byte* data_ = nullptr;
   std::uint64_t size_ = 0;
 };
+
+/// Memory that begins at a multiple of this, and is as large, can lie in large pages (x86-64, and ARM with pages of 4 KB).
+inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+
+/// Asks for large pages for the whole pieces of huge_page_bytes in [p, p + bytes): 512 times fewer page faults and entries of the
+/// address translation. Advice: where the system has none, nothing changes.
+inline void advise_huge_pages([[maybe_unused]] void* p, [[maybe_unused]] std::size_t bytes) noexcept {
+#if defined(MADV_HUGEPAGE)
+  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(p) + huge_page_bytes - 1) / huge_page_bytes * huge_page_bytes;
+  const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(p) + bytes) / huge_page_bytes * huge_page_bytes;
+  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 /// Largest resident memory of this program so far, in bytes.
 inline std::uint64_t peak_resident_bytes() noexcept {

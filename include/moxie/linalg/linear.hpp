@@ -74,7 +74,9 @@ class Linear {
   Index inputs() const noexcept { return inputs_; }
   Dtype dtype() const noexcept { return dtype_; }
   bool empty() const noexcept { return outputs_ == 0; }
-  std::size_t bytes() const noexcept { return panels_.capacity_bytes() + (onednn_ ? onednn_->bytes() : 0); }
+  std::size_t bytes() const noexcept {
+    return onednn_ ? onednn_->bytes() : panels_ ? panel_bytes() * static_cast<std::size_t>(panels_in(outputs_)) : 0;
+  }
   /// Column ranges of multiply() begin at multiples of this.
   Index granularity() const noexcept { return onednn_ ? OneDnnMatrix::chunk_outputs : kernels::panel_rows; }
   /// Which form of activations multiply() reads.
@@ -85,7 +87,7 @@ class Linear {
   void multiply(const kernels::ActivationRows& a, Activations activations, const std::int32_t* rows, Index n_rows, Index begin,
                 Index end, float* out, Index out_stride) const {
     if (onednn_) return onednn_->multiply(a.x, rows, n_rows, begin, end, out, out_stride);
-    const kernels::MatmulArgs args{panels_.data(),
+    const kernels::MatmulArgs args{panels_.get(),
                                    outputs_,
                                    padded_inputs(),
                                    begin / kernels::panel_rows,
@@ -104,9 +106,8 @@ class Linear {
     constexpr int together = 8;
     alignas(memory_alignment) float blocks[together * kernels::block_k * kernels::panel_rows];
     const Index k = padded_inputs();
-    const auto panel_bytes = static_cast<std::size_t>(kernels_->panel_bytes(k));
     for (Index first = begin; first < end; first += kernels::panel_rows) {
-      const std::byte* panel = panels_.data() + static_cast<std::size_t>(first / kernels::panel_rows) * panel_bytes;
+      const std::byte* panel = panels_.get() + static_cast<std::size_t>(first / kernels::panel_rows) * panel_bytes();
       const Index rows = std::min<Index>(kernels::panel_rows, end - first);
       for (Index b = 0; b * kernels::block_k < k; b += together) {
         const auto count = static_cast<int>(std::min<Index>(together, k / kernels::block_k - b));
@@ -146,15 +147,20 @@ class Linear {
     return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k));
   }
 
+  static Index panels_in(Index outputs) noexcept { return (outputs + kernels::panel_rows - 1) / kernels::panel_rows; }
+  std::size_t panel_bytes() const noexcept { return static_cast<std::size_t>(kernels_->panel_bytes(padded_inputs())); }
+
   /// `row(r, scratch)` gives row r as blocks of the format, in place or in `scratch`; `done(first, count)` is told when rows were
   /// packed.
   template <class Row, class Done>
   void pack_panels(const Context& context, Row&& row, Done&& done, std::size_t scratch_bytes = 0,
                    const TensorView* scale_inv = nullptr) {
-    const auto panel_bytes = static_cast<std::size_t>(kernels_->panel_bytes(padded_inputs()));
-    const Index panels = (outputs_ + kernels::panel_rows - 1) / kernels::panel_rows;
-    panels_.resize(panel_bytes * static_cast<std::size_t>(panels));
-    constexpr Index together = 64;  // panels between two releases: a few hundred KB of the file
+    const Index panels = panels_in(outputs_);
+    const std::size_t bytes = panel_bytes() * static_cast<std::size_t>(panels);
+    const std::shared_ptr<std::byte> memory = context.arena ? context.arena->allocate(bytes) : allocate_shared_bytes(bytes);
+    panels_ = memory;
+    // panels between two releases: enough to be worth the call, and few enough to share them out to the threads
+    const Index together = std::max<Index>(1, static_cast<Index>((std::size_t{256} << 10) / panel_bytes()));
     context.threads.for_each((panels + together - 1) / together, [&](std::int64_t item, int) {
       std::vector<std::byte> scratch(scratch_bytes * kernels::panel_rows);
       std::vector<float> scales(scale_inv ? static_cast<std::size_t>(scale_inv->columns()) : 0);
@@ -164,7 +170,7 @@ class Linear {
         for (Index i = 0; i < kernels::panel_rows && p * kernels::panel_rows + i < outputs_; ++i)
           rows[static_cast<std::size_t>(i)] =
               row(p * kernels::panel_rows + i, scratch.data() + static_cast<std::size_t>(i) * scratch_bytes);
-        std::byte* panel = panels_.data() + static_cast<std::size_t>(p) * panel_bytes;
+        std::byte* panel = memory.get() + static_cast<std::size_t>(p) * panel_bytes();
         if (scale_inv) {  // a panel's 16 rows lie in one row of blocks
           std::memcpy(scales.data(),
                       scale_inv->data + static_cast<std::size_t>(p * kernels::panel_rows / 128) * scales.size() * 4,
@@ -190,7 +196,7 @@ class Linear {
   }
 
   const kernels::FormatKernels* kernels_ = nullptr;
-  AlignedBuffer<std::byte> panels_;
+  std::shared_ptr<const std::byte> panels_;
   std::unique_ptr<OneDnnMatrix> onednn_;  // instead of panels
   Dtype dtype_ = Dtype::F32;
   Index outputs_ = 0, inputs_ = 0;

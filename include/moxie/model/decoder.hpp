@@ -39,9 +39,12 @@ using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)
 class Decoder {
  public:
   /// Packs all weights. Throws Error when the sizes do not fit together or a weight type has no kernel.
-  Decoder(const Context& context, const ModelConfig& config, const DecoderTensors& tensors, TensorMap source,
+  Decoder(const Context& with, const ModelConfig& config, const DecoderTensors& tensors, TensorMap source,
           const LoadProgress& progress = {})
       : config_(config), source_(std::move(source)), rope_(config.attention.rope), embedding_(tensors.embedding) {
+    Arena arena;
+    Context context = with;
+    context.arena = &arena;
     with_format(
         embedding_.tensor.dtype, [](auto) {}, embedding_.tensor.place());  // its rows are decoded as they are needed
     std::uint64_t total = 0, done = 0;
@@ -129,6 +132,26 @@ class Decoder {
     std::size_t bytes() const noexcept { return attention->bytes() + (moe ? moe->bytes() : dense->bytes()); }
   };
 
+  std::vector<FeedForwardWeights> load_experts(const Context& context, const std::vector<FeedForwardTensors>& tensors) const {
+    std::vector<FeedForwardWeights> experts(tensors.size());
+    const auto load = [&](const Context& with, std::int64_t i) {
+      const FeedForwardTensors& from = tensors[static_cast<std::size_t>(i / 3)];
+      FeedForwardWeights& to = experts[static_cast<std::size_t>(i / 3)];
+      (i % 3 == 0 ? to.gate : i % 3 == 1 ? to.up : to.down) =
+          load_matrix(with, i % 3 == 0 ? from.gate : i % 3 == 1 ? from.up : from.down, source_);
+    };
+    // Many small matrices: a thread takes one after the other. A few large ones: the threads share each.
+    const auto n = static_cast<std::int64_t>(3 * tensors.size());
+    if (n >= 8 * context.threads.count()) {
+      Context alone = context;
+      alone.threads = Threads(1);
+      context.threads.for_each(n, [&](std::int64_t i, int) { load(alone, i); });
+    } else {
+      for (std::int64_t i = 0; i < n; ++i) load(context, i);
+    }
+    return experts;
+  }
+
   Layer load_layer(const Context& context, std::int64_t i, const LayerTensors& tensors) const {
     Layer layer;
     layer.attn_norm = load_vector(tensors.attn_norm);
@@ -142,8 +165,7 @@ class Decoder {
       layer.dense = std::make_unique<FeedForward>(feed_forward(*tensors.dense));
       return layer;
     }
-    std::vector<FeedForwardWeights> experts;
-    for (const FeedForwardTensors& expert : tensors.experts) experts.push_back(feed_forward(expert));
+    std::vector<FeedForwardWeights> experts = load_experts(context, tensors.experts);
     // The router and the shared expert's gate always multiply f32 weights: bf16 checkpoints widen exactly.
     const auto as_f32 = [&](const Weight& weight, Index rows) {
       return Linear::from_rows(context, Dtype::F32, load_rows(weight, rows));
