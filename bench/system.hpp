@@ -2,6 +2,8 @@
 // What the operating system says of this machine and this process (Linux; elsewhere names are "unknown" and sizes 0), and a
 // clock.
 
+#include <time.h>
+
 #include <chrono>
 #include <cstdio>
 #include <string>
@@ -9,6 +11,13 @@
 namespace bench {
 
 inline double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+/// Time that the calling thread has spent on a processor: without what others took from it.
+inline double cpu_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
 
 /// Peak resident memory of this process since reset_peak_resident(), MB (10^6 bytes).
 inline void reset_peak_resident() {
