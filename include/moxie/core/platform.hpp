@@ -33,6 +33,7 @@ class MappedFile {
       throw SystemError({path, {}, {}}, "not a regular file");
     }
     size_ = static_cast<std::uint64_t>(info.st_size);
+    modified_ = std::int64_t{info.st_mtim.tv_sec} * 1000000000 + info.st_mtim.tv_nsec;
     if (size_ > 0) {
       void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
       const int error = errno;
@@ -47,17 +48,23 @@ class MappedFile {
     if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
   }
   MappedFile(MappedFile&& other) noexcept
-      : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+      : path_(std::move(other.path_)),
+        data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)),
+        modified_(other.modified_) {}
   MappedFile& operator=(MappedFile&& other) noexcept {
     std::swap(path_, other.path_);
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(modified_, other.modified_);
     return *this;
   }
 
   const std::string& path() const noexcept { return path_; }
   const std::byte* data() const noexcept { return data_; }
   std::uint64_t size() const noexcept { return size_; }
+  /// When it was modified last, as it was opened: nanoseconds since 1970.
+  std::int64_t modified() const noexcept { return modified_; }
   bool contains(const std::byte* p) const noexcept { return p >= data_ && p < data_ + size_; }
 
   /// Gives the whole pages inside [p, p + bytes) back; they are read from the file again when touched.
@@ -72,6 +79,7 @@ class MappedFile {
   std::string path_;
   const std::byte* data_ = nullptr;
   std::uint64_t size_ = 0;
+  std::int64_t modified_ = 0;
 };
 
 /// Memory that begins at a multiple of this, and is as large, can lie in large pages (x86-64, and ARM with pages of 4 KB).

@@ -25,6 +25,9 @@ struct TensorView {
   std::uint64_t bytes = 0;
   std::string file;
   std::uint64_t offset = 0;  ///< of `data` in `file`
+  /// 0: rows of blocks. Else 16 rows each lie in a panel of so many bytes, as kernels/ multiplies them (a packed model); such rows
+  /// cannot be read one by one.
+  std::uint64_t panel_bytes = 0;
 
   std::int64_t elements() const noexcept {
     std::int64_t n = 1;
@@ -33,7 +36,9 @@ struct TensorView {
   }
   std::int64_t columns() const noexcept { return shape.empty() ? 1 : shape.back(); }
   std::int64_t rows() const noexcept { return columns() == 0 ? 0 : elements() / columns(); }
-  std::uint64_t row_stride() const noexcept { return row_bytes(dtype, static_cast<std::uint64_t>(columns())); }
+  std::uint64_t row_stride() const noexcept {
+    return panel_bytes != 0 ? panel_bytes / 16 : row_bytes(dtype, static_cast<std::uint64_t>(columns()));
+  }
   Place place() const { return {file, "tensor '" + name + "'", offset}; }
 
   std::string shape_text() const {
@@ -78,6 +83,12 @@ class TensorMap {
     return it == tensors_.end() ? nullptr : &it->second;
   }
   const std::map<std::string, TensorView, std::less<>>& all() const noexcept { return tensors_; }
+  /// What keeps the mapped bytes.
+  const std::shared_ptr<const void>& owner() const noexcept { return keep_; }
+  /// Other tensors in the same mapped bytes.
+  TensorMap with_tensors(std::map<std::string, TensorView, std::less<>> tensors) const {
+    return {std::move(tensors), keep_, release_};
+  }
   void release(const TensorView& view) const {
     if (release_) release_(view.data, view.bytes);
   }

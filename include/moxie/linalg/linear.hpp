@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,12 +35,18 @@ class Linear {
 
   /// Packs the matrix of a file or of memory, [outputs, inputs]; `source` (may be nullptr) is told which mapped bytes are done
   /// with. FP8 (e4m3) may have `scale_inv`, F32 [ceil(outputs / 128), ceil(inputs / 128)], the factors of its 128 x 128 blocks.
-  /// Throws UnsupportedError when no kernel knows the tensor's type, ArgumentError when it is no matrix.
+  /// A weight that lies in panels is used where it is, in the memory that `source` keeps.
+  /// Throws UnsupportedError when no kernel knows the tensor's type, ArgumentError when it is no matrix, FormatError where its panels
+  /// are not those of the kernels.
   static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr,
                      const TensorView* scale_inv = nullptr) {
     if (weight.shape.size() != 2)
       throw ArgumentError(weight.place(), "a matrix [outputs, inputs] is needed, got shape " + weight.shape_text());
     Linear linear(context, weight.dtype, weight.shape[0], weight.shape[1], weight.place());
+    if (weight.panel_bytes != 0) {
+      linear.take_panels(weight, source);
+      return linear;
+    }
     if (context.activations == Activations::int8 && OneDnnMatrix::supports(weight.dtype) &&
         linear.outputs_ >= OneDnnMatrix::chunk_outputs) {
       linear.pack_onednn(context, weight, source);
@@ -81,6 +88,9 @@ class Linear {
   Index granularity() const noexcept { return onednn_ ? OneDnnMatrix::chunk_outputs : kernels::panel_rows; }
   /// Which form of activations multiply() reads.
   bool takes_int8(Activations activations) const noexcept { return activations == Activations::int8 && kernels_->int8; }
+
+  /// The packed weights of a matrix that oneDNN does not multiply.
+  std::span<const std::byte> panels() const noexcept { return {panels_.get(), panels_ ? bytes() : 0}; }
 
   /// Columns [begin, end) of the listed rows (nullptr: rows 0..n_rows-1), from any thread. Row i of the list goes to out + i *
   /// out_stride, column 0 at its start.
@@ -149,6 +159,16 @@ class Linear {
 
   static Index panels_in(Index outputs) noexcept { return (outputs + kernels::panel_rows - 1) / kernels::panel_rows; }
   std::size_t panel_bytes() const noexcept { return static_cast<std::size_t>(kernels_->panel_bytes(padded_inputs())); }
+
+  void take_panels(const TensorView& weight, const TensorMap* source) {
+    if (!source || !source->owner()) throw ArgumentError(weight.place(), "packed weights need the map that keeps their memory");
+    if (outputs_ % kernels::panel_rows != 0 || weight.panel_bytes != panel_bytes() ||
+        weight.bytes != static_cast<std::uint64_t>(panels_in(outputs_)) * panel_bytes() ||
+        reinterpret_cast<std::uintptr_t>(weight.data) % memory_alignment != 0)
+      throw FormatError(weight.place(), "the packed weights are not those of a matrix " + weight.shape_text() +
+                                            " as these kernels pack it; pack the model again");
+    panels_ = {source->owner(), weight.data};
+  }
 
   /// `row(r, scratch)` gives row r as blocks of the format, in place or in `scratch`; `done(first, count)` is told when rows were
   /// packed.

@@ -45,8 +45,7 @@ class Decoder {
     Arena arena;
     Context context = with;
     context.arena = &arena;
-    with_format(
-        embedding_.tensor.dtype, [](auto) {}, embedding_.tensor.place());  // its rows are decoded as they are needed
+    detail::check_tensor_rows(embedding_.tensor);  // they are decoded as they are needed
     std::uint64_t total = 0, done = 0;
     for (const auto& [name, tensor] : source_.all()) total += tensor.bytes;
     const auto packed = [&](std::uint64_t bytes) {

@@ -16,6 +16,7 @@
 #include <moxie/moe/config.hpp>
 #include <moxie/moe/moe_block.hpp>
 #include <moxie/quant/formats.hpp>
+#include <moxie/quant/quantize.hpp>
 
 namespace moxie {
 
@@ -144,8 +145,7 @@ inline RowMatrix decode_matrix(TensorView tensor, const std::string& role, Index
   if (rows == 1 && tensor.shape.size() == 1) tensor.shape.insert(tensor.shape.begin(), 1);
   check_tensor(tensor, role, rows, cols);
   RowMatrix matrix(rows, cols);
-  for (Index r = 0; r < rows; ++r)
-    decode_row(tensor.dtype, tensor.data + static_cast<std::uint64_t>(r) * tensor.row_stride(), matrix.row(r).data(), cols);
+  dequantize(tensor, matrix.data());
   return matrix;
 }
 

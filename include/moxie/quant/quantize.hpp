@@ -75,6 +75,9 @@ inline void decode_rows(Dtype dtype, const std::byte* src, MutRows x, Threads th
 namespace detail {
 /// That the tensor holds rows of whole blocks, and its mapped bytes are those of its shape.
 inline void check_tensor_rows(const TensorView& tensor) {
+  if (tensor.panel_bytes != 0)
+    throw UnsupportedError(tensor.place(),
+                           "lies packed in the file, and its rows cannot be read one by one; use the model it was packed from");
   with_format(
       tensor.dtype,
       [&]<class Format>(Format) {
