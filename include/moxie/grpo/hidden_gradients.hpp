@@ -8,10 +8,13 @@
 //   dL/dhidden = G W + scale (G b) a,   dL/db = G^T (scale a h),   dL/da = scale (G b)^T h
 //
 // Where activations are int8, logits are those of the forward pass and h is treated as it was before rounding (straight through).
+// bf16 weights take 16 bits of an activation in the forward pass; here the rest of it is multiplied too, because p = exp(y - lse)
+// has the errors of its large logits.
 //
-// Rows go in blocks whose logits and gradients fit in 40 MB; only this block of T x V exists at a time. Beside it lies a tile of
-// 512 rows of W as floats (4 MB for 2048 inputs, 15 MB for 7168), and for each thread some KB x rank. Every sum has one order,
-// rows in order, tiles of the vocabulary in order, so that the bits do not depend on the threads.
+// Rows go in blocks of 16 to 128 whose logits, and then G, fit in 40 MB; only this block of T x V exists at a time. Where 16 rows
+// do not fit (a vocabulary above 600,000), neither does a block: the vocabulary is cut into parts, whose logits are computed a
+// second time. Beside it lies, for each thread at work, a piece of W as floats with its products (at most 0.8 MB). Every sum has
+// one order, rows in order, tiles of the vocabulary in order, so that the bits do not depend on the threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -23,6 +26,7 @@
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
 #include <moxie/linalg/linear.hpp>
+#include <moxie/linalg/transpose.hpp>
 #include <moxie/model/log_softmax.hpp>
 #include <moxie/model/output_head.hpp>
 
@@ -45,13 +49,33 @@ struct GradientSinks {
 /// Reusable memory of hidden_gradients().
 struct GradientScratch {
   PreparedRows prepared;
-  AlignedBuffer<float> logits;                    // [tiles, rows, 512], logits, then G
-  AlignedBuffer<float> projected;                 // [rows, rank], scale * a h
-  AlignedBuffer<float> d_low;                     // [tiles, rows, rank], parts of G b, the first becomes scale * (G b)
-  AlignedBuffer<float> weights;                   // [hidden / 16, 512, 16], a tile of W
-  std::vector<AlignedBuffer<float>> own;          // one for each thread
+  AlignedBuffer<float> rest;              // [rows, hidden], what products with bf16 weights leave of the rows
+  AlignedBuffer<float> logits;            // [tiles, rows, 512], logits, then G; then in panels [tiles, rows / 16, 512, 16]
+  AlignedBuffer<float> projected;         // [rows, rank], scale * a h
+  AlignedBuffer<float> parts;             // [tiles, rows, rank], parts of G b
+  AlignedBuffer<float> d_low;             // [rows, rank], G b
+  std::vector<AlignedBuffer<float>> own;  // one for each thread
   std::vector<kernels::SoftmaxPartial> partials;  // [rows, tiles]
+
+  std::size_t bytes() const noexcept {
+    std::size_t sum = prepared.bytes() + rest.capacity_bytes() + logits.capacity_bytes() + projected.capacity_bytes() +
+                      parts.capacity_bytes() + d_low.capacity_bytes() + partials.capacity() * sizeof(kernels::SoftmaxPartial);
+    for (const AlignedBuffer<float>& buffer : own) sum += buffer.capacity_bytes();
+    return sum;
+  }
 };
+
+/// How the rows and the vocabulary are cut, by their sizes alone.
+struct GradientBlocks {
+  Index rows;   ///< of a block
+  Index tiles;  ///< of the vocabulary whose logits are in memory together
+};
+inline GradientBlocks gradient_blocks(Index vocab, Index rank) noexcept {
+  constexpr Index budget = Index{40} << 20, lanes = kernels::panel_rows;
+  const Index tiles = vocabulary_tiles(vocab), tile_row_bytes = (vocabulary_tile + rank + 3) * static_cast<Index>(sizeof(float));
+  const Index rows = std::clamp<Index>(budget / (tiles * tile_row_bytes) / lanes * lanes, lanes, 128);
+  return {rows, std::clamp<Index>(budget / (rows * tile_row_bytes), 1, tiles)};
+}
 
 namespace detail {
 
@@ -77,52 +101,74 @@ class HiddenGradients {
         vocab_(output.outputs()),
         tiles_(vocabulary_tiles(vocab_)),
         width_(output.inputs()),
-        rank_(head.adapter ? head.adapter->rank() : 0) {
+        rank_(head.adapter ? head.adapter->rank() : 0),
+        blocks_(gradient_blocks(vocab_, rank_)) {
     s_.own.resize(static_cast<std::size_t>(context.threads.count()));
   }
 
-  /// Rows of which logits and G fit.
-  Index block() const noexcept {
-    const Index row_bytes = tiles_ * (vocabulary_tile + rank_ + 3) * static_cast<Index>(sizeof(float));
-    const Index rows = std::clamp<Index>((Index{40} << 20) / row_bytes, 1, 128);
-    return rows < 8 ? rows : rows / 8 * 8;  // whole tiles of the kernels
-  }
+  Index block() const noexcept { return blocks_.rows; }
 
   void run(const float* hidden, std::span<const RowGradient> rows, float* d_hidden) {
     const auto n = static_cast<Index>(rows.size());
     prepare(hidden, n);
-    context_.threads.for_each(tiles_, [&](std::int64_t tile, int) { compute_logits(tile, n); });
+    const auto each_part = [&](auto&& f) {
+      for (first_tile_ = 0; first_tile_ < tiles_; first_tile_ += blocks_.tiles) f(std::min(blocks_.tiles, tiles_ - first_tile_));
+    };
+    const auto logits_of = [&](Index tiles) {
+      context_.threads.for_each(tiles, [&](std::int64_t i, int thread) {
+        compute_logits(first_tile_ + i, n, s_.own[static_cast<std::size_t>(thread)]);
+      });
+    };
+    each_part(logits_of);
     sums_.resize(rows.size());
     for (Index r = 0; r < n; ++r)
       sums_[static_cast<std::size_t>(r)] = combine_partials(
           std::span(s_.partials).subspan(static_cast<std::size_t>(r * tiles_), static_cast<std::size_t>(tiles_)));
-    context_.threads.for_each(tiles_, [&](std::int64_t tile, int thread) {
-      logit_gradients(tile, rows);
-      if (rank_ > 0) low_rank_gradients(tile, n, s_.own[static_cast<std::size_t>(thread)]);
+    each_part([&](Index tiles) {
+      if (tiles < tiles_) logits_of(tiles);  // those of another part lie there
+      context_.threads.for_each(tiles, [&](std::int64_t i, int thread) {
+        AlignedBuffer<float>& own = s_.own[static_cast<std::size_t>(thread)];
+        logit_gradients(first_tile_ + i, rows);
+        if (rank_ > 0) low_rank_gradients(first_tile_ + i, n, own);
+        if (d_hidden) into_panels(first_tile_ + i, n, own);
+      });
+      if (rank_ > 0) add_parts(tiles, n);
+      if (d_hidden) through_weights(tiles, n, d_hidden);
     });
-    if (d_hidden) through_weights(n, d_hidden);
     if (rank_ > 0) through_a(hidden, n, d_hidden);
   }
 
  private:
-  float* tile_rows(Index tile, Index n) noexcept { return s_.logits.data() + tile * n * vocabulary_tile; }
+  static constexpr Index lanes = kernels::panel_rows;
+  static Index padded(Index n) noexcept { return (n + lanes - 1) / lanes * lanes; }
+  float* tile_rows(Index tile, Index n) noexcept { return s_.logits.data() + (tile - first_tile_) * padded(n) * vocabulary_tile; }
   Index tile_size(Index tile) const noexcept { return std::min(vocabulary_tile, vocab_ - tile * vocabulary_tile); }
 
   void prepare(const float* hidden, Index n) {
     const bool int8 = output_.takes_int8(context_.activations);
     s_.prepared.assign(context_, hidden, n, width_, width_, int8, !int8 || head_.adapter);
-    s_.logits.resize(static_cast<std::size_t>(n * tiles_ * vocabulary_tile));
+    s_.rest.resize(static_cast<std::size_t>(n) * round_up(static_cast<std::size_t>(width_), kernels::block_k));
+    has_rest_ = output_.rest(s_.prepared.view(), n, s_.rest.data());
+    s_.logits.resize(static_cast<std::size_t>(padded(n) * blocks_.tiles * vocabulary_tile));
     s_.partials.resize(static_cast<std::size_t>(n * tiles_));
     if (rank_ == 0) return;
     s_.projected.resize(static_cast<std::size_t>(n * rank_));
-    s_.d_low.resize(static_cast<std::size_t>(tiles_ * n * rank_));
+    s_.parts.resize(static_cast<std::size_t>(blocks_.tiles * n * rank_));
+    s_.d_low.resize(static_cast<std::size_t>(n * rank_));
+    std::fill(s_.d_low.data(), s_.d_low.data() + n * rank_, 0.0f);
     head_.adapter->project(context_, s_.prepared, s_.projected.data());
   }
 
-  void compute_logits(Index tile, Index n) {
+  void compute_logits(Index tile, Index n, AlignedBuffer<float>& own) {
     const Index begin = tile * vocabulary_tile, size = tile_size(tile);
     float* z = tile_rows(tile, n);
     output_.multiply(s_.prepared.view(), context_.activations, nullptr, n, begin, begin + size, z - begin, vocabulary_tile);
+    if (has_rest_) {
+      own.resize(static_cast<std::size_t>(n * vocabulary_tile));
+      output_.multiply({s_.rest.data(), nullptr, nullptr, nullptr}, context_.activations, nullptr, n, begin, begin + size,
+                       own.data() - begin, vocabulary_tile);
+      for (Index r = 0; r < n; ++r) kernels_.add(own.data() + r * vocabulary_tile, size, z + r * vocabulary_tile);
+    }
     for (Index r = 0; r < n; ++r, z += vocabulary_tile) {
       head_.apply(kernels_, s_.projected.data() + r * rank_, begin, begin + size, z);
       s_.partials[static_cast<std::size_t>(r * tiles_ + tile)] = kernels_.softmax_partial(z, size, temperature_);
@@ -150,10 +196,9 @@ class HiddenGradients {
 
   /// From a tile of G: its rows of dL/db, and its part of G b.
   void low_rank_gradients(Index tile, Index n, AlignedBuffer<float>& own) {
-    const Index begin = tile * vocabulary_tile, size = tile_size(tile),
-                panels = (rank_ + kernels::panel_rows - 1) / kernels::panel_rows;
+    const Index begin = tile * vocabulary_tile, size = tile_size(tile), panels = padded(rank_) / lanes;
     const float* g = tile_rows(tile, n);
-    own.resize(static_cast<std::size_t>(panels * kernels::panel_rows * vocabulary_tile));
+    own.resize(static_cast<std::size_t>(panels * lanes * vocabulary_tile));
     if (sinks_.d_b) {
       auto d_b = sinks_.d_b->middleRows(begin, size);
       Eigen::Map<RowMatrix, 0, Eigen::OuterStride<>> transposed(own.data(), rank_, size, Eigen::OuterStride<>(vocabulary_tile));
@@ -167,68 +212,71 @@ class HiddenGradients {
     std::fill(own.data(), own.data() + own.size(), 0.0f);  // b of the tile in panels
     const RowMatrix& b = head_.adapter->packed_b();
     for (Index k = 0; k < rank_; ++k) {
-      float* column = own.data() + k / kernels::panel_rows * kernels::panel_rows * vocabulary_tile + k % kernels::panel_rows;
-      for (Index v = 0; v < size; ++v) column[v * kernels::panel_rows] = b(k, begin + v);
+      float* column = own.data() + k / lanes * lanes * vocabulary_tile + k % lanes;
+      for (Index v = 0; v < size; ++v) column[v * lanes] = b(k, begin + v);
     }
-    multiply_tile(kernels_, g, n, own.data(), rank_, 0, panels, s_.d_low.data() + tile * n * rank_, rank_);
+    multiply_tile(kernels_, g, n, own.data(), rank_, 0, panels, s_.parts.data() + (tile - first_tile_) * n * rank_, rank_);
   }
 
-  /// d_hidden = G W, tile after tile.
-  void through_weights(Index n, float* d_hidden) {
-    const Index panels = (width_ + kernels::panel_rows - 1) / kernels::panel_rows, group = output_.granularity();
-    s_.weights.resize(static_cast<std::size_t>(panels * kernels::panel_rows * vocabulary_tile));
-    constexpr Index together =
-        4;  // 64 columns an item: a panel of 512 x 16 floats is 32 KB, G of a block streams from the second-level cache
-    for (Index tile = 0; tile < tiles_; ++tile) {
-      const Index begin = tile * vocabulary_tile, size = tile_size(tile);
-      context_.threads.for_each((vocabulary_tile + group - 1) / group, [&](std::int64_t item, int thread) {
-        unpack_weights(begin, item * group, std::clamp<Index>(size - item * group, 0, group),
-                       s_.own[static_cast<std::size_t>(thread)]);
-      });
-      context_.threads.for_each((panels + together - 1) / together, [&](std::int64_t item, int thread) {
-        const Index first = item * together, last = std::min(panels, first + together), column = first * kernels::panel_rows;
-        const Index columns = std::min(width_, last * kernels::panel_rows) - column;
-        AlignedBuffer<float>& own = s_.own[static_cast<std::size_t>(thread)];
-        own.resize(static_cast<std::size_t>(n * together * kernels::panel_rows));
-        constexpr Index stride = together * kernels::panel_rows;
-        multiply_tile(kernels_, tile_rows(tile, n), n, s_.weights.data(), width_, first, last, own.data() - column, stride);
-        for (Index r = 0; r < n; ++r) {
-          float* to = d_hidden + r * width_ + column;
-          if (tile == 0)
-            std::copy(own.data() + r * stride, own.data() + r * stride + columns, to);
-          else
-            kernels_.add(own.data() + r * stride, columns, to);
-        }
-      });
-    }
+  /// A tile of G to panels of 16 rows, in place, the missing rows zero.
+  void into_panels(Index tile, Index n, AlignedBuffer<float>& own) {
+    own.resize(static_cast<std::size_t>(n * vocabulary_tile));
+    float* g = tile_rows(tile, n);
+    std::copy(g, g + n * vocabulary_tile, own.data());
+    for (Index r = 0; r < n; r += lanes)
+      rows_to_panel(own.data() + r * vocabulary_tile, vocabulary_tile, std::min(lanes, n - r), vocabulary_tile,
+                    g + r * vocabulary_tile);
   }
 
-  /// Rows [at, at + group) of a tile of W into panels; those past `count` are zero.
-  void unpack_weights(Index begin, Index at, Index count, AlignedBuffer<float>& own) {
-    constexpr Index lanes = kernels::panel_rows;
-    const Index padded = (width_ + lanes - 1) / lanes * lanes, group = std::min(output_.granularity(), vocabulary_tile - at);
-    const Index stride = padded + lanes;  // rows of a power of two would fall on the same few sets of the first-level cache
-    own.resize(static_cast<std::size_t>(group * stride));
-    if (count < group || padded != width_) std::fill(own.data(), own.data() + own.size(), 0.0f);
-    if (count > 0) output_.unpack(begin + at, begin + at + count, own.data(), stride);
-    for (Index c = 0; c < padded; c += lanes)
-      for (Index v = 0; v < group; ++v)
-        std::copy(own.data() + v * stride + c, own.data() + v * stride + c + lanes,
-                  s_.weights.data() + c * vocabulary_tile + (at + v) * lanes);
+  /// d_hidden [+]= G W over the tiles in memory, as the transposed product W^T G^T: 256 inputs of W at a time are unpacked beside
+  /// each other in the second-level cache, and no weight needs to change its place among the others.
+  void through_weights(Index tiles, Index n, float* d_hidden) {
+    constexpr Index columns = Linear::unpack_inputs;
+    const Index groups = (width_ + columns - 1) / columns, panels = padded(n) / lanes;
+    // More threads than groups of columns share out the rows as well, and each unpacks for itself.
+    const Index shares = std::clamp<Index>(context_.threads.count() / groups, 1, panels), share = (panels + shares - 1) / shares;
+    context_.threads.for_each(groups * shares, [&](std::int64_t item, int thread) {
+      const Index column = item / shares * columns, count = std::min(columns, width_ - column);
+      const Index begin = item % shares * share, end = std::min(panels, begin + share);
+      if (begin >= end) return;
+      const Index stride = (end - begin) * lanes;
+      AlignedBuffer<float>& own = s_.own[static_cast<std::size_t>(thread)];
+      own.resize(static_cast<std::size_t>(columns * (vocabulary_tile + 2 * stride)));
+      float *weights = own.data(), *product = weights + columns * vocabulary_tile, *sum = product + columns * stride;
+      for (Index tile = first_tile_; tile < first_tile_ + tiles; ++tile) {
+        const Index at = tile * vocabulary_tile, size = tile_size(tile);
+        output_.unpack(at, at + size, column, count, weights, vocabulary_tile);
+        if (size < vocabulary_tile)
+          for (Index c = 0; c < count; ++c)
+            std::fill(weights + c * vocabulary_tile + size, weights + (c + 1) * vocabulary_tile, 0.0f);
+        multiply_tile(kernels_, weights, count, tile_rows(tile, n), padded(n), begin, end,
+                      (tile == first_tile_ ? sum : product) - begin * lanes, stride);
+        if (tile != first_tile_) kernels_.add(product, count * stride, sum);
+      }
+      for (Index r = begin * lanes; r < std::min(n, end * lanes); ++r) {
+        float* to = d_hidden + r * width_ + column;
+        for (Index c = 0; c < count; ++c)
+          to[c] = first_tile_ == 0 ? sum[c * stride + r - begin * lanes] : to[c] + sum[c * stride + r - begin * lanes];
+      }
+    });
+  }
+
+  /// d_low += the parts of the tiles in memory.
+  void add_parts(Index tiles, Index n) {
+    context_.threads.for_each(
+        n * rank_,
+        [&](std::int64_t i, int) {
+          float sum = s_.d_low[static_cast<std::size_t>(i)];
+          for (Index tile = 0; tile < tiles; ++tile) sum += s_.parts[static_cast<std::size_t>(tile * n * rank_ + i)];
+          s_.d_low[static_cast<std::size_t>(i)] = sum;
+        },
+        256);
   }
 
   /// With d = scale * (G b): d_hidden += d a, d_a += d^T h.
   void through_a(const float* hidden, Index n, float* d_hidden) {
-    const float scale = head_.adapter->packed_scale();
     float* d = s_.d_low.data();
-    context_.threads.for_each(
-        n * rank_,
-        [&](std::int64_t i, int) {
-          float sum = 0.0f;
-          for (Index tile = 0; tile < tiles_; ++tile) sum += d[tile * n * rank_ + i];
-          d[i] = scale * sum;
-        },
-        256);
+    for (Index i = 0; i < n * rank_; ++i) d[i] *= head_.adapter->packed_scale();
     if (sinks_.d_a)
       context_.threads.for_each(rank_, [&](std::int64_t k, int) {
         for (Index r = 0; r < n; ++r) kernels_.axpy(d[r * rank_ + k], hidden + r * width_, width_, sinks_.d_a->row(k).data());
@@ -248,6 +296,9 @@ class HiddenGradients {
   GradientScratch& s_;
   float temperature_;
   Index vocab_, tiles_, width_, rank_;
+  GradientBlocks blocks_;
+  Index first_tile_ = 0;  // of those in memory
+  bool has_rest_ = false;
   std::vector<LogSumExp> sums_;
 };
 

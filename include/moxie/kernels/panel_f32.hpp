@@ -48,15 +48,15 @@ MOXIE_INLINE constexpr std::int64_t panel_bytes(std::int64_t k) noexcept {
   }
 }
 
-/// Blocks [first, first + blocks) of a panel as f32 [blocks][32][16].
+/// Blocks [first, first + blocks) of a panel as f32 [blocks * 32][16], rows `stride` apart.
 template <class A, class Format>
-[[gnu::noinline]] void unpack(const std::byte* panel, [[maybe_unused]] std::int64_t k, std::int64_t first, int blocks,
-                              float* out) noexcept {
+[[gnu::noinline]] void unpack(const std::byte* panel, [[maybe_unused]] std::int64_t k, std::int64_t first, int blocks, float* out,
+                              std::int64_t stride) noexcept {
   using O = Ops<A>;
   using P = Panel<Format>;
   if constexpr (FloatPanel<Format>) {
     for (int b = 0; b < blocks; ++b)
-      for (int i = 0; i < block_k; ++i, out += panel_rows) {
+      for (int i = 0; i < block_k; ++i, out += stride) {
         const std::int64_t input = (first + b) * block_k + i;
         typename O::F w = P::template load<O>(panel + input * P::chunk_bytes);
         if constexpr (has_block_scales<Format>)
@@ -65,7 +65,7 @@ template <class A, class Format>
       }
   } else {
     int8::for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int n) MOXIE_INLINE_LAMBDA {
-      float* to = out + n * block_floats;
+      float* to = out + n * block_k * stride;
       unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
         typename O::F scale = P::template scale<O>(chunk, b);
         if constexpr (P::has_halves) scale = O::mul(scale, O::halves_float(P::template half<O>(chunk, b, j.value / 4)));
@@ -75,7 +75,7 @@ template <class A, class Format>
           if constexpr (P::zero != 0) w = O::add(w, O::set1(-P::zero));
           w = O::mul(w, scale);  // exact, so a compiler that fuses it with the next addition changes nothing
           if constexpr (P::has_offset) w = O::add(w, P::template offset<O>(chunk, b));
-          O::store(to + panel_rows * (4 * j.value + i.value), w);
+          O::store(to + stride * (4 * j.value + i.value), w);
         });
       });
     });
@@ -132,7 +132,7 @@ void matmul_f32(const MatmulArgs& m) noexcept {
         if constexpr (Format::dtype == Dtype::F32)
           w = reinterpret_cast<const float*>(panel) + first * block_floats;
         else
-          unpack<A, Format>(panel, m.k, first, blocks, unpacked);
+          unpack<A, Format>(panel, m.k, first, blocks, unpacked, panel_rows);
         const float* x[max_tokens];
         for (int t = 0; t < tokens; ++t) {
           const std::int64_t row = m.rows ? m.rows[first_row + t] : first_row + t;

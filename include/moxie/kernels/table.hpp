@@ -59,8 +59,9 @@ struct FormatKernels {
   void (*pack_scaled)(const std::byte* const* rows, std::int64_t k_file, const float* scales, std::byte* panel);
   MatmulFn int8;  ///< nullptr for float formats (F32, F16, BF16, F8_E4M3): they multiply f32 activations
   MatmulFn f32;
-  /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks][32][16]; first is a multiple of 8, blocks at most 8.
-  void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out);
+  /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks * 32][16], rows `stride` floats apart, each aligned to 64
+  /// bytes; first is a multiple of 8, blocks at most 8.
+  void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
 };
 
 struct Table {

@@ -24,7 +24,6 @@
 #include <moxie/linalg/context.hpp>
 #include <moxie/linalg/onednn.hpp>
 #include <moxie/linalg/prepared_rows.hpp>
-#include <moxie/linalg/transpose.hpp>
 #include <moxie/quant/formats.hpp>
 
 namespace moxie {
@@ -110,20 +109,40 @@ class Linear {
     (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
   }
 
-  /// Outputs [begin, end) (as in multiply) as rows of floats, `stride` apart: what the weights are, exactly. From any thread.
-  void unpack(Index begin, Index end, float* out, Index stride) const {
-    if (onednn_) return onednn_->unpack(begin, end, out, stride);
-    constexpr int together = 8;
-    alignas(memory_alignment) float blocks[together * kernels::block_k * kernels::panel_rows];
-    const Index k = padded_inputs();
-    for (Index first = begin; first < end; first += kernels::panel_rows) {
-      const std::byte* panel = panels_.get() + static_cast<std::size_t>(first / kernels::panel_rows) * panel_bytes();
-      const Index rows = std::min<Index>(kernels::panel_rows, end - first);
-      for (Index b = 0; b * kernels::block_k < k; b += together) {
-        const auto count = static_cast<int>(std::min<Index>(together, k / kernels::block_k - b));
-        kernels_->unpack(panel, k, b, count, blocks);
-        const Index input = b * kernels::block_k, inputs = std::min<Index>(count * kernels::block_k, inputs_ - input);
-        panel_to_rows(blocks, inputs, rows, out + (first - begin) * stride + input, stride);
+  /// What multiply() leaves of n rows of activations, [n, inputs padded to a multiple of 32], so that the product with it can be
+  /// added. false, and nothing is written, where it takes them whole: everywhere but with bf16 weights in oneDNN.
+  bool rest(const kernels::ActivationRows& a, Index n, float* out) const noexcept {
+    return onednn_ && onednn_->rest(a.x, n * padded_inputs(), out);
+  }
+
+  /// Inputs that unpack() begins at are multiples of this.
+  static constexpr Index unpack_inputs = 8 * kernels::block_k;
+
+  /// What the weights are, exactly, transposed: out[i * stride + o] is the weight of input first + i, i < count, and output begin
+  /// + o; [begin, end) as in multiply. `out` is aligned to 64 bytes. From any thread.
+  void unpack(Index begin, Index end, Index first, Index count, float* out, Index stride) const {
+    if (onednn_) return onednn_->unpack(begin, end, first, count, out, stride);
+    alignas(memory_alignment) float blocks[unpack_inputs * kernels::panel_rows];
+    const auto byte_of = [&](Index input) {
+      return panel_bytes() * static_cast<std::size_t>(input) / static_cast<std::size_t>(padded_inputs());
+    };
+    const std::size_t near = byte_of(first), far = byte_of(std::min(first + count, padded_inputs()));
+    for (Index o = begin; o < end; o += kernels::panel_rows) {
+      const std::byte* panel = panels_.get() + static_cast<std::size_t>(o / kernels::panel_rows) * panel_bytes();
+      const Index outputs = std::min<Index>(kernels::panel_rows, end - o);
+      if (o + kernels::panel_rows < end)  // the next panel's inputs lie too far away for the processor to expect them
+        for (std::size_t at = near; at < far; at += 64) __builtin_prefetch(panel + panel_bytes() + at);
+      for (Index i = 0; i < count; i += unpack_inputs) {
+        const Index here = std::min(unpack_inputs, count - i), block = (first + i) / kernels::block_k;
+        const auto n = static_cast<int>((here + kernels::block_k - 1) / kernels::block_k);
+        float* to = out + i * stride + (o - begin);
+        if (outputs == kernels::panel_rows && here % kernels::block_k == 0 && stride % kernels::panel_rows == 0) {
+          kernels_->unpack(panel, padded_inputs(), block, n, to, stride);
+        } else {
+          kernels_->unpack(panel, padded_inputs(), block, n, blocks, kernels::panel_rows);
+          for (Index k = 0; k < here; ++k)
+            std::memcpy(to + k * stride, blocks + k * kernels::panel_rows, static_cast<std::size_t>(outputs) * sizeof(float));
+        }
       }
     }
   }

@@ -119,23 +119,35 @@ class OneDnnMatrix {
     });
   }
 
-  /// Outputs [begin, end) as rows of floats, `stride` apart: begin a multiple of chunk_outputs, end too or outputs(). From any
-  /// thread.
-  void unpack(Index begin, Index end, float* out, Index stride) const {
+  /// What multiply() leaves of n activations: x - hi - lo for bf16 weights. false, and nothing is written, where it takes them
+  /// whole.
+  bool rest(const float* x, Index n, float* out) const noexcept {
+    if (!bf16_) return false;
+    for (Index i = 0; i < n; ++i) {
+      const float low = x[i] - bf16_to_f32(f32_to_bf16(x[i]));
+      out[i] = low - bf16_to_f32(f32_to_bf16(low));
+    }
+    return true;
+  }
+
+  /// out[i * stride + o] is the weight of input first + i, i < count, and output begin + o: begin a multiple of chunk_outputs,
+  /// end too or outputs(); first a multiple of 256, first + count too or inputs(). From any thread.
+  void unpack(Index begin, Index end, Index first, Index count, float* out, Index stride) const {
     guarded([&] {
-      const Index k = padded_inputs();
-      AlignedBuffer<float> rows(static_cast<std::size_t>(k * chunk_outputs));
-      const dnnl::memory::desc dense({k, chunk_outputs}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ba);
-      dnnl::memory to(dense, engine_, rows.data());
-      const dnnl::reorder reorder(dnnl::reorder::primitive_desc(engine_, weights_, engine_, dense));
+      const auto k = static_cast<Index>(round_up(static_cast<std::size_t>(count), kernels::block_k));
+      AlignedBuffer<float> columns(static_cast<std::size_t>(k * chunk_outputs));
+      const dnnl::memory::desc dense({k, chunk_outputs}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ab);
+      const dnnl::memory::desc part = weights_.submemory_desc({k, chunk_outputs}, {first, 0});
+      dnnl::memory to(dense, engine_, columns.data());
+      const dnnl::reorder reorder(dnnl::reorder::primitive_desc(engine_, part, engine_, dense));
       dnnl::stream stream(engine_);
-      for (Index first = begin; first < end; first += chunk_outputs) {
-        dnnl::memory from = chunks_[static_cast<std::size_t>(first / chunk_outputs)];
+      for (Index chunk = begin; chunk < end; chunk += chunk_outputs) {
+        dnnl::memory from(part, engine_, chunks_[static_cast<std::size_t>(chunk / chunk_outputs)].get_data_handle());
         reorder.execute(stream, from, to);
         stream.wait();
-        for (Index o = first; o < std::min(end, first + chunk_outputs); ++o)
-          std::memcpy(out + (o - begin) * stride, rows.data() + (o - first) * k,
-                      static_cast<std::size_t>(inputs_) * sizeof(float));
+        const auto bytes = static_cast<std::size_t>(std::min(end - chunk, chunk_outputs)) * sizeof(float);
+        for (Index i = 0; i < count; ++i)
+          std::memcpy(out + i * stride + (chunk - begin), columns.data() + i * chunk_outputs, bytes);
       }
     });
   }
