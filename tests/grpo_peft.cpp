@@ -1,20 +1,26 @@
-// Adapter folders of PEFT: merged into models as PEFT computes them, saved and loaded again, and refused with a reason.
+// Adapter folders of PEFT: beside a model's weights or merged into them as PEFT computes them, with the same bits however they are run; saved and loaded
+// again, and refused with a reason.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <span>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
 #include <moxie/generate/quantize_model.hpp>
+#include <moxie/grpo/logprob_gradients.hpp>
 #include <moxie/grpo/logprobs.hpp>
+#include <moxie/grpo/rollout.hpp>
 #include <moxie/io/peft.hpp>
 
 #include "fidelity.hpp"
@@ -51,10 +57,79 @@ std::string write_adapter(const std::string& folder, const std::vector<std::pair
   return folder;
 }
 
+/// An adapter of every layer that can have one: A of variance 1 / inputs, B so that updates are `size` times the layers' outputs. Ranks of 3, and some of 17,
+/// which is more than a panel.
+std::string random_adapter(const std::string& folder, const ModelConfig& c, float size, unsigned seed = 5) {
+  std::mt19937 random(seed);
+  std::vector<std::pair<std::string, RowMatrix>> matrices;
+  const nlohmann::json config = {{"peft_type", "LORA"}, {"r", 3}, {"lora_alpha", 3}, {"rank_pattern", {{"(lm_head|[ok]_proj|kv_b_proj|shared_experts?\\.up_proj)", 17}}},
+                                 {"alpha_pattern", {{"(lm_head|[ok]_proj|kv_b_proj|shared_experts?\\.up_proj)", 17}}}};
+  const auto add = [&](const char* pattern, std::int64_t layer, std::int64_t expert, Index outputs, Index inputs) {
+    std::string module = families::tensor_name(pattern, layer, expert);
+    module = "base_model.model." + module.substr(0, module.size() - 7);
+    const bool wide = module.ends_with("lm_head") || module.ends_with("o_proj") || module.ends_with("k_proj") || module.ends_with("kv_b_proj") ||
+                      (module.find("shared_expert") != std::string::npos && module.ends_with("up_proj"));
+    const Index rank = wide ? 17 : 3;
+    matrices.emplace_back(module + ".lora_A.weight", random_matrix(random, rank, inputs, 1.0f / std::sqrt(static_cast<float>(inputs))));
+    matrices.emplace_back(module + ".lora_B.weight", random_matrix(random, outputs, rank, size / std::sqrt(static_cast<float>(rank))));
+  };
+  const families::TensorNames& n = *family_of(c).hf.names;
+  const AttentionConfig& a = c.attention;
+  const Index h = c.hidden_size;
+  add(n.output, -1, -1, c.vocab_size, h);
+  for (std::int64_t i = 0; i < c.n_layers; ++i) {
+    if (a.kind == AttentionKind::gqa) {
+      add(n.q, i, -1, a.n_heads * a.head_dim, h);
+      add(n.k, i, -1, a.n_kv_heads * a.head_dim, h);
+      add(n.v, i, -1, a.n_kv_heads * a.head_dim, h);
+      add(n.o, i, -1, h, a.n_heads * a.head_dim);
+    } else {
+      const Index q = a.n_heads * (a.qk_nope_head_dim + a.qk_rope_head_dim);
+      if (a.q_lora_rank == 0) add(n.q, i, -1, q, h);
+      if (a.q_lora_rank != 0) add(n.q_a, i, -1, a.q_lora_rank, h);
+      if (a.q_lora_rank != 0) add(n.q_b, i, -1, q, a.q_lora_rank);
+      add(n.kv_a, i, -1, a.kv_lora_rank + a.qk_rope_head_dim, h);
+      add(n.kv_b, i, -1, a.n_heads * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank);
+      add(n.o, i, -1, h, a.n_heads * a.v_head_dim);
+    }
+    const auto network = [&](const char* gate, const char* up, const char* down, std::int64_t expert, Index width) {
+      add(gate, i, expert, width, h);
+      add(up, i, expert, width, h);
+      add(down, i, expert, h, width);
+    };
+    if (!c.is_moe_layer[static_cast<std::size_t>(i)]) {
+      network(n.dense_gate, n.dense_up, n.dense_down, -1, c.intermediate_size);
+      continue;
+    }
+    add(n.router, i, -1, c.moe.router.n_experts, h);
+    for (std::int64_t e = 0; e < c.moe.router.n_experts; ++e) network(n.expert_gate, n.expert_up, n.expert_down, e, c.moe.moe_intermediate_size);
+    if (c.moe.shared_intermediate_size != 0) network(n.shared_gate, n.shared_up, n.shared_down, -1, c.moe.shared_intermediate_size);
+    if (c.moe.shared_expert_gate) add(n.shared_expert_gate, i, -1, 1, h);
+  }
+  return write_adapter(folder, matrices, config);
+}
+
+std::vector<std::pair<std::string, ModelConfig>> all_configs(Dtype type) {
+  return {{"qwen2_moe", test::qwen2_moe_config(type)}, {"deepseek_v2", test::deepseek_v2_config(type)}, {"deepseek_v3", test::deepseek_v3_config(type)}};
+}
+
+bool same_bits(std::span<const float> a, std::span<const float> b) { return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size_bytes()) == 0); }
+
+/// Largest difference of log-probabilities.
+double logprob_difference(const std::vector<float>& logits, const std::vector<float>& reference, std::size_t vocab) {
+  double most = 0.0;
+  for (std::size_t r = 0; r * vocab < logits.size(); ++r) {
+    const auto row = [&](const std::vector<float>& all) { return Eigen::Map<const Eigen::ArrayXf>(all.data() + r * vocab, static_cast<Index>(vocab)).cast<double>().eval(); };
+    const auto log_softmax = [](const Eigen::ArrayXd& z) { return (z - z.maxCoeff() - std::log((z - z.maxCoeff()).exp().sum())).eval(); };
+    most = std::max(most, (log_softmax(row(logits)) - log_softmax(row(reference))).abs().maxCoeff());
+  }
+  return most;
+}
+
 }  // namespace
 
-TEST_CASE("models with a PEFT adapter give PEFT's logits, from their folder and as GGUF files") {
-  for (const char* name : {"mixtral", "qwen2_moe", "deepseek_v2"}) {
+TEST_CASE("models with a PEFT adapter give PEFT's log-probabilities, from their folder and as GGUF files, beside the weights and merged") {
+  for (const char* name : {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3"}) {
     const auto base = test::shared_path(std::string("models/") + name);
     if (!base) return;
     CAPTURE(std::string(name));
@@ -62,23 +137,131 @@ TEST_CASE("models with a PEFT adapter give PEFT's logits, from their folder and 
     const SafetensorsFile reference = SafetensorsFile::open(folder + "/logits.safetensors");
     const auto ids = test::golden<std::int32_t>(reference, "ids");
     const auto logits = test::golden<float>(reference, "logits");
-    LoadOptions options{.threads = 2, .activations = Activations::f32, .kv = KvType::f32};
     const std::size_t vocab = logits.size() / ids.size();
-    CHECK(test::mean_kl(logits, test::run(Model::load(*base, options), ids).logits, vocab) > 1.0);
-    options.adapter = folder;
-    const auto merged = test::run(Model::load(*base, options), ids).logits;
-    CHECK(test::mean_kl(logits, merged, vocab) < 2e-3);  // the folder's weights are BF16, and so are the merged ones
-    options.threads = 1;
-    CHECK(test::run(Model::load(*base, options), ids).logits == merged);
-
+    LoadOptions options{.threads = 2, .activations = Activations::f32, .kv = KvType::f32};
+    CHECK(test::mean_kl(logits, test::run(Model::load(*base, options), ids).logits, vocab) > 0.1);
     // GGUF has other names, permuted rows and stacked experts.
     const test::TemporaryFolder scratch;
     quantize_model(*base, scratch.file("f32.gguf"), {.type = "F32"});
-    CHECK(test::relative_difference(test::run(Model::load(scratch.file("f32.gguf"), options), ids).logits, logits) < 2e-5);
-    // Quantized weights stay as they are where the adapter has nothing to say; the others become BF16.
     quantize_model(*base, scratch.file("q8.gguf"), {.type = "Q8_0"});
-    const Model quantized = Model::load(scratch.file("q8.gguf"), options);
-    CHECK(test::mean_kl(logits, test::run(quantized, ids).logits, vocab) < 0.1);
+    options.adapter = folder;
+    for (const AdapterMode mode : {AdapterMode::beside, AdapterMode::merged}) {
+      options.adapter_mode = mode;
+      const auto adapted = test::run(Model::load(*base, options), ids).logits;
+      if (mode == AdapterMode::beside) CHECK(logprob_difference(adapted, logits, vocab) < 1e-4);
+      CHECK(test::mean_kl(logits, adapted, vocab) < 2e-2);  // the folder's weights are BF16, and so are the merged ones
+      LoadOptions alone = options;
+      alone.threads = 1;
+      CHECK(test::run(Model::load(*base, alone), ids).logits == adapted);
+      const auto from_gguf = test::run(Model::load(scratch.file("f32.gguf"), options), ids).logits;
+      CHECK(test::relative_difference(from_gguf, logits) < 2e-5);
+      CHECK(logprob_difference(from_gguf, logits, vocab) < 1e-4);
+      CHECK(test::mean_kl(logits, test::run(Model::load(scratch.file("q8.gguf"), options), ids).logits, vocab) < 0.2);
+    }
+  }
+}
+
+TEST_CASE("beside Q4_K weights an adapter gives the same bits whatever the batch, the chunk, the threads, and whether tokens are decoded, prefilled or scored") {
+  const test::TemporaryFolder folder;
+  std::mt19937 random(3);
+  for (const auto& [name, config] : all_configs(Dtype::Q4_K)) {
+    CAPTURE(name);
+    const std::string path = test::write_random_model(folder.file(name + ".gguf"), config, Dtype::Q4_K), adapter = random_adapter(folder.file(name), config, 0.3f);
+    const auto ids = test::random_ids(random, 75, config.vocab_size), others = test::random_ids(random, 131, config.vocab_size);
+    for (const Activations activations : {Activations::int8, Activations::f32}) {
+      LoadOptions options{.threads = 1, .activations = activations, .adapter = adapter};
+      const Model model = Model::load(path, options);
+      const auto expected = test::run(model, ids);
+      options.adapter.clear();
+      const Model plain = Model::load(path, options);
+      const auto without = test::run(plain, ids);
+      CHECK(test::relative_difference(without.logits, expected.logits) > 0.1);
+      CHECK(plain.decoder().bytes() < model.decoder().bytes());
+      options = {.threads = 3, .activations = activations, .chunk = 7, .adapter = adapter};
+      const Model other = Model::load(path, options);
+      const auto threaded = test::run(other, ids);
+      CHECK(same_bits(threaded.hidden, expected.hidden));
+      CHECK(same_bits(threaded.logits, expected.logits));
+
+      // One token at a time, beside another sequence.
+      KvSequence kv(KvPool(other.decoder().kv_shape(other.options().kv))), beside(KvPool(other.decoder().kv_shape(other.options().kv)));
+      kv.reserve(75);
+      beside.reserve(131);
+      ForwardScratch scratch;
+      std::int64_t done = 0;
+      const Index width = config.hidden_size;
+      for (std::int64_t t = 0; t < 75; ++t) {
+        std::vector<DecoderRow> rows = {{ids[static_cast<std::size_t>(t)], &kv, t}};
+        for (const std::int64_t end = t % 3 == 2 ? std::min<std::int64_t>(131, done + 1 + t % 5) : done; done < end; ++done) rows.push_back({others[static_cast<std::size_t>(done)], &beside, done});
+        std::vector<float> hidden(rows.size() * static_cast<std::size_t>(width));
+        other.decoder().forward(other.context(), rows, hidden.data(), scratch.decoder);
+        REQUIRE(same_bits(std::span(hidden).first(static_cast<std::size_t>(width)), std::span(expected.hidden).subspan(static_cast<std::size_t>(t * width), static_cast<std::size_t>(width))));
+        const float* logits = compute_logits(other, hidden.data(), static_cast<Index>(rows.size()), scratch);
+        const auto vocab = static_cast<std::size_t>(config.vocab_size);
+        REQUIRE(same_bits(std::span(logits, vocab), std::span(expected.logits).subspan(static_cast<std::size_t>(t) * vocab, vocab)));
+      }
+      const auto alone = grpo::logprobs(model, std::vector<std::vector<std::int32_t>>{ids});
+      const auto together = grpo::logprobs(other, std::vector<std::vector<std::int32_t>>{others, ids, {1, 2, 3}}, {.batch = 3});
+      CHECK(same_bits(alone[0].logprobs, together[1].logprobs));
+      CHECK(same_bits(alone[0].entropy, together[1].entropy));
+    }
+  }
+}
+
+TEST_CASE("scores of a rollout with an adapter of inner layers are its logprobs bit for bit, in both modes, and with a second adapter on the output matrix") {
+  const test::TemporaryFolder folder;
+  std::mt19937 random(4);
+  for (const auto& [name, config] : all_configs(Dtype::Q4_K)) {
+    CAPTURE(name);
+    const std::string path = test::write_random_model(folder.file(name + ".gguf"), config, Dtype::Q4_K), adapter = random_adapter(folder.file(name), config, 0.2f);
+    std::vector<std::vector<std::int32_t>> prompts;
+    for (const std::int64_t n : {3, 70, 17}) prompts.push_back(test::random_ids(random, n, 300));
+    for (const AdapterMode mode : {AdapterMode::beside, AdapterMode::merged}) {
+      const Model model = Model::load(path, {.threads = 2, .chunk = 40, .adapter = adapter, .adapter_mode = mode});
+      OutputAdapter second = OutputAdapter::create(config.hidden_size, config.vocab_size, 4, 8.0f, 1);
+      second.b = random_matrix(random, config.vocab_size, 4, 0.05f);
+      second.pack(model.context());
+      std::vector<std::int32_t> first_ids;
+      for (const OutputAdapter* used : {static_cast<const OutputAdapter*>(nullptr), static_cast<const OutputAdapter*>(&second)}) {
+        const GenerateOptions generate{.temperature = 1.3f, .top_p = 0.95f, .seed = 2, .max_tokens = 20};
+        const auto groups = grpo::rollout(model, prompts, {.group_size = 3, .generate = generate, .batch = 5, .adapter = used});
+        std::vector<std::vector<std::int32_t>> sequences;
+        for (std::size_t p = 0; p < prompts.size(); ++p)
+          for (const auto& completion : groups[p].completions) {
+            sequences.push_back(prompts[p]);
+            sequences.back().insert(sequences.back().end(), completion.ids.begin(), completion.ids.end());
+          }
+        const auto scores = grpo::logprobs(model, sequences, {.temperature = generate.temperature, .adapter = used});
+        for (std::size_t s = 0; s < sequences.size(); ++s)
+          CHECK(same_bits(std::span(scores[s].logprobs).subspan(prompts[s / 3].size() - 1), groups[s / 3].completions[s % 3].logprobs));
+        CHECK(sequences[3] != first_ids);  // the second adapter says something, too
+        first_ids = sequences[3];
+      }
+    }
+  }
+}
+
+TEST_CASE("beside F32 weights an adapter gives the logits and the gradients of the merged model, and one of zeros changes no bit") {
+  const test::TemporaryFolder folder;
+  std::mt19937 random(6);
+  for (const auto& [name, config] : all_configs(Dtype::F32)) {
+    CAPTURE(name);
+    const std::string path = test::write_random_model(folder.file(name + ".gguf"), config, Dtype::F32), adapter = random_adapter(folder.file(name), config, 0.3f),
+                      zeros = random_adapter(folder.file(name + "_zeros"), config, 0.0f);
+    const auto ids = test::random_ids(random, 40, config.vocab_size);
+    for (const Activations activations : {Activations::f32, Activations::int8}) {
+      const auto load = [&](const std::string& with, AdapterMode mode) {
+        return Model::load(path, {.threads = 2, .activations = activations, .kv = KvType::f32, .adapter = with, .adapter_mode = mode});
+      };
+      const Model beside = load(adapter, AdapterMode::beside), merged = load(adapter, AdapterMode::merged);
+      CHECK(test::relative_difference(test::run(beside, ids).logits, test::run(merged, ids).logits) < 2e-5);
+      CHECK(same_bits(test::run(load(zeros, AdapterMode::beside), ids).logits, test::run(load("", AdapterMode::beside), ids).logits));
+      const std::vector<std::vector<std::int32_t>> sequences = {ids};
+      const std::vector<std::vector<float>> d_logprobs = {std::vector<float>(ids.size() - 1, 0.5f)}, d_entropy = {std::vector<float>(ids.size(), -0.2f)};
+      const auto gradient = [&](const Model& model) { return grpo::logprob_gradients(model, sequences, d_logprobs, d_entropy, {}, true).d_hidden; };
+      const RowMatrix expected = gradient(merged).front(), given = gradient(beside).front();
+      CHECK((given - expected).cwiseAbs().maxCoeff() < 1e-4f * expected.cwiseAbs().maxCoeff());
+    }
   }
 }
 
@@ -112,7 +295,7 @@ TEST_CASE("an update of kv_b reaches the split matrices of GGUF files") {
   const LowRankAdapter adapter{{{"model.layers.0.self_attn.kv_b_proj", {view(a, {rank, latent}), view(b, {heads * (nope + v), rank})}}},
                                [](const std::string&, std::int64_t) { return 0.5f; }};
   const Context context{&kernels::native_table(), Threads(2), Activations::f32};
-  const MergedWeights merged = merge_low_rank(context, config, true, tensors, adapter);
+  const MergedWeights merged = apply_adapter(context, config, true, tensors, adapter, AdapterMode::merged);
   kv_b += 0.5f * b * a;
   split(kv_b, k_b, v_b);
   CHECK((load_rows(*tensors.layers[0].k_b, heads * latent) - k_b).cwiseAbs().maxCoeff() < 1e-5f);
@@ -137,6 +320,7 @@ TEST_CASE("an adapter on the output matrix, saved and loaded, has the same bits,
     loaded.pack(model.context());
     LoadOptions with = options;
     with.adapter = folder.file("new/adapter");
+    with.adapter_mode = AdapterMode::merged;
     const auto ids = test::random_ids(random, 10, model.config().vocab_size);
     const auto merged = test::run(Model::load(path, with), ids);
     ForwardScratch scratch;
@@ -201,8 +385,8 @@ TEST_CASE("adapter folders that are broken, foreign or unsupported are refused w
   using Json = nlohmann::json;
   const std::string fine = "nothing was thrown | nothing was thrown";
   CHECK(message(pair, Json::object()) == fine);
-  CHECK(message(pair, {{"modules_to_save", Json::array()}, {"rank_pattern", Json::object()}, {"target_modules", {"lm_head"}}, {"use_dora", false}}) == fine);
-  CHECK(message(pair, {{"r", 8}, {"rank_pattern", {{".*\\.lm_head", 2}, {"lm_head", 2}}}, {"alpha_pattern", {{"head", 9}}}}) == fine);
+  CHECK(message(pair, {{"modules_to_save", Json::array()}, {"rank_pattern", Json::object()}, {"target_modules", {"lm_head"}}, {"use_dora", false}, {"fan_in_fan_out", true}, {"init_lora_weights", "gaussian"}}) == fine);
+  CHECK(message(pair, {{"r", 8}, {"rank_pattern", {{".*\\.lm_head", 2}, {"lm_head", 2}}}, {"alpha_pattern", {{"head", 9}, {"^lm_\\w+", 8}}}}) == fine);
   std::vector<std::pair<std::string, RowMatrix>> with_copy = pair;
   with_copy.emplace_back("base_model.model.lm_head.base_layer.weight", RowMatrix::Zero(1, 1));
   CHECK(message(with_copy, Json::object()) == fine);
@@ -213,12 +397,13 @@ TEST_CASE("adapter folders that are broken, foreign or unsupported are refused w
   };
   for (const Refused& refused : {Refused{{{"peft_type", "LOHA"}}, "peft_type: is 'LOHA'"}, Refused{{{"peft_type", nullptr}}, "peft_type: is missing"},
                                  Refused{{{"bias", "all"}}, "bias: is 'all'"}, Refused{{{"use_dora", true}}, "use_dora: is true"},
-                                 Refused{{{"modules_to_save", {"embed_tokens"}}}, "modules_to_save: is an array"}, Refused{{{"r", 3}}, "rank 2"},
+                                 Refused{{{"modules_to_save", {"embed_tokens"}}}, "modules_to_save: is an array"}, Refused{{{"lora_bias", true}}, "lora_bias: is true"},
+                                 Refused{{{"init_lora_weights", "pissa_niter_4"}}, "init_lora_weights: is \"pissa_niter_4\""}, Refused{{{"r", 3}}, "rank 2"},
                                  Refused{{{"r", "x"}}, "r: is \"x\""}, Refused{{{"r", 0}}, "r: is 0"}, Refused{{{"lora_alpha", "x"}}, "lora_alpha: is"},
                                  Refused{{{"rank_pattern", {{"lm_head", 5}}}}, "r: is 5"}, Refused{{{"rank_pattern", {{"lm_head", -1}}}}, "rank_pattern: holds -1"},
-                                 Refused{{{"rank_pattern", {{"lm_.*d", 2}}}}, "a regular expression"}, Refused{{{"rank_pattern", 3}}, "rank_pattern: is 3"},
+                                 Refused{{{"rank_pattern", {{"lm_(head", 2}}}}, "'lm_(head', which is no regular expression"}, Refused{{{"rank_pattern", 3}}, "rank_pattern: is 3"},
                                  Refused{{{"alpha_pattern", {{"lm_head", "x"}}}}, "alpha_pattern: holds"},
-                                 Refused{{{"alpha_pattern", {{"lm_head", 3}, {".*\\.lm_head", 4}}}}, "several keys"}}) {
+                                 Refused{{{"alpha_pattern", {{"lm_head", 3}, {"lm_he[^x]d", 4}}}}, "several keys"}}) {
     const std::string text = message(pair, refused.changes);
     CAPTURE(text);
     CHECK(contains(text.substr(0, text.find(" | ")), refused.part));
@@ -232,7 +417,7 @@ TEST_CASE("adapter folders that are broken, foreign or unsupported are refused w
   CHECK(contains(matrices_message({{"base_model.model.lm_head.lora_magnitude_vector", a}}), "lora_A.weight and lora_B.weight"));
   CHECK(contains(matrices_message({{name + "A.weight", RowMatrix::Ones(2, hidden + 1)}, pair[1]}), "it must be [2, " + std::to_string(hidden) + "]"));
   CHECK(contains(matrices_message({pair[0], {name + "B.weight", RowMatrix::Ones(vocab - 1, 2)}}), "it must be [" + std::to_string(vocab) + ", 2]"));
-  CHECK(contains(matrices_message({pair[0], {name + "B.weight", RowMatrix::Constant(vocab, 2, NAN)}}), "module 'lm_head': the merged weights cannot be stored"));
+  CHECK(contains(matrices_message({pair[0], {name + "B.weight", RowMatrix::Constant(vocab, 2, NAN)}}), "holds numbers that are not finite"));
   const std::string layer = "base_model.model.model.layers.0.";
   const std::string unknown = matrices_message({{layer + "self_attn.nose_proj.lora_A.weight", a}, {layer + "self_attn.nose_proj.lora_B.weight", b}});
   CHECK(contains(unknown, "updates 'model.layers.0.self_attn.nose_proj', which this model (qwen3_moe) does not have"));

@@ -21,6 +21,7 @@ namespace tool {
 struct ChatCommand {
   std::string model, system;
   CommonOptions common;
+  AdapterOptions adapter;
   moxie::GenerateOptions options;
 };
 
@@ -122,7 +123,7 @@ class Conversation {
 };
 
 inline int chat(const ChatCommand& command) {
-  const moxie::Model model = load_model(command.model, command.common);
+  const moxie::Model model = load_model(command.model, command.common, command.adapter);
   model.tokenizer();  // throws where there is none
   take_interrupts();
   Conversation conversation(command, model);
@@ -165,6 +166,7 @@ inline void add_chat(CLI::App& app, Run& run) {
                   "tokens of an answer at most; without it, what fits in the context")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
   add_sampling_options(command, options->options);
+  options->adapter.add(command);
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return chat(*options); }; });
 }

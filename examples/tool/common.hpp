@@ -49,6 +49,21 @@ struct CommonOptions {
   }
 };
 
+/// An adapter that a command runs its model with.
+struct AdapterOptions {
+  std::string folder;
+  bool merge = false;
+
+  void add(CLI::App& command) {
+    CLI::Option* option = command.add_option(
+        "--adapter", folder, "folder of a PEFT adapter (LoRA): it runs beside the weights, which stay as they are");
+    command
+        .add_flag("--merge-adapter", merge,
+                  "merge the adapter into the weights instead; quantized ones become BF16 where it changes them")
+        ->needs(option);
+  }
+};
+
 /// Set by SIGINT and SIGTERM where a command takes them over.
 inline std::atomic<int>& interrupted() {
   static std::atomic<int> signal{0};
@@ -101,12 +116,14 @@ class Progress {
   Clock::time_point start_, last_;
 };
 
-inline moxie::Model load_model(const std::string& path, const CommonOptions& options) {
+inline moxie::Model load_model(const std::string& path, const CommonOptions& options, const AdapterOptions& adapter = {}) {
   moxie::LoadOptions load;
   load.threads = options.threads;
   load.activations = options.activations == "f32" ? moxie::Activations::f32 : moxie::Activations::int8;
   load.kv = options.kv == "f32" ? moxie::KvType::f32 : options.kv == "bf16" ? moxie::KvType::bf16 : moxie::KvType::f16;
   load.chunk = options.chunk;
+  load.adapter = adapter.folder;
+  load.adapter_mode = adapter.merge ? moxie::AdapterMode::merged : moxie::AdapterMode::beside;
   Progress bar("loading");
   load.progress = [&](std::uint64_t done, std::uint64_t total) {
     stop_when_interrupted();

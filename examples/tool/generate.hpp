@@ -50,6 +50,7 @@ inline void add_sampling_options(CLI::App& command, moxie::GenerateOptions& opti
 struct GenerateCommand {
   std::string model;
   CommonOptions common;
+  AdapterOptions adapter;
   moxie::GenerateOptions options;
   std::optional<std::string> text, ids, chat, system;
   std::vector<std::int32_t> prompt_ids;  // of --ids
@@ -122,7 +123,7 @@ inline std::string generate_json(const moxie::Model& model, const std::vector<st
 
 inline int generate(const GenerateCommand& command) {
   take_interrupts();
-  const moxie::Model model = load_model(command.model, command.common);
+  const moxie::Model model = load_model(command.model, command.common, command.adapter);
   const std::vector<std::int32_t> prompt = command.prompt(model);
   if (prompt.empty())
     throw moxie::ArgumentError("the prompt has no tokens; give a text, or the model's beginning-of-sequence token with --ids");
@@ -181,6 +182,7 @@ inline void add_generate(CLI::App& app, Run& run) {
       ->allow_extra_args(false);
   command.add_flag("--ignore-eos", options->options.ignore_eos, "do not stop at the end-of-sequence token");
   command.add_flag("--json", options->json, "one object: ids, text, logprobs, finish_reason, prompt_ids, timings");
+  options->adapter.add(command);
   options->common.add(command);
   command.callback([options, &run] {
     options->check_usage();

@@ -14,12 +14,13 @@ namespace tool {
 struct GrpoOptions {
   std::string model;
   CommonOptions common;
+  AdapterOptions adapter;
   training::TrainOptions train;
 };
 
 inline int grpo(const GrpoOptions& options) {
   take_interrupts();
-  const moxie::Model model = load_model(options.model, options.common);
+  const moxie::Model model = load_model(options.model, options.common, options.adapter);
   Output output;
   training::train(
       model, options.train, [&](std::string_view text) { output.write(text); }, stop_when_interrupted);
@@ -34,6 +35,7 @@ inline void add_grpo(CLI::App& app, Run& run) {
       ->required();
   command.add_option("--eval", options->train.unseen, "the same, to compare the accuracy before and after")->required();
   options->train.add(command);
+  options->adapter.add(command);
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return grpo(*options); }; });
 }

@@ -39,6 +39,7 @@ namespace tool {
 struct RolloutCommand {
   std::string model, file, out;
   CommonOptions common;
+  AdapterOptions adapter;
   moxie::GenerateOptions generate;
   std::int64_t group = 8;
   std::uint64_t kv_budget = 0;
@@ -140,7 +141,7 @@ inline int rollout(const RolloutCommand& command) {
   std::vector<Prompt> prompts =
       read_prompts(lines, {"prompt_index", "index", "prompt", "prompt_ids", "seed", "sampling", "completion_ids", "text",
                            "logprobs", "kept", "sampler_logprobs", "finish_reason", "routed_experts"});
-  const moxie::Model model = load_model(command.model, command.common);
+  const moxie::Model model = load_model(command.model, command.common, command.adapter);
   std::vector<std::vector<std::int32_t>> ids;
   for (Prompt& prompt : prompts) {
     prompt.encode(model, lines);
@@ -211,6 +212,7 @@ inline void add_rollout(CLI::App& app, Run& run) {
   command.add_option("--out", options->out,
                      "a file to write instead of standard output; a run that was stopped goes on with what it has");
   options->common.batch = 32;
+  options->adapter.add(command);
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return rollout(*options); }; });
 }

@@ -27,6 +27,7 @@ namespace tool {
 struct ScoreOptions {
   std::string model, file, out, routes_from, ref;
   CommonOptions common;
+  AdapterOptions adapter;
   std::int64_t top = 0;
   bool routes = false;
   float temperature = 1.0f;
@@ -93,7 +94,7 @@ inline int score(const ScoreOptions& options) {
   std::vector<ScoreLine> all = read_score_lines(lines);
   std::optional<JsonLines> route_lines;
   if (!options.routes_from.empty()) read_route_lines(route_lines.emplace(options.routes_from), all);
-  const moxie::Model model = load_model(options.model, options.common);
+  const moxie::Model model = load_model(options.model, options.common, options.adapter);
   encode_score_lines(model, lines, all);
   if (route_lines) check_routes(model, *route_lines, all);
   std::optional<moxie::Model> reference;
@@ -177,11 +178,12 @@ inline void add_score(CLI::App& app, Run& run) {
   command.add_option("--routes-from", options->routes_from,
                      "lines of moxie rollout --routes, or of moxie score --routes: use these experts");
   command.add_option("--ref", options->ref,
-                     "a reference model: also its logprobs, and the k3 estimate of the KL divergence from it");
+                     "a reference model, without --adapter: also its logprobs, and the k3 estimate of the KL divergence from it");
   command.add_option("--temperature", options->temperature, "logits are divided by this")
       ->check(CLI::Range(1e-3, 1e3))
       ->capture_default_str();
   command.add_option("--out", options->out, "a file to write instead of standard output; it appears when all is done");
+  options->adapter.add(command);
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return score(*options); }; });
 }

@@ -30,7 +30,8 @@ inline const float* compute_logits(const Model& model, const float* hidden, Inde
   const Linear& output = model.decoder().output();
   const Index vocab = output.outputs();
   const bool int8 = output.takes_int8(context.activations);
-  scratch.prepared.assign(context, hidden, rows, output.inputs(), output.inputs(), int8, !int8 || adapter);
+  scratch.prepared.assign(context, hidden, rows, output.inputs(), output.inputs(), int8,
+                          adapter || output.takes_f32(context.activations));
   scratch.logits.resize(static_cast<std::size_t>(rows * vocab));
   float* logits = scratch.logits.data();
   const StageScope stage(context.profile(), Stage::output);
@@ -46,8 +47,7 @@ inline const float* compute_logits(const Model& model, const float* hidden, Inde
       rows * ranges,
       [&](std::int64_t item, int) {
         const Index row = item / ranges, begin = item % ranges * range;
-        adapter->add(*context.kernels, scratch.adapted.data() + row * rank, begin, std::min(vocab, begin + range),
-                     logits + row * vocab + begin);
+        adapter->add(scratch.adapted.data() + row * rank, begin, std::min(vocab, begin + range), logits + row * vocab + begin);
       },
       rows * vocab * rank < worth_a_team ? rows * ranges : 1);
   return logits;

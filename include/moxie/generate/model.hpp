@@ -24,9 +24,9 @@
 #include <moxie/io/peft_folder.hpp>
 #include <moxie/kernels/kernels.hpp>
 #include <moxie/linalg/context.hpp>
+#include <moxie/model/adapter.hpp>
 #include <moxie/model/decoder.hpp>
 #include <moxie/model/family.hpp>
-#include <moxie/model/low_rank.hpp>
 #include <moxie/text/chat.hpp>
 #include <moxie/text/tokenizer.hpp>
 
@@ -37,7 +37,8 @@ struct LoadOptions {
   Activations activations = Activations::int8;
   KvType kv = KvType::f16;
   std::int64_t chunk = 512;  ///< rows of a forward pass at most; more take more memory, and change no bit
-  std::string adapter = {};  ///< folder of a PEFT adapter to merge into the weights (model/low_rank.hpp says how); empty: none
+  std::string adapter = {};  ///< folder of a PEFT adapter, of any linear layers (io/peft_folder.hpp); empty: none
+  AdapterMode adapter_mode = AdapterMode::beside;  ///< beside the weights, or merged into them (model/adapter.hpp)
   LoadProgress progress = {};
   Profile* profile = nullptr;  ///< takes the times of all passes; the model then belongs to one thread of the program at a time
   const kernels::Table* kernels = nullptr;  ///< nullptr: the best ones for this CPU
@@ -233,7 +234,7 @@ class Model {
     MergedWeights merged;
     if (!state.options.adapter.empty()) {
       const PeftFolder folder = PeftFolder::open(state.options.adapter);
-      merged = merge_low_rank(state.context, config, gguf, description.tensors, folder.adapter());
+      merged = apply_adapter(state.context, config, gguf, description.tensors, folder.adapter(), state.options.adapter_mode);
     }
     state.decoder = std::make_unique<const Decoder>(state.context, config, description.tensors, tensors, state.options.progress);
   }

@@ -7,6 +7,7 @@
 //   G = dL/d(W h): dL/dlogits through softcap and scale of the head
 //   dL/dhidden = G W + scale (G b) a,   dL/db = G^T (scale a h),   dL/da = scale (G b)^T h
 //
+// W includes the low-rank part that the output matrix of a model with an adapter of its own has.
 // Where activations are int8, logits are those of the forward pass and h is treated as it was before rounding (straight through).
 // bf16 weights take 16 bits of an activation in the forward pass; here the rest of it is multiplied too, because p = exp(y - lse)
 // has the errors of its large logits.
@@ -52,6 +53,7 @@ struct GradientScratch {
   AlignedBuffer<float> rest;              // [rows, hidden], what products with bf16 weights leave of the rows
   AlignedBuffer<float> logits;            // [tiles, rows, 512], logits, then G; then in panels [tiles, rows / 16, 512, 16]
   AlignedBuffer<float> projected;         // [rows, rank], scale * a h
+  AlignedBuffer<float> low_rank;          // [rows, rank of W's low-rank part], the same of that
   AlignedBuffer<float> parts;             // [tiles, rows, rank], parts of G b
   AlignedBuffer<float> d_low;             // [rows, rank], G b
   std::vector<AlignedBuffer<float>> own;  // one for each thread
@@ -59,7 +61,8 @@ struct GradientScratch {
 
   std::size_t bytes() const noexcept {
     std::size_t sum = prepared.bytes() + rest.capacity_bytes() + logits.capacity_bytes() + projected.capacity_bytes() +
-                      parts.capacity_bytes() + d_low.capacity_bytes() + partials.capacity() * sizeof(kernels::SoftmaxPartial);
+                      low_rank.capacity_bytes() + parts.capacity_bytes() + d_low.capacity_bytes() +
+                      partials.capacity() * sizeof(kernels::SoftmaxPartial);
     for (const AlignedBuffer<float>& buffer : own) sum += buffer.capacity_bytes();
     return sum;
   }
@@ -104,6 +107,7 @@ class HiddenGradients {
         rank_(head.adapter ? head.adapter->rank() : 0),
         blocks_(gradient_blocks(vocab_, rank_)) {
     s_.own.resize(static_cast<std::size_t>(context.threads.count()));
+    if (output.low_rank() && sinks.d_hidden) low_rank_a_ = output.low_rank()->scale() * output.low_rank()->a().transpose();
   }
 
   Index block() const noexcept { return blocks_.rows; }
@@ -146,11 +150,15 @@ class HiddenGradients {
 
   void prepare(const float* hidden, Index n) {
     const bool int8 = output_.takes_int8(context_.activations);
-    s_.prepared.assign(context_, hidden, n, width_, width_, int8, !int8 || head_.adapter);
+    s_.prepared.assign(context_, hidden, n, width_, width_, int8, head_.adapter || output_.takes_f32(context_.activations));
     s_.rest.resize(static_cast<std::size_t>(n) * round_up(static_cast<std::size_t>(width_), kernels::block_k));
     has_rest_ = output_.rest(s_.prepared.view(), n, s_.rest.data());
     s_.logits.resize(static_cast<std::size_t>(padded(n) * blocks_.tiles * vocabulary_tile));
     s_.partials.resize(static_cast<std::size_t>(n * tiles_));
+    if (output_.low_rank()) {
+      s_.low_rank.resize(static_cast<std::size_t>(n * output_.rank()));
+      output_.low_rank()->project(context_, s_.prepared, s_.low_rank.data());
+    }
     if (rank_ == 0) return;
     s_.projected.resize(static_cast<std::size_t>(n * rank_));
     s_.parts.resize(static_cast<std::size_t>(blocks_.tiles * n * rank_));
@@ -162,7 +170,8 @@ class HiddenGradients {
   void compute_logits(Index tile, Index n, AlignedBuffer<float>& own) {
     const Index begin = tile * vocabulary_tile, size = tile_size(tile);
     float* z = tile_rows(tile, n);
-    output_.multiply(s_.prepared.view(), context_.activations, nullptr, n, begin, begin + size, z - begin, vocabulary_tile);
+    output_.multiply(s_.prepared.view(), context_.activations, nullptr, n, begin, begin + size, z - begin, vocabulary_tile,
+                     output_.low_rank() ? s_.low_rank.data() : nullptr);
     if (has_rest_) {
       own.resize(static_cast<std::size_t>(n * vocabulary_tile));
       output_.multiply({s_.rest.data(), nullptr, nullptr, nullptr}, context_.activations, nullptr, n, begin, begin + size,
@@ -246,6 +255,9 @@ class HiddenGradients {
       for (Index tile = first_tile_; tile < first_tile_ + tiles; ++tile) {
         const Index at = tile * vocabulary_tile, size = tile_size(tile);
         output_.unpack(at, at + size, column, count, weights, vocabulary_tile);
+        for (Index k = 0; k < low_rank_a_.cols(); ++k)
+          for (Index c = 0; c < count; ++c)
+            kernels_.axpy(low_rank_a_(column + c, k), &output_.low_rank()->b()(k, at), size, weights + c * vocabulary_tile);
         if (size < vocabulary_tile)
           for (Index c = 0; c < count; ++c)
             std::fill(weights + c * vocabulary_tile + size, weights + (c + 1) * vocabulary_tile, 0.0f);
@@ -300,6 +312,7 @@ class HiddenGradients {
   Index first_tile_ = 0;  // of those in memory
   bool has_rest_ = false;
   std::vector<LogSumExp> sums_;
+  RowMatrix low_rank_a_;  // [hidden, rank] of W's low-rank part, a transposed and scaled; empty: W has none
 };
 
 }  // namespace detail

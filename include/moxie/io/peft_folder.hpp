@@ -5,27 +5,33 @@
 //   scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora; rank_pattern and alpha_pattern give modules an r and an
 //   alpha of their own
 //
-// A key of a pattern means the modules that are it or end in "." and it, ".*\.KEY" the same; other regular expressions are not
-// supported. Options that change what is computed and that moxie does not have (DoRA, biases, modules saved whole, ..) are
-// errors. MODULE.base_layer.weight, a copy of the model's own weight that PEFT saves of output matrices, is left out. Errors:
-// SystemError, FormatError, UnsupportedError. Source: PEFT, peft/tuners/lora/config.py and layer.py, peft/utils/save_and_load.py.
+// A key of a pattern is a regular expression of the ends of modules' names (peft_pattern.hpp). Which layers are adapted is what
+// the matrices' names say; target_modules and its companions only tell PEFT where to make them, and fan_in_fan_out concerns
+// layers that these models do not have. Options that change what is computed and that moxie does not have are errors: DoRA and
+// other variants, biases, modules saved whole (modules_to_save), and the initializations that replace the model's own weights
+// when the adapter is loaded (PiSSA, OLoRA, ..). MODULE.base_layer.weight, a copy of the model's own weight that PEFT saves of
+// output matrices, is left out. Errors: SystemError, FormatError, UnsupportedError. Source: PEFT 0.21, peft/tuners/lora/config.py
+// and layer.py, peft/utils/save_and_load.py.
 
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include <moxie/core/error.hpp>
 #include <moxie/io/in_quotes.hpp>
 #include <moxie/io/json_text.hpp>
+#include <moxie/io/peft_pattern.hpp>
 #include <moxie/io/safetensors.hpp>
+#include <moxie/model/adapter.hpp>
 #include <moxie/model/fields.hpp>
-#include <moxie/model/low_rank.hpp>
 
 namespace moxie {
 
@@ -52,15 +58,76 @@ class PeftFolder {
                             (has("adapter_model.bin")
                                  ? "; adapter_model.bin is not read: save the adapter as safetensors (save_pretrained does)"
                                  : ""));
-    config_ = read_json_file(config_file_);
-    const Fields f(config_, config_file_);
+    const nlohmann::json config = read_json_file(config_file_);
+    const Fields f(config, config_file_);
     check_options(f);
+    const auto scaling = std::make_shared<const Scaling>(f);
     tensors_ = SafetensorsFile::open(file("adapter_model.safetensors")).tensors();
     collect();
-    adapter_.scale = [config = config_, file = config_file_](const std::string& module, std::int64_t rank) {
-      return scale(Fields(config, file), module, rank);
-    };
+    adapter_.scale = [scaling](const std::string& module, std::int64_t rank) { return scaling->of(module, rank); };
   }
+
+  /// What the configuration says of modules' scales.
+  struct Scaling {
+    struct Exception {
+      PeftPattern pattern;
+      double value;
+    };
+    std::string file;
+    std::int64_t r;
+    double alpha;
+    bool rslora;
+    std::vector<Exception> ranks, alphas;
+
+    explicit Scaling(const Fields& f)
+        : file(f.file()),
+          r(f.integer("r", 1, max_rank, 8)),
+          alpha(f.number("lora_alpha", -most, most, 8.0)),
+          rslora(f.boolean("use_rslora", false)),
+          ranks(exceptions(f, "rank_pattern", true)),
+          alphas(exceptions(f, "alpha_pattern", false)) {}
+
+    /// lora_alpha / r of a module whose matrices have this rank, which must be the r that the configuration gives it.
+    float of(const std::string& module, std::int64_t rank) const {
+      const auto expected = static_cast<std::int64_t>(find(ranks, "rank_pattern", module, static_cast<double>(r)));
+      if (rank != expected)
+        throw FormatError({file, "r", {}}, "is " + std::to_string(expected) + " for the module " + in_quotes(module) +
+                                               ", but its matrices have rank " + std::to_string(rank));
+      const auto divisor = static_cast<double>(rank);
+      return static_cast<float>(find(alphas, "alpha_pattern", module, alpha) / (rslora ? std::sqrt(divisor) : divisor));
+    }
+
+   private:
+    static constexpr double most = 1e9;
+
+    static std::vector<Exception> exceptions(const Fields& f, const char* option, bool ranks) {
+      std::vector<Exception> all;
+      const nlohmann::json* pattern = f.find(option);
+      if (!pattern) return all;
+      if (!pattern->is_object()) f.fail(option, "is " + Fields::show(*pattern) + "; it must be an object");
+      for (const auto& [key, value] : pattern->items()) {
+        if (ranks && (!value.is_number_integer() || value < 1 || value > max_rank))
+          f.fail(option, "holds " + Fields::show(value) + "; it must hold integers from 1 to " + std::to_string(max_rank));
+        if (!value.is_number() || !(std::abs(value.get<double>()) <= most))
+          f.fail(option, "holds " + Fields::show(value) + "; it must hold numbers");
+        all.push_back({PeftPattern(key, {f.file(), option, {}}), value.get<double>()});
+      }
+      return all;
+    }
+
+    /// Throws where PEFT's choice would depend on the order of keys.
+    double find(const std::vector<Exception>& all, const char* option, const std::string& module, double otherwise) const {
+      const Exception* found = nullptr;
+      for (const Exception& exception : all) {
+        if (!exception.pattern.matches(module)) continue;
+        if (found && found->value != exception.value)
+          throw UnsupportedError({file, option, {}},
+                                 "has several keys that fit the module " + in_quotes(module) + ", with different values");
+        found = &exception;
+      }
+      return found ? found->value : otherwise;
+    }
+  };
 
   std::string file(std::string_view name) const { return (std::filesystem::path(path_) / name).string(); }
   bool has(std::string_view name) const {
@@ -74,13 +141,21 @@ class PeftFolder {
     if (const std::string bias = f.text("bias", "none"); bias != "none")
       f.unsupported("bias", "is " + in_quotes(bias) + "; moxie has adapters without biases (none)");
     // Off when absent, null, false or empty.
-    for (const char* option : {"use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "trainable_token_indices",
-                               "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
-                               "monteclora_config", "velora_config", "kasa_config"}) {
+    for (const char* option :
+         {"use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
+          "use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "velora_config", "kasa_config"}) {
       const nlohmann::json* value = f.find(option);
       if (!value || *value == false || (value->is_structured() && value->empty())) continue;
       f.unsupported(option, "is " + Fields::show(*value) + "; moxie has plain LoRA of linear layers only");
     }
+    // These leave the model's own weights as they are.
+    const nlohmann::json* init = f.find("init_lora_weights");
+    if (!init || init->is_boolean() || *init == "gaussian" || *init == "eva" || *init == "orthogonal") return;
+    f.unsupported(
+        "init_lora_weights",
+        "is " + Fields::show(*init) +
+            ", with which PEFT changes the model's own weights when it loads the adapter; save the adapter as plain LoRA "
+            "(save_pretrained's path_initial_model_for_weight_conversion)");
   }
 
   /// Pairs of matrices by module.
@@ -110,50 +185,7 @@ class PeftFolder {
                           update.a.data ? "has no lora_B beside it" : "has no lora_A beside it");
   }
 
-  /// lora_alpha / r of a module whose matrices have this rank, which must be the r that the configuration gives it.
-  static float scale(const Fields& f, const std::string& module, std::int64_t rank) {
-    constexpr double most = 1e9;
-    std::int64_t expected = f.integer("r", 1, max_rank, 8);
-    double alpha = f.number("lora_alpha", -most, most, 8.0);
-    if (const nlohmann::json* own = of_pattern(f, "rank_pattern", module)) {
-      if (!own->is_number_integer() || *own < 1 || *own > max_rank)
-        f.fail("rank_pattern", "holds " + Fields::show(*own) + "; it must hold integers from 1 to " + std::to_string(max_rank));
-      expected = own->get<std::int64_t>();
-    }
-    if (const nlohmann::json* own = of_pattern(f, "alpha_pattern", module)) {
-      if (!own->is_number() || !(std::abs(own->get<double>()) <= most))
-        f.fail("alpha_pattern", "holds " + Fields::show(*own) + "; it must hold numbers");
-      alpha = own->get<double>();
-    }
-    if (rank != expected)
-      f.fail("r", "is " + std::to_string(expected) + " for the module " + in_quotes(module) + ", but its matrices have rank " +
-                      std::to_string(rank));
-    const auto r = static_cast<double>(rank);
-    return static_cast<float>(alpha / (f.boolean("use_rslora", false) ? std::sqrt(r) : r));
-  }
-
-  /// The value of a pattern for a module, or nullptr. Throws where PEFT's choice would depend on the order of keys.
-  static const nlohmann::json* of_pattern(const Fields& f, const char* option, const std::string& module) {
-    const nlohmann::json* pattern = f.find(option);
-    if (!pattern) return nullptr;
-    if (!pattern->is_object()) f.fail(option, "is " + Fields::show(*pattern) + "; it must be an object");
-    const nlohmann::json* found = nullptr;
-    for (const auto& [text, value] : pattern->items()) {
-      const std::string_view start = ".*\\.";
-      const std::string_view key = std::string_view(text).substr(text.starts_with(start) ? start.size() : 0);
-      if (key.find_first_of("\\^$*+?()[]{}|") != std::string_view::npos)
-        f.unsupported(option,
-                      "has the key " + in_quotes(text) + ", a regular expression; moxie has names of modules and their ends");
-      if (module != key && !module.ends_with("." + std::string(key))) continue;
-      if (found && *found != value)
-        f.unsupported(option, "has several keys that fit the module " + in_quotes(module) + ", with different values");
-      found = &value;
-    }
-    return found;
-  }
-
   std::string path_, config_file_;
-  nlohmann::json config_;
   TensorMap tensors_;
   LowRankAdapter adapter_;
 };

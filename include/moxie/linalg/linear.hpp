@@ -6,6 +6,9 @@
 //
 // y[r][o] = sum over i of w[o][i] * x[r][i]. Every element has one order of summation, fixed by the matrix's shape, so its
 // bits depend neither on the other rows, nor on how columns are shared out to threads.
+//
+// A Linear may carry a low-rank part (low_rank.hpp), y += b (scale * (a x)): forward() adds it, and multiply()
+// where its caller gives it u = scale * (a x).
 
 #include <algorithm>
 #include <array>
@@ -22,6 +25,7 @@
 #include <moxie/core/memory.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/linalg/context.hpp>
+#include <moxie/linalg/low_rank.hpp>
 #include <moxie/linalg/onednn.hpp>
 #include <moxie/linalg/prepared_rows.hpp>
 #include <moxie/quant/formats.hpp>
@@ -80,33 +84,48 @@ class Linear {
   Index inputs() const noexcept { return inputs_; }
   Dtype dtype() const noexcept { return dtype_; }
   bool empty() const noexcept { return outputs_ == 0; }
-  std::size_t bytes() const noexcept {
-    return onednn_ ? onednn_->bytes() : panels_ ? panel_bytes() * static_cast<std::size_t>(panels_in(outputs_)) : 0;
-  }
+  std::size_t bytes() const noexcept { return matrix_bytes() + (low_rank_ ? low_rank_->bytes() : 0); }
   /// Column ranges of multiply() begin at multiples of this.
   Index granularity() const noexcept { return onednn_ ? OneDnnMatrix::chunk_outputs : kernels::panel_rows; }
   /// Which form of activations multiply() reads.
   bool takes_int8(Activations activations) const noexcept { return activations == Activations::int8 && kernels_->int8; }
+  /// Whether floats are read: by multiply(), or by the low-rank part.
+  bool takes_f32(Activations activations) const noexcept { return !takes_int8(activations) || low_rank_; }
+
+  /// Its low-rank part; nullptr: none.
+  const LowRank* low_rank() const noexcept { return low_rank_.get(); }
+  Index rank() const noexcept { return low_rank_ ? low_rank_->rank() : 0; }
+  /// `part` may be nullptr. Throws ArgumentError unless it fits the matrix.
+  void set_low_rank(std::shared_ptr<const LowRank> part) {
+    if (part && (part->outputs() != outputs_ || part->inputs() != inputs_))
+      throw ArgumentError("a low-rank part of [" + std::to_string(part->outputs()) + ", " + std::to_string(part->inputs()) +
+                          "] was given to a matrix [" + std::to_string(outputs_) + ", " + std::to_string(inputs_) + "]");
+    low_rank_ = std::move(part);
+  }
 
   /// The packed weights of a matrix that oneDNN does not multiply.
-  std::span<const std::byte> panels() const noexcept { return {panels_.get(), panels_ ? bytes() : 0}; }
+  std::span<const std::byte> panels() const noexcept { return {panels_.get(), panels_ ? matrix_bytes() : 0}; }
 
   /// Columns [begin, end) of the listed rows (nullptr: rows 0..n_rows-1), from any thread. Row i of the list goes to out + i *
-  /// out_stride, column 0 at its start.
+  /// out_stride, column 0 at its start. `u` [n_rows, rank] is LowRank::project() of these rows; nullptr: the matrix alone.
   void multiply(const kernels::ActivationRows& a, Activations activations, const std::int32_t* rows, Index n_rows, Index begin,
-                Index end, float* out, Index out_stride) const {
-    if (onednn_) return onednn_->multiply(a.x, rows, n_rows, begin, end, out, out_stride);
-    const kernels::MatmulArgs args{panels_.get(),
-                                   outputs_,
-                                   padded_inputs(),
-                                   begin / kernels::panel_rows,
-                                   (end + kernels::panel_rows - 1) / kernels::panel_rows,
-                                   a,
-                                   rows,
-                                   n_rows,
-                                   out,
-                                   out_stride};
-    (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
+                Index end, float* out, Index out_stride, const float* u = nullptr) const {
+    if (onednn_) {
+      onednn_->multiply(a.x, rows, n_rows, begin, end, out, out_stride);
+    } else {
+      const kernels::MatmulArgs args{panels_.get(),
+                                     outputs_,
+                                     padded_inputs(),
+                                     begin / kernels::panel_rows,
+                                     (end + kernels::panel_rows - 1) / kernels::panel_rows,
+                                     a,
+                                     rows,
+                                     n_rows,
+                                     out,
+                                     out_stride};
+      (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
+    }
+    if (u) low_rank_->add(u, n_rows, begin, end, out, out_stride);
   }
 
   /// What multiply() leaves of n rows of activations, [n, inputs padded to a multiple of 32], so that the product with it can be
@@ -147,23 +166,31 @@ class Linear {
     }
   }
 
-  /// All columns of all rows, shared out to the threads by column ranges.
+  /// All columns of all rows, with the low-rank part, shared out to the threads by column ranges.
   void forward(const Context& context, const PreparedRows& x, float* out, Index out_stride) const {
     // Eight items a thread even out unequal speeds; an item has at least 64 outputs, so that taking it costs nothing beside its
     // work.
     const Index unit = std::max<Index>(64, granularity());
     const Index step = std::max<Index>(1, outputs_ / unit / (8 * context.threads.count())) * unit;
     const Index items = (outputs_ + step - 1) / step;
+    AlignedBuffer<float> projected;
+    if (low_rank_) {
+      projected.resize(static_cast<std::size_t>(x.rows() * rank()));
+      low_rank_->project(context, x, projected.data());
+    }
     context.threads.for_each(
         items,
         [&](std::int64_t item, int) {
           multiply(x.view(), context.activations, nullptr, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out,
-                   out_stride);
+                   out_stride, projected.data());
         },
         x.rows() * outputs_ * inputs_ < worth_a_team ? std::max<Index>(1, items) : 1);
   }
 
  private:
+  std::size_t matrix_bytes() const noexcept {
+    return onednn_ ? onednn_->bytes() : panels_ ? panel_bytes() * static_cast<std::size_t>(panels_in(outputs_)) : 0;
+  }
   Linear(const Context& context, Dtype dtype, Index outputs, Index inputs, const Place& place)
       : kernels_(context.kernels->find(dtype)), dtype_(dtype), outputs_(outputs), inputs_(inputs) {
     if (!kernels_) throw UnsupportedError(place, "no matrix product for the weight type " + std::string(dtype_info(dtype).name));
@@ -237,6 +264,7 @@ class Linear {
   const kernels::FormatKernels* kernels_ = nullptr;
   std::shared_ptr<const std::byte> panels_;
   std::unique_ptr<OneDnnMatrix> onednn_;  // instead of panels
+  std::shared_ptr<const LowRank> low_rank_;
   Dtype dtype_ = Dtype::F32;
   Index outputs_ = 0, inputs_ = 0;
 };

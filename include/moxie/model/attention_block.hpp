@@ -32,6 +32,7 @@ struct DecoderRow {
 struct AttentionBuffers {
   PreparedRows prepared, prepared_latent;
   AlignedBuffer<float> q, k, v, latent, attended;
+  AlignedBuffer<float> low_rank;  // [heads, rows, rank], of per-head matrices
   std::vector<std::int32_t> head_rows;
   std::vector<AttendRow> rows;
   AttentionScratch scratch;
@@ -115,7 +116,10 @@ class AttentionBlock {
   static void prepare(const Context& context, std::initializer_list<const Linear*> users, const float* x, Index rows, Index k,
                       Index stride, PreparedRows& prepared) {
     bool int8 = false, f32 = false;
-    for (const Linear* linear : users) (linear->takes_int8(context.activations) ? int8 : f32) = true;
+    for (const Linear* linear : users) {
+      int8 = int8 || linear->takes_int8(context.activations);
+      f32 = f32 || linear->takes_f32(context.activations);
+    }
     prepared.assign(context, x, rows, k, stride, int8, f32);
   }
   static void add_bias(const Context& context, const Vector& bias, float* y, Index rows, Index stride) {
@@ -240,12 +244,19 @@ class AttentionBlock {
         buffers.head_rows[static_cast<std::size_t>(h * n + r)] = static_cast<std::int32_t>(r * heads + h);
     const Linear& first = matrices.front();
     const StageScope stage(context.profile(), Stage::projections);
+    if (first.low_rank()) buffers.low_rank.resize(static_cast<std::size_t>(heads * n * first.rank()));
     context.threads.for_each(
         heads,
         [&](std::int64_t h, int) {
           const Linear& matrix = matrices[static_cast<std::size_t>(h)];
-          matrix.multiply(buffers.prepared_latent.view(), context.activations, buffers.head_rows.data() + h * n, n, 0,
-                          matrix.outputs(), y + h * y_head, heads * y_head);
+          const std::int32_t* list = buffers.head_rows.data() + h * n;
+          float* u = nullptr;
+          if (matrix.low_rank()) {
+            u = buffers.low_rank.data() + h * n * matrix.rank();
+            matrix.low_rank()->project(buffers.prepared_latent.view(), list, n, u);
+          }
+          matrix.multiply(buffers.prepared_latent.view(), context.activations, list, n, 0, matrix.outputs(), y + h * y_head,
+                          heads * y_head, u);
         },
         n * heads * first.outputs() * first.inputs() < worth_a_team ? heads : 1);
   }

@@ -167,7 +167,9 @@ class Decoder {
     std::vector<FeedForwardWeights> experts = load_experts(context, tensors.experts);
     // The router and the shared expert's gate always multiply f32 weights: bf16 checkpoints widen exactly.
     const auto as_f32 = [&](const Weight& weight, Index rows) {
-      return Linear::from_rows(context, Dtype::F32, load_rows(weight, rows));
+      Linear linear = Linear::from_rows(context, Dtype::F32, load_rows(weight, rows));
+      linear.set_low_rank(weight.low_rank);
+      return linear;
     };
     Router router(config_.moe.router, as_f32(*tensors.router, config_.moe.router.n_experts),
                   tensors.router_bias ? load_vector(*tensors.router_bias) : Vector());

@@ -39,7 +39,8 @@ struct LogprobScratch {
   std::vector<AlignedBuffer<float>> tiles;  // one for each thread, [rows, vocabulary_tile]
   std::vector<kernels::SoftmaxPartial> partials;
   std::vector<float> target_logits;
-  AlignedBuffer<float> adapted;          // [rows, rank]
+  AlignedBuffer<float> low_rank;         // [rows, rank] of the output matrix's own low-rank part
+  AlignedBuffer<float> adapted;          // [rows, rank] of the adapter
   std::vector<TokenLogprob> candidates;  // [rows, tiles, top_n], logprob holds the logit
 };
 
@@ -68,7 +69,12 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
     scratch.target_logits.resize(static_cast<std::size_t>(n));
     scratch.candidates.resize(static_cast<std::size_t>(n * tiles * kept));
     const bool int8 = output.takes_int8(context.activations);
-    scratch.prepared.assign(context, hidden + first * width, n, width, width, int8, !int8 || head.adapter);
+    scratch.prepared.assign(context, hidden + first * width, n, width, width, int8,
+                            head.adapter || output.takes_f32(context.activations));
+    if (output.low_rank()) {
+      scratch.low_rank.resize(static_cast<std::size_t>(n * output.rank()));
+      output.low_rank()->project(context, scratch.prepared, scratch.low_rank.data());
+    }
     if (head.adapter) {
       scratch.adapted.resize(static_cast<std::size_t>(n * rank));
       head.adapter->project(context, scratch.prepared, scratch.adapted.data());
@@ -79,7 +85,7 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
       logits.resize(static_cast<std::size_t>(n * vocabulary_tile));
       const Index begin = tile * vocabulary_tile, end = std::min(vocab, begin + vocabulary_tile);
       output.multiply(scratch.prepared.view(), context.activations, nullptr, n, begin, end, logits.data() - begin,
-                      vocabulary_tile);
+                      vocabulary_tile, output.low_rank() ? scratch.low_rank.data() : nullptr);
       const StageScope softmax(context.profile(), Stage::other, thread);
       for (Index r = 0; r < n; ++r) {
         float* z = logits.data() + r * vocabulary_tile;

@@ -3,6 +3,7 @@
 //
 //   z = (W h + adapter + bias) * logit_scale;   logits = softcap * tanh(z / softcap) where there is a softcap
 //
+// W h includes the low-rank part that the matrix itself may have (Linear::low_rank), of a model loaded with an adapter.
 // Softcap as in Gemma 2 (arXiv 2408.00118), logit_scale as in Cohere's models.
 
 #include <cmath>
@@ -37,7 +38,7 @@ struct OutputHead {
   /// From products with the output matrix to logits, in place: columns [begin, end) of a row, `z` being that of token `begin`.
   /// u [rank] is OutputAdapter::project() of the row, where there is an adapter.
   void apply(const kernels::Table& kernels, const float* u, Index begin, Index end, float* z) const noexcept {
-    if (adapter) adapter->add(kernels, u, begin, end, z);
+    if (adapter) adapter->add(u, begin, end, z);
     if (!bias.empty()) kernels.add(bias.data() + begin, end - begin, z);
     if (logit_scale == 1.0f && !bends()) return;
     Eigen::Map<Eigen::ArrayXf> values(z, end - begin);

@@ -3,18 +3,21 @@
 // their shapes; the Decoder packs them.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include <moxie/core/tensor.hpp>
+#include <moxie/linalg/low_rank.hpp>
 
 namespace moxie {
 
 /// A weight matrix [outputs, inputs] (or vector) in a file. FP8 checkpoints have a scale for each 128 x 128 block beside it:
-/// weight[r][c] * scale_inv[r / 128][c / 128].
+/// weight[r][c] * scale_inv[r / 128][c / 128]. An adapter may give it a low-rank part (model/adapter.hpp).
 struct Weight {
   TensorView tensor;
-  std::optional<TensorView> scale_inv;
+  std::optional<TensorView> scale_inv = {};
+  std::shared_ptr<const LowRank> low_rank = {};
 };
 
 /// Weights of one feed-forward network: down(silu(gate x) * up x). gate, up [width, hidden]; down [hidden, width].
@@ -32,9 +35,10 @@ struct LayerTensors {
   // multi-head latent attention. q alone, or q_a, q_a_norm, q_b
   std::optional<Weight> q_a, q_a_norm, q_b;  // [q_lora, hidden], [q_lora], [heads * (nope + rope), q_lora]
   std::optional<Weight> q_a_bias, kv_a_bias;
-  std::optional<Weight> kv_a, kv_a_norm;  // [kv_lora + rope, hidden], [kv_lora]
-  std::optional<Weight> kv_b;             // [heads * (nope + v), kv_lora]: per head the rows of nope keys, then of values
-  std::optional<Weight> k_b, v_b;         // instead of kv_b: [heads, kv_lora, nope] (transposed) and [heads, v, kv_lora]
+  std::optional<Weight> kv_a, kv_a_norm;         // [kv_lora + rope, hidden], [kv_lora]
+  std::optional<Weight> kv_b;                    // [heads * (nope + v), kv_lora]: per head the rows of nope keys, then of values
+  std::shared_ptr<const LowRank> kv_b_low_rank;  // of kv_b, whichever form it has
+  std::optional<Weight> k_b, v_b;                // instead of kv_b: [heads, kv_lora, nope] (transposed) and [heads, v, kv_lora]
 
   std::optional<FeedForwardTensors> dense;
   std::optional<Weight> router;             // [experts, hidden]

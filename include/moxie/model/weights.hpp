@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,9 +40,11 @@ inline Vector load_vector(const Weight& weight) {
   return values;
 }
 
-/// A matrix ready to multiply; FP8 keeps its codes and block scales.
+/// A matrix ready to multiply, with its low-rank part; FP8 keeps its codes and block scales.
 inline Linear load_matrix(const Context& context, const Weight& weight, const TensorMap& source) {
-  return Linear::pack(context, weight.tensor, &source, weight.scale_inv ? &*weight.scale_inv : nullptr);
+  Linear linear = Linear::pack(context, weight.tensor, &source, weight.scale_inv ? &*weight.scale_inv : nullptr);
+  linear.set_low_rank(weight.low_rank);
+  return linear;
 }
 
 /// The key and value projections of latent attention for each head: k_b[h] [kv_lora, nope] (absorbed into the query) and v_b[h]
@@ -52,6 +55,7 @@ struct LatentProjections {
 
 /// From split tensors (k_b transposed, as GGUF has them), or from kv_b [heads * (nope + v), kv_lora]. A transposed k_b keeps its
 /// type when that is a float type; quantized blocks run along the other dimension, so they become F32, which loses nothing.
+/// A low-rank part of kv_b becomes one for each head: of k_b[h], whose matrix is transposed, b and a change places.
 inline LatentProjections load_latent_projections(const Context& context, const LayerTensors& tensors, Index heads, Index nope,
                                                  Index v, Index kv_lora, const TensorMap& source) {
   LatentProjections projections;
@@ -77,6 +81,16 @@ inline LatentProjections load_latent_projections(const Context& context, const L
     }
   }
   if (tensors.kv_b) source.release(tensors.kv_b->tensor);
+  if (tensors.kv_b_low_rank) {
+    const LowRank& whole = *tensors.kv_b_low_rank;
+    const RowMatrix a = whole.a(), a_transposed = a.transpose();  // [rank, kv_lora]
+    for (Index h = 0; h < heads; ++h) {
+      const auto i = static_cast<std::size_t>(h);
+      const auto keys = whole.b().middleCols(h * (nope + v), nope), values = whole.b().middleCols(h * (nope + v) + nope, v);
+      projections.k_b[i].set_low_rank(std::make_shared<const LowRank>(context, keys, a_transposed, whole.scale()));
+      projections.v_b[i].set_low_rank(std::make_shared<const LowRank>(context, a, values.transpose(), whole.scale()));
+    }
+  }
   return projections;
 }
 

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <numeric>
 #include <string>
 #include <tuple>
@@ -26,7 +27,7 @@
 
 namespace moxie {
 
-/// gate, up [width, hidden]; down [hidden, width].
+/// gate, up [width, hidden]; down [hidden, width]. They may have low-rank parts.
 struct FeedForwardWeights {
   Linear gate, up, down;
 
@@ -56,7 +57,10 @@ inline Index rows_at_a_time(Index hidden_per_row) { return std::clamp<Index>((In
 struct InputForms {
   bool int8 = false, f32 = false;
   void add(const FeedForwardWeights& network, Activations activations) {
-    for (const Linear* linear : {&network.gate, &network.up}) (linear->takes_int8(activations) ? int8 : f32) = true;
+    for (const Linear* linear : {&network.gate, &network.up}) {
+      int8 = int8 || linear->takes_int8(activations);
+      f32 = f32 || linear->takes_f32(activations);
+    }
   }
 };
 
@@ -64,7 +68,8 @@ struct InputForms {
 class FeedForwardScratch {
  public:
   std::size_t bytes() const noexcept {
-    return hidden_.capacity_bytes() + q_.capacity_bytes() + d_.capacity_bytes() + sum_.capacity_bytes() + tiles_.capacity_bytes();
+    return hidden_.capacity_bytes() + q_.capacity_bytes() + d_.capacity_bytes() + sum_.capacity_bytes() +
+           tiles_.capacity_bytes() + low_rank_.capacity_bytes();
   }
 
  private:
@@ -75,13 +80,14 @@ class FeedForwardScratch {
     Index n_rows;
     Index position;      ///< of its first row among the rows of all networks
     std::size_t hidden;  ///< of its first element in the hidden buffers, a multiple of 32
+    Index low_rank;      ///< of its first u of gate's low-rank part; those of up's and down's follow
   };
   struct Item {
     Index network, begin, end;
   };
   std::vector<Network> networks_;
   std::vector<Item> items_;
-  AlignedBuffer<float> hidden_, d_, tiles_;
+  AlignedBuffer<float> hidden_, d_, tiles_, low_rank_;
   AlignedBuffer<std::int8_t> q_;
   AlignedBuffer<std::int16_t> sum_;
 };
@@ -96,10 +102,12 @@ class FeedForwardPass {
 
   /// Rows `rows` [n_rows] of x (nullptr: rows 0..n_rows-1) go through `network`. Not with 0 rows.
   void add(const FeedForwardWeights& network, const std::int32_t* rows, Index n_rows) {
-    s_.networks_.push_back({&network, rows, n_rows, n_positions_, n_hidden_});
+    s_.networks_.push_back({&network, rows, n_rows, n_positions_, n_hidden_, n_low_rank_});
+    n_low_rank_ += n_rows * (network.gate.rank() + network.up.rank() + network.down.rank());
     n_positions_ += n_rows;
     n_hidden_ += static_cast<std::size_t>(n_rows) * round_up(static_cast<std::size_t>(network.width()), kernels::block_k);
-    (network.down.takes_int8(context_.activations) ? int8_ : f32_) = true;
+    int8_ = int8_ || network.down.takes_int8(context_.activations);
+    f32_ = f32_ || network.down.takes_f32(context_.activations);
   }
 
   /// Pass 1, then pass 2 with combine(results, stride, begin, end) for each range of columns: row `position` of the
@@ -112,7 +120,12 @@ class FeedForwardPass {
     s_.d_.resize(int8_ ? n_hidden_ / kernels::block_k : 0);
     s_.sum_.resize(int8_ ? n_hidden_ / 16 : 0);
     const StageScope stage(context_.profile(), Stage::experts);
+    if (n_low_rank_ > 0) {
+      s_.low_rank_.resize(static_cast<std::size_t>(n_low_rank_));
+      project({&FeedForwardWeights::gate, &FeedForwardWeights::up}, x);
+    }
     gate_and_up(x);
+    if (n_low_rank_ > 0) project({&FeedForwardWeights::down}, {});
     down(combine);
   }
 
@@ -129,6 +142,51 @@ class FeedForwardPass {
   }
   static Index clamp_columns(Index columns, Index most, Index unit) {
     return std::max(unit, std::min(columns, most) / unit * unit);
+  }
+
+  using Matrix = Linear FeedForwardWeights::*;
+
+  /// u [n_rows, rank] of a network's matrix with a low-rank part, else nullptr.
+  float* projected(const FeedForwardScratch::Network& network, Matrix matrix) const {
+    const FeedForwardWeights& w = *network.weights;
+    if (!(w.*matrix).low_rank()) return nullptr;
+    const Index before = matrix == &FeedForwardWeights::gate ? 0
+                         : matrix == &FeedForwardWeights::up ? w.gate.rank()
+                                                             : w.gate.rank() + w.up.rank();
+    return s_.low_rank_.data() + network.low_rank + network.n_rows * before;
+  }
+
+  /// u of these matrices in all networks, from rows of x, or, for down, from the hidden rows.
+  void project(std::initializer_list<Matrix> matrices, const kernels::ActivationRows& x) {
+    std::vector<FeedForwardScratch::Item>& items = s_.items_;
+    items.clear();
+    Index work = 0;
+    for (std::size_t i = 0; i < s_.networks_.size(); ++i) {
+      const FeedForwardScratch::Network& n = s_.networks_[i];
+      for (const Matrix matrix : matrices) work += n.n_rows * (n.weights->*matrix).rank() * (n.weights->*matrix).inputs();
+      for (Index r = 0; r < n.n_rows; r += tile_rows)
+        items.push_back({static_cast<Index>(i), r, std::min(n.n_rows, r + tile_rows)});
+    }
+    const auto n_items = static_cast<std::int64_t>(items.size());
+    context_.threads.for_each(
+        n_items,
+        [&](std::int64_t i, int) {
+          const FeedForwardScratch::Item& item = items[static_cast<std::size_t>(i)];
+          const FeedForwardScratch::Network& n = s_.networks_[static_cast<std::size_t>(item.network)];
+          for (const Matrix matrix : matrices) {
+            const Linear& linear = n.weights->*matrix;
+            float* u = projected(n, matrix);
+            if (!u) continue;
+            const bool hidden = matrix == &FeedForwardWeights::down;
+            const kernels::ActivationRows from = hidden   ? rows_from(hidden_floats(n), item.begin, linear.inputs())
+                                                 : n.rows ? x
+                                                          : rows_from(x, item.begin, linear.inputs());
+            linear.low_rank()->project(from, hidden || !n.rows ? nullptr : n.rows + item.begin, item.end - item.begin,
+                                       u + item.begin * linear.rank());
+          }
+        },
+        work < worth_a_team ? n_items : 1);
+    items.clear();
   }
 
   void gate_and_up(const kernels::ActivationRows& x) {
@@ -170,26 +228,26 @@ class FeedForwardPass {
     const FeedForwardWeights& w = *network.weights;
     const Index n = item.end - item.begin;
     const auto width = static_cast<Index>(round_up(static_cast<std::size_t>(w.width()), kernels::block_k));
-    const bool int8 = w.down.takes_int8(context_.activations);
+    const bool int8 = w.down.takes_int8(context_.activations), f32 = w.down.takes_f32(context_.activations);
+    const float *u_gate = projected(network, &FeedForwardWeights::gate), *u_up = projected(network, &FeedForwardWeights::up);
     for (Index first = 0; first < network.n_rows; first += tile_rows) {
       const Index rows = std::min(tile_rows, network.n_rows - first);
       // Without a list, rows are counted from the start of x.
       const kernels::ActivationRows from = network.rows ? x : rows_from(x, first, w.hidden_size());
       const std::int32_t* list = network.rows ? network.rows + first : nullptr;
-      w.gate.multiply(from, context_.activations, list, rows, item.begin, item.end, gate - item.begin, n);
-      w.up.multiply(from, context_.activations, list, rows, item.begin, item.end, up - item.begin, n);
+      w.gate.multiply(from, context_.activations, list, rows, item.begin, item.end, gate - item.begin, n,
+                      u_gate ? u_gate + first * w.gate.rank() : nullptr);
+      w.up.multiply(from, context_.activations, list, rows, item.begin, item.end, up - item.begin, n,
+                    u_up ? u_up + first * w.up.rank() : nullptr);
       const StageScope stage(context_.profile(), Stage::other, thread);
       for (Index r = 0; r < rows; ++r) {
         const std::size_t at = network.hidden + static_cast<std::size_t>((first + r) * width + item.begin);
-        if (int8) {
-          context_.kernels->swiglu(gate + r * n, up + r * n, n, gate + r * n);
-          context_.kernels->quantize(gate + r * n, n, s_.q_.data() + at, s_.d_.data() + at / kernels::block_k,
+        float* activated = f32 ? s_.hidden_.data() + at : gate + r * n;
+        context_.kernels->swiglu(gate + r * n, up + r * n, n, activated);
+        if (int8)
+          context_.kernels->quantize(activated, n, s_.q_.data() + at, s_.d_.data() + at / kernels::block_k,
                                      s_.sum_.data() + at / 16);
-        } else {
-          float* hidden = s_.hidden_.data() + at;
-          context_.kernels->swiglu(gate + r * n, up + r * n, n, hidden);
-          if (item.end == w.width()) std::fill(hidden + n, hidden + (width - item.begin), 0.0f);
-        }
+        if (f32 && item.end == w.width()) std::fill(activated + n, activated + (width - item.begin), 0.0f);
       }
     }
   }
@@ -213,7 +271,8 @@ class FeedForwardPass {
           float* results = s_.tiles_.data() + tile * static_cast<std::size_t>(thread);
           for (const FeedForwardScratch::Network& network : s_.networks_)
             network.weights->down.multiply(hidden_rows(network), context_.activations, nullptr, network.n_rows, begin, end,
-                                           results + network.position * step - begin, step);
+                                           results + network.position * step - begin, step,
+                                           projected(network, &FeedForwardWeights::down));
           const StageScope stage(context_.profile(), Stage::other, thread);
           combine(results, step, begin, end);
         },
@@ -233,17 +292,20 @@ class FeedForwardPass {
     }
     return rows;
   }
+  /// Of a network, in the form that down multiplies.
   kernels::ActivationRows hidden_rows(const FeedForwardScratch::Network& network) const {
-    const bool int8 = network.weights->down.takes_int8(context_.activations);
-    return shifted(int8 ? kernels::ActivationRows{nullptr, s_.q_.data(), s_.d_.data(), s_.sum_.data()}
-                        : kernels::ActivationRows{s_.hidden_.data(), nullptr, nullptr, nullptr},
-                   network.hidden);
+    if (!network.weights->down.takes_int8(context_.activations)) return hidden_floats(network);
+    return shifted({nullptr, s_.q_.data(), s_.d_.data(), s_.sum_.data()}, network.hidden);
+  }
+  kernels::ActivationRows hidden_floats(const FeedForwardScratch::Network& network) const {
+    return {s_.hidden_.data() + network.hidden, nullptr, nullptr, nullptr};
   }
 
   const Context& context_;
   FeedForwardScratch& s_;
   Index n_positions_ = 0;
   std::size_t n_hidden_ = 0;
+  Index n_low_rank_ = 0;
   bool int8_ = false, f32_ = false;
 };
 

@@ -1,6 +1,7 @@
-"""Adapters saved by PEFT on small models, with the logits that PEFT gives: make_peft.py MODELS OUT, MODELS being the shared folder of models."""
+"""Adapters saved by PEFT on small models, with the logits that PEFT gives: make_peft.py MODELS OUT [CASE ..], MODELS being the shared folder of
+models."""
 import json, pathlib, sys
-import peft, torch, transformers
+import peft, peft.utils.transformers_weight_conversion, torch, transformers
 from safetensors.torch import save_file
 
 models, out = map(pathlib.Path, sys.argv[1:3])
@@ -9,12 +10,19 @@ latent = ["q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "
 networks = ["gate_proj", "up_proj", "down_proj"]
 experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 cases = {
-    "mixtral": dict(r=1, lora_alpha=3, target_modules=attention, target_parameters=experts),
+    "mixtral": dict(r=1, lora_alpha=3, target_modules=attention, target_parameters=experts + ["mlp.gate.weight"]),
     "qwen2_moe": dict(r=2, lora_alpha=3, use_rslora=True, target_modules=attention + networks + ["shared_expert_gate"]),
-    "deepseek_v2": dict(r=1, lora_alpha=2.5, target_modules=latent + networks + ["lm_head"],
-                        rank_pattern={"kv_b_proj": 5, "layers.1.self_attn.o_proj": 3}, alpha_pattern={"kv_b_proj": 11.5}),
+    "qwen3_moe": dict(r=1, lora_alpha=1.5, target_modules=r".*self_attn\.[qkvo]_proj|lm_head", target_parameters=experts + ["mlp.gate.weight"],
+                      rank_pattern={r"^model\.layers\.[01]\.self_attn\.[qk]_proj": 3}, alpha_pattern={r"layers\.\d+\.self_attn\.v_proj": 4}),
+    "deepseek_v3": dict(r=1, lora_alpha=2.5, target_modules=latent + networks + ["lm_head"], target_parameters=experts + ["mlp.gate.weight"],
+                        rank_pattern={"self_attn.kv_b_proj": 17, "layers.1.self_attn.o_proj": 3}, alpha_pattern={"kv_b_proj": 23.5}),
 }
+only = sys.argv[3:] or list(cases)
 for name, options in cases.items():
+    if name not in only:
+        continue
+    if name == "deepseek_v3":  # "gate_proj" is the dense and shared networks' here, and not turned into the experts' gate_up_proj
+        peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
     torch.manual_seed(1)
     base = transformers.AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **options))
@@ -26,6 +34,6 @@ for name, options in cases.items():
     with torch.no_grad():
         logits = model(ids).logits[0]
     model.half() if name == "mixtral" else model.bfloat16()
-    model.save_pretrained(out / name)
+    model.save_pretrained(out / name, save_embedding_layers=False)
     (out / name / "README.md").unlink(missing_ok=True)
     save_file({"ids": ids[0].to(torch.int32), "logits": logits.contiguous()}, out / name / "logits.safetensors")

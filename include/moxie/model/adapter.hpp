@@ -1,12 +1,16 @@
 #pragma once
-// Low-rank updates (LoRA) of a model's linear layers, merged into the weights before they are packed:
+// Adapters: low-rank updates (LoRA, arXiv 2106.09685) of a model's linear layers, W [outputs, inputs], A [rank, inputs],
+// B [outputs, rank], in one of two ways:
 //
-//   W' = W + scale * B A,   W [outputs, inputs], A [rank, inputs], B [outputs, rank]
-//
-// A row of W' is computed in f32: the row of W, then for k = 0 .. rank - 1 a fused fma(scale * B[o][k], A[k], row). It is stored
-// in W's own type where that is F32, F16 or BF16, else (quantized weights, FP8) as BF16: its rounding, 2^-9, is below that of any
-// quantized type, and a quantized type would round most of a small update away. Merged weights take that memory until they are
-// packed.
+//   beside   y = W x + B (scale * (A x)). W stays as it is, quantized or not; the second term is f32 (linalg/low_rank.hpp).
+//   Exact,
+//            and takes the adapter's memory and time beside the model's. In multi-head latent attention kv_b is absorbed, so its
+//            update becomes one for each head: k_b[h] += A^T (scale * B_k[h]^T), v_b[h] += scale * B_v[h] A.
+//   merged   W' = W + scale * B A, before W is packed. A row of W' is computed in f32: the row of W, then for k = 0 .. rank - 1 a
+//            fused fma(scale * B[o][k], A[k], row). It is stored in W's own type where that is F32, F16 or BF16, else (quantized
+//            weights, FP8) as BF16: its rounding, 2^-9, is below that of any quantized type, and a quantized type would round
+//            most of a small update away. (Routers and the shared experts' gates, which always multiply as f32, stay f32.) Merged
+//            weights take that memory until they are packed. The model is then as fast as one of these types without adapter.
 //
 // Updates are named by Hugging Face's modules ("model.layers.0.self_attn.q_proj", "lm_head"), for GGUF files too: rows that GGUF
 // permutes are permuted, and kv_b's update is split where a file has k_b and v_b. Experts have updates of their own
@@ -17,11 +21,13 @@
 //   A [E * rank, inputs], B [outputs, rank * E]:  A_e[k] = A[e * rank + k],  B_e[o][k] = B[o][k * E + e]
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -33,6 +39,7 @@
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
 #include <moxie/linalg/context.hpp>
+#include <moxie/linalg/low_rank.hpp>
 #include <moxie/model/families/gguf_names.hpp>
 #include <moxie/model/tensors.hpp>
 #include <moxie/model/weights.hpp>
@@ -53,17 +60,19 @@ struct LowRankAdapter {
   std::function<float(const std::string& module, std::int64_t rank)> scale;
 };
 
-/// Memory of merged weights, to be kept until they are packed.
+enum class AdapterMode { beside, merged };
+
+/// Memory of merged weights, to be kept until they are packed; empty for adapters beside the weights.
 using MergedWeights = std::deque<AlignedBuffer<std::byte>>;
 
 namespace detail {
 
-/// One walk over a decoder's tensors; merge_low_rank() is its interface.
-class LowRankMerger {
+/// One walk over a decoder's tensors; apply_adapter() is its interface.
+class AdapterWalk {
  public:
-  LowRankMerger(const Context& context, const ModelConfig& config, bool gguf, DecoderTensors& tensors,
-                const LowRankAdapter& adapter)
-      : context_(context), config_(config), adapter_(adapter) {
+  AdapterWalk(const Context& context, const ModelConfig& config, bool gguf, DecoderTensors& tensors,
+              const LowRankAdapter& adapter, AdapterMode mode)
+      : context_(context), config_(config), adapter_(adapter), beside_(mode == AdapterMode::beside) {
     const families::Family& family = family_of(config);
     const families::TensorNames& n = *family.hf.names;
     const AttentionConfig& a = config.attention;
@@ -76,22 +85,24 @@ class LowRankMerger {
     }
     if (find(n.output)) {
       if (!tensors.output) tensors.output = tensors.embedding;
-      merge(n.output, *tensors.output);
+      update(n.output, *tensors.output);
     }
     for (layer_ = 0; layer_ < config.n_layers; ++layer_) {
       LayerTensors& t = tensors.layers[static_cast<std::size_t>(layer_)];
-      merge(n.q, t.q, q_order);
-      merge(n.k, t.k, k_order);
-      merge(n.v, t.v);
-      merge(n.o, t.o);
-      merge(n.q_a, t.q_a);
-      merge(n.q_b, t.q_b);
-      merge(n.kv_a, t.kv_a);
-      merge(n.kv_b, t.kv_b);
-      if (!t.kv_b) merge_split(n.kv_b, t);
+      update(n.q, t.q, q_order);
+      update(n.k, t.k, k_order);
+      update(n.v, t.v);
+      update(n.o, t.o);
+      update(n.q_a, t.q_a);
+      update(n.q_b, t.q_b);
+      update(n.kv_a, t.kv_a);
+      if (a.kind == AttentionKind::mla) update_kv_b(n.kv_b, t);
       feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
-      merge(n.router, t.router);
-      merge(n.shared_expert_gate, t.shared_gate);
+      stored_ = Dtype::F32;
+      update(n.router, t.router);
+      if (std::string_view(n.router) != router_module) update(router_module, t.router);
+      update(n.shared_expert_gate, t.shared_gate);
+      stored_.reset();
       feed_forward(n.shared_gate, n.shared_up, n.shared_down, t.shared);
       for (expert_ = 0; expert_ < static_cast<std::int64_t>(t.experts.size()); ++expert_)
         feed_forward(n.expert_gate, n.expert_up, n.expert_down, t.experts[static_cast<std::size_t>(expert_)]);
@@ -99,7 +110,7 @@ class LowRankMerger {
       for (const char* module :
            {"model.layers.{i}.mlp.experts", "model.layers.{i}.mlp.experts.base_layer",
             "model.layers.{i}.block_sparse_moe.experts", "model.layers.{i}.block_sparse_moe.experts.base_layer"})
-        merge_stacked(families::tensor_name(module, layer_), t.experts);
+        update_stacked(families::tensor_name(module, layer_), t.experts);
     }
     check_used();
   }
@@ -108,6 +119,8 @@ class LowRankMerger {
 
  private:
   using Order = std::vector<std::int64_t>;
+  /// What transformers 5 calls the router's weight in every family, whatever checkpoints call it.
+  static constexpr const char* router_module = "model.layers.{i}.mlp.gate.weight";
 
   using Entry = std::pair<const std::string, LowRankUpdate>;
 
@@ -129,51 +142,56 @@ class LowRankMerger {
     if (t) feed_forward(gate, up, down, *t);
   }
   void feed_forward(const char* gate, const char* up, const char* down, FeedForwardTensors& t) {
-    merge(gate, t.gate);
-    merge(up, t.up);
-    merge(down, t.down);
+    update(gate, t.gate);
+    update(up, t.up);
+    update(down, t.down);
   }
-  void merge(const char* pattern, std::optional<Weight>& weight, const Order& order = {}) {
-    if (weight) merge(pattern, *weight, order);
+  void update(const char* pattern, std::optional<Weight>& weight, const Order& order = {}) {
+    if (weight) update(pattern, *weight, order);
   }
   /// Row r of the weight is row order[r] of the update; empty: the same.
-  void merge(const char* pattern, Weight& weight, const Order& order = {}) {
-    const auto* entry = find(pattern);
+  void update(const char* pattern, Weight& weight, const Order& order = {}) {
+    const Entry* entry = find(pattern);
     if (!entry) return;
-    const LowRankUpdate& update = entry->second;
-    const Index rows = weight.tensor.rows(), columns = weight.tensor.columns();
-    check_shape(update, rows, columns);
-    const RowMatrix a = values(update.a);
-    const RowMatrix b = values(update.b) * adapter_.scale(entry->first, a.rows());
-    replace(entry->first, update, weight, {rows, columns}, [&](Index r, float* row) {
-      const Index of = order.empty() ? r : order[static_cast<std::size_t>(r)];
-      for (Index k = 0; k < a.rows(); ++k) context_.kernels->axpy(b(of, k), a.row(k).data(), columns, row);
-    });
+    check_shape(entry->second, weight.tensor.rows(), weight.tensor.columns());
+    Matrices m = matrices(*entry);
+    if (!order.empty()) {
+      const RowMatrix b = m.b;
+      for (Index r = 0; r < b.rows(); ++r) m.b.row(r) = b.row(order[static_cast<std::size_t>(r)]);
+    }
+    apply(*entry, m, weight, m.b.rows());
   }
 
-  /// kv_b [heads * (nope + v), kv_lora] where the file has it as k_b [heads, kv_lora, nope] (transposed) and v_b [heads, v,
+  /// kv_b [heads * (nope + v), kv_lora], which the file may have as k_b [heads, kv_lora, nope] (transposed) and v_b [heads, v,
   /// kv_lora].
-  void merge_split(const char* pattern, LayerTensors& t) {
-    const auto* entry = config_.attention.kind == AttentionKind::mla ? find(pattern) : nullptr;
+  void update_kv_b(const char* pattern, LayerTensors& t) {
+    const Entry* entry = find(pattern);
     if (!entry) return;
-    const LowRankUpdate& update = entry->second;
     const Index heads = config_.attention.n_heads, nope = config_.attention.qk_nope_head_dim, v = config_.attention.v_head_dim,
                 latent = config_.attention.kv_lora_rank;
-    check_shape(update, heads * (nope + v), latent);
-    const RowMatrix a = values(update.a);
-    const RowMatrix b = values(update.b) * adapter_.scale(entry->first, a.rows()), b_transposed = b.transpose();
-    replace(entry->first, update, *t.k_b, {heads, latent, nope}, [&](Index r, float* row) {
-      for (Index k = 0; k < a.rows(); ++k)
-        context_.kernels->axpy(a(k, r % latent), b_transposed.row(k).data() + r / latent * (nope + v), nope, row);
+    check_shape(entry->second, heads * (nope + v), latent);
+    const Matrices m = matrices(*entry);
+    if (beside_) {
+      t.kv_b_low_rank = low_rank(*entry, m);
+      return;
+    }
+    if (t.kv_b) {
+      apply(*entry, m, *t.kv_b, heads * (nope + v));
+      return;
+    }
+    const RowMatrix b = m.b * m.scale, b_transposed = b.transpose();
+    replace(*entry, *t.k_b, heads * latent, [&](Index r, float* row) {
+      for (Index k = 0; k < m.a.rows(); ++k)
+        context_.kernels->axpy(m.a(k, r % latent), b_transposed.row(k).data() + r / latent * (nope + v), nope, row);
     });
-    replace(entry->first, update, *t.v_b, {heads, v, latent}, [&](Index r, float* row) {
-      for (Index k = 0; k < a.rows(); ++k)
-        context_.kernels->axpy(b(r / v * (nope + v) + nope + r % v, k), a.row(k).data(), latent, row);
+    replace(*entry, *t.v_b, heads * v, [&](Index r, float* row) {
+      for (Index k = 0; k < m.a.rows(); ++k)
+        context_.kernels->axpy(b(r / v * (nope + v) + nope + r % v, k), m.a.row(k).data(), latent, row);
     });
   }
 
   /// An update for all experts of a layer at once.
-  void merge_stacked(const std::string& module, std::vector<FeedForwardTensors>& experts) {
+  void update_stacked(const std::string& module, std::vector<FeedForwardTensors>& experts) {
     const Entry* entry = experts.empty() ? nullptr : find_module(module);
     if (!entry) return;
     const LowRankUpdate& update = entry->second;
@@ -193,28 +211,38 @@ class LowRankMerger {
     std::string parameter = module;
     if (constexpr std::string_view nested = ".base_layer"; parameter.ends_with(nested))
       parameter.resize(parameter.size() - nested.size());
-    const RowMatrix a = values(update.a);
-    const RowMatrix b = values(update.b) * adapter_.scale(parameter + (down ? ".down_proj" : ".gate_up_proj"), rank);
+    const RowMatrix all_a = values(update.a), all_b = values(update.b);
+    const float scale = adapter_.scale(parameter + (down ? ".down_proj" : ".gate_up_proj"), rank);
     for (Index e = 0; e < n; ++e) {
       FeedForwardTensors& expert = experts[static_cast<std::size_t>(e)];
-      const auto part = [&](Weight& weight, Index first, Index rows, Index columns) {
-        replace(module, update, weight, {rows, columns}, [&](Index r, float* row) {
-          for (Index k = 0; k < rank; ++k)
-            context_.kernels->axpy(b(first + r, k * n + e), a.row(e * rank + k).data(), columns, row);
-        });
+      const auto part = [&](Weight& weight, Index first, Index rows) {
+        Matrices m{all_a.middleRows(e * rank, rank), RowMatrix(rows, rank), scale};
+        for (Index k = 0; k < rank; ++k) m.b.col(k) = all_b.col(k * n + e).segment(first, rows);
+        apply(*entry, m, weight, rows);
       };
       if (down) {
-        part(expert.down, 0, hidden, width);
+        part(expert.down, 0, hidden);
       } else {
-        part(expert.gate, 0, width, hidden);
-        part(expert.up, width, width, hidden);
+        part(expert.gate, 0, width);
+        part(expert.up, width, width);
       }
     }
   }
 
+  /// An update of one weight: a [rank, inputs], b [outputs, rank].
+  struct Matrices {
+    RowMatrix a, b;
+    float scale;
+  };
+  Matrices matrices(const Entry& entry) const {
+    Matrices m{values(entry.second.a), values(entry.second.b), 0.0f};
+    m.scale = adapter_.scale(entry.first, m.a.rows());
+    return m;
+  }
   static RowMatrix values(const TensorView& tensor) {
     RowMatrix matrix(tensor.rows(), tensor.columns());
     dequantize(tensor, matrix.data());
+    if (!matrix.allFinite()) throw FormatError(tensor.place(), "holds numbers that are not finite");
     return matrix;
   }
 
@@ -229,14 +257,30 @@ class LowRankMerger {
       throw FormatError(update.b.place(), "has shape " + update.b.shape_text() + needed(rows, rank));
   }
 
+  std::shared_ptr<const LowRank> low_rank(const Entry& entry, const Matrices& m) const {
+    if (!std::isfinite(m.scale)) throw FormatError(entry.second.a.place(), "has a scale that is not finite");
+    return std::make_shared<const LowRank>(context_, m.a, m.b, m.scale);
+  }
+
+  /// Puts an update beside a weight of this many rows, or merges it.
+  void apply(const Entry& entry, const Matrices& m, Weight& weight, Index rows) {
+    if (beside_) {
+      weight.low_rank = low_rank(entry, m);
+      return;
+    }
+    const RowMatrix b = m.b * m.scale;
+    replace(entry, weight, rows, [&](Index r, float* row) {
+      for (Index k = 0; k < m.a.rows(); ++k) context_.kernels->axpy(b(r, k), m.a.row(k).data(), m.a.cols(), row);
+    });
+  }
+
   /// Weight := decoded rows after add(r, row), in a type of its own.
   template <class Add>
-  void replace(const std::string& module, const LowRankUpdate& update, Weight& weight, std::vector<std::int64_t> shape,
-               Add&& add) {
+  void replace(const Entry& entry, Weight& weight, Index rows, Add&& add) {
     const Dtype type = weight.tensor.dtype;
-    const Dtype stored = type == Dtype::F32 || type == Dtype::F16 ? type : Dtype::BF16;
+    const Dtype stored = stored_.value_or(type == Dtype::F32 || type == Dtype::F16 ? type : Dtype::BF16);
     Weight matrix = weight;
-    const Index columns = shape.back(), rows = weight.tensor.elements() / columns;
+    const Index columns = weight.tensor.elements() / rows;
     matrix.tensor.shape = {rows, columns};
     const auto stride = static_cast<std::size_t>(row_bytes(stored, static_cast<std::uint64_t>(columns)));
     AlignedBuffer<std::byte>& bytes = merged_.emplace_back(stride * static_cast<std::size_t>(rows));
@@ -248,12 +292,11 @@ class LowRankMerger {
       try {
         encode_rows(stored, part, bytes.data() + static_cast<std::size_t>(first) * stride);
       } catch (const ArgumentError& error) {
-        throw FormatError({update.b.file, "module '" + module + "'", {}},
+        throw FormatError({entry.second.b.file, "module '" + entry.first + "'", {}},
                           std::string("the merged weights cannot be stored: ") + error.what());
       }
     });
     weight.tensor.dtype = stored;
-    weight.tensor.shape = std::move(shape);
     weight.tensor.data = bytes.data();
     weight.tensor.bytes = bytes.size();
     weight.scale_inv.reset();
@@ -279,6 +322,8 @@ class LowRankMerger {
   const Context& context_;
   const ModelConfig& config_;
   const LowRankAdapter& adapter_;
+  const bool beside_;
+  std::optional<Dtype> stored_;  ///< type of merged weights; none: by their own
   std::int64_t layer_ = -1, expert_ = -1;
   std::set<std::string, std::less<>> used_;
   MergedWeights merged_;
@@ -286,11 +331,12 @@ class LowRankMerger {
 
 }  // namespace detail
 
-/// Merges an adapter into the tensors of a model, which refer to the result's memory then. `gguf`: they come from a GGUF file.
-/// Throws FormatError when an update fits no layer of the model, or not its shape, or makes weights that are not finite.
-[[nodiscard]] inline MergedWeights merge_low_rank(const Context& context, const ModelConfig& config, bool gguf,
-                                                  DecoderTensors& tensors, const LowRankAdapter& adapter) {
-  return detail::LowRankMerger(context, config, gguf, tensors, adapter).take();
+/// Puts an adapter beside the weights of a model, or merges it into them; the tensors refer to the result's memory then. `gguf`:
+/// they come from a GGUF file. Throws FormatError when an update fits no layer of the model, or not its shape, or holds or makes
+/// numbers that are not finite.
+[[nodiscard]] inline MergedWeights apply_adapter(const Context& context, const ModelConfig& config, bool gguf,
+                                                 DecoderTensors& tensors, const LowRankAdapter& adapter, AdapterMode mode) {
+  return detail::AdapterWalk(context, config, gguf, tensors, adapter, mode).take();
 }
 
 }  // namespace moxie
