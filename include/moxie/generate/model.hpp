@@ -1,19 +1,17 @@
 #pragma once
-// Model: a decoder with its tokenizer and chat format, loaded from a GGUF file or a Hugging Face folder.
+// Model: a decoder with its tokenizer and chat format, loaded from a GGUF file, a packed model or a Hugging Face folder.
 //
 // Immutable and cheap to copy (copies share the weights); a const Model may be used from several threads at once.
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <filesystem>
 #include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -21,6 +19,7 @@
 #include <moxie/io/detect.hpp>
 #include <moxie/io/gguf.hpp>
 #include <moxie/io/hf_folder.hpp>
+#include <moxie/io/packed.hpp>
 #include <moxie/io/peft_folder.hpp>
 #include <moxie/kernels/kernels.hpp>
 #include <moxie/linalg/context.hpp>
@@ -88,7 +87,7 @@ inline std::string hf_chat_template(const HfFolder& folder) {
 
 class Model {
  public:
-  /// Loads a GGUF file (the first part of a split one) or a Hugging Face folder. Throws FormatError, UnsupportedError or
+  /// Loads a GGUF file (the first part of a split one), a packed model or a Hugging Face folder. Throws FormatError, UnsupportedError or
   /// SystemError.
   static Model load(const std::string& path, const LoadOptions& options = {}) {
     const auto start = std::chrono::steady_clock::now();
@@ -101,7 +100,7 @@ class Model {
     if (detect_model(path) == ModelFileKind::gguf) {
       load_gguf(*state, path);
     } else {
-      load_folder(*state, path);
+      load_folder(*state, HfFolder::open(path), path);
     }
     state->info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return Model(std::move(state));
@@ -162,6 +161,12 @@ class Model {
   static void load_gguf(State& state, const std::string& path) {
     const GgufFile file = GgufFile::open(path);
     const nlohmann::json& metadata = file.metadata();
+    TensorMap tensors = file.tensors();
+    if (is_packed(file)) {
+      const PackedModel packed = read_packed(file, *state.context.kernels, state.context.threads);
+      if (packed.folder) return load_folder(state, *packed.folder, path);
+      tensors = packed.tensors;
+    }
     const auto text = [&](const char* key) {
       const auto it = metadata.find(key);
       return it != metadata.end() && it->is_string() ? it->get<std::string>() : std::string();
@@ -169,7 +174,7 @@ class Model {
     const std::string kind = text("tokenizer.ggml.model");
     if (!kind.empty() && kind != "none" && kind != "no_vocab")
       take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
-    build(state, describe_gguf(metadata, file.tensors(), path), file.tensors(), true);
+    build(state, describe_gguf(metadata, tensors, path), tensors, true);
     take_chat_format(state, text("tokenizer.chat_template"));
     if (!state.tokenizer) return;
     for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"})
@@ -178,10 +183,8 @@ class Model {
     add_known_end_tokens(state);
   }
 
-  static void load_folder(State& state, const std::string& path) {
-    const HfFolder folder = HfFolder::open(path);
-    std::error_code ignored;
-    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json", ignored))
+  static void load_folder(State& state, const HfFolder& folder, const std::string& path) {
+    if (folder.has_tokenizer())
       take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
     build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors(), false);
     take_chat_format(state, hf_chat_template(folder));

@@ -11,6 +11,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -62,6 +63,8 @@ class GgufFile {
   /// The same with exact types, in the file's order.
   const std::vector<GgufKeyValue>& key_values() const noexcept { return key_values_; }
   const TensorMap& tensors() const noexcept { return tensors_; }
+  /// Header, metadata and tensor infos as they lie in path().
+  std::span<const std::byte> tables() const noexcept { return tables_; }
   /// The file that holds the metadata: of a split model, the first part.
   const std::string& path() const noexcept { return path_; }
 
@@ -73,6 +76,7 @@ class GgufFile {
     GgufTables tables = gguf::TableReader(file, budget).read(tensors);
     metadata_ = std::move(tables.metadata);
     key_values_ = std::move(tables.key_values);
+    tables_ = tables.bytes;
     return tables.tensor_count;
   }
 
@@ -143,6 +147,7 @@ class GgufFile {
   std::string path_;
   JsonTree metadata_;
   std::vector<GgufKeyValue> key_values_;
+  std::span<const std::byte> tables_;
   TensorMap tensors_;
 };
 

@@ -45,6 +45,7 @@ struct GgufTables {
   JsonTree metadata{nlohmann::json::object()};
   std::vector<GgufKeyValue> key_values;  ///< in the file's order
   std::uint64_t tensor_count = 0;
+  std::span<const std::byte> bytes;  ///< all tables, as they lie in the file
 };
 
 namespace gguf {
@@ -71,6 +72,7 @@ class TableReader {
     std::vector<TensorView*> views;
     views.reserve(static_cast<std::size_t>(tensor_count));
     for (std::uint64_t i = 0; i < tensor_count; ++i) views.push_back(&read_tensor_info(i, tensors));
+    tables.bytes = {file_.data(), static_cast<std::size_t>(in_.position())};
     place_tensors(views);
     return tables;
   }

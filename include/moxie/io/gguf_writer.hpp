@@ -97,12 +97,36 @@ class GgufWriter {
     tensors_.push_back({std::move(name), dtype, std::move(shape), bytes, std::move(producer)});
   }
 
+  /// Header, metadata and tensor infos, as finish() writes them.
+  std::string tables() const {
+    std::string out;
+    append(out, gguf::magic);
+    append(out, gguf::version);
+    append(out, static_cast<std::uint64_t>(tensors_.size()));
+    append(out, static_cast<std::uint64_t>(entries_.size()));
+    for (const Entry& entry : entries_) {
+      append_string(out, entry.key);
+      append(out, static_cast<std::uint32_t>(entry.type));
+      out += entry.value;
+    }
+    std::uint64_t offset = 0;
+    for (const Tensor& tensor : tensors_) {
+      append_string(out, tensor.name);
+      append(out, static_cast<std::uint32_t>(tensor.shape.size()));
+      for (auto dim = tensor.shape.rbegin(); dim != tensor.shape.rend(); ++dim) append(out, static_cast<std::uint64_t>(*dim));
+      append(out, static_cast<std::uint32_t>(tensor.dtype));
+      append(out, offset);
+      offset += (tensor.bytes + alignment_ - 1) / alignment_ * alignment_;
+    }
+    return out;
+  }
+
   /// Writes the file. Throws SystemError, ArgumentError when a producer gives another number of bytes than its tensor has, and
   /// whatever a producer throws; the file does not exist then. The writer may be used again.
   void finish() const {
     AtomicFile file(path_);
-    const std::string tables = encode_tables();
-    file.write(tables.data(), tables.size());
+    const std::string encoded = tables();
+    file.write(encoded.data(), encoded.size());
     pad(file);
     for (const Tensor& tensor : tensors_) {
       std::uint64_t left = tensor.bytes;
@@ -189,29 +213,6 @@ class GgufWriter {
       it->type = type;
       it->value = std::move(value);
     }
-  }
-
-  std::string encode_tables() const {
-    std::string out;
-    append(out, gguf::magic);
-    append(out, gguf::version);
-    append(out, static_cast<std::uint64_t>(tensors_.size()));
-    append(out, static_cast<std::uint64_t>(entries_.size()));
-    for (const Entry& entry : entries_) {
-      append_string(out, entry.key);
-      append(out, static_cast<std::uint32_t>(entry.type));
-      out += entry.value;
-    }
-    std::uint64_t offset = 0;
-    for (const Tensor& tensor : tensors_) {
-      append_string(out, tensor.name);
-      append(out, static_cast<std::uint32_t>(tensor.shape.size()));
-      for (auto dim = tensor.shape.rbegin(); dim != tensor.shape.rend(); ++dim) append(out, static_cast<std::uint64_t>(*dim));
-      append(out, static_cast<std::uint32_t>(tensor.dtype));
-      append(out, offset);
-      offset += (tensor.bytes + alignment_ - 1) / alignment_ * alignment_;
-    }
-    return out;
   }
 
   void pad(AtomicFile& file) const {

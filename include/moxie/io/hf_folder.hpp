@@ -21,6 +21,11 @@
 
 namespace moxie {
 
+/// What a folder's files hold beside weights; empty: it has no such file.
+struct HfTexts {
+  std::string config, generation_config, tokenizer_config, tokenizer, chat_template;
+};
+
 class HfFolder {
  public:
   nlohmann::json config;             ///< null where open_tokenizer() found none
@@ -45,8 +50,25 @@ class HfFolder {
     return folder;
   }
 
+  /// A folder that lies in one file, `path`.
+  static HfFolder from_texts(std::string path, HfTexts texts, TensorMap tensors) {
+    HfFolder folder;
+    folder.path_ = std::move(path);
+    folder.texts_ = std::move(texts);
+    folder.tensors_ = std::move(tensors);
+    folder.read_configurations();
+    return folder;
+  }
+  /// What from_texts() takes.
+  HfTexts texts() const {
+    if (texts_) return *texts_;
+    return {read_text("config.json"), read_text("generation_config.json"), read_text("tokenizer_config.json"),
+            read_text("tokenizer.json"), read_text("chat_template.jinja")};
+  }
+
   const TensorMap& tensors() const noexcept { return tensors_; }
   const std::string& path() const noexcept { return path_; }
+  bool has_tokenizer() const { return has("tokenizer.json"); }
 
   /// tokenizer.json, parsed at each call: tens of megabytes for a large vocabulary. Throws FormatError where there is none.
   nlohmann::json load_tokenizer_json() const {
@@ -58,30 +80,52 @@ class HfFolder {
   /// chat_template.jinja, which newer folders have in place of the field of tokenizer_config.json.
   std::optional<std::string> load_chat_template() const {
     if (!has("chat_template.jinja")) return std::nullopt;
-    const MappedFile text(file("chat_template.jinja"));
-    if (text.size() > 16'000'000) throw FormatError({text.path(), {}, {}}, "a chat template may have at most 16 MB");
-    return std::string(reinterpret_cast<const char*>(text.data()), static_cast<std::size_t>(text.size()));
+    std::string text = read_text("chat_template.jinja");
+    if (text.size() > 16'000'000) throw FormatError({file("chat_template.jinja"), {}, {}}, "a chat template may have at most 16 MB");
+    return text;
   }
 
  private:
   explicit HfFolder(std::string path) : path_(std::move(path)) {
     std::error_code error;
     if (!std::filesystem::is_directory(path_, error)) throw SystemError({path_, {}, {}}, "not a folder");
+    read_configurations();
+  }
+  HfFolder() = default;
+
+  void read_configurations() {
     config = read_object("config.json");
     generation_config = read_object("generation_config.json");
     tokenizer_config = read_object("tokenizer_config.json");
   }
 
   std::string file(std::string_view name) const { return (std::filesystem::path(path_) / name).string(); }
+  const std::string& text(std::string_view name) const {
+    return name == "config.json"              ? texts_->config
+           : name == "generation_config.json" ? texts_->generation_config
+           : name == "tokenizer_config.json"  ? texts_->tokenizer_config
+           : name == "tokenizer.json"         ? texts_->tokenizer
+                                              : texts_->chat_template;
+  }
   bool has(std::string_view name) const {
+    if (texts_) return !text(name).empty();
     std::error_code error;
     return std::filesystem::exists(file(name), error);
+  }
+
+  /// Empty where the folder has no such file.
+  std::string read_text(std::string_view name) const {
+    if (texts_) return text(name);
+    if (!has(name)) return {};
+    const MappedFile bytes(file(name));
+    if (bytes.size() > 512'000'000) throw FormatError({bytes.path(), {}, {}}, "has more than 512 MB");
+    return {reinterpret_cast<const char*>(bytes.data()), static_cast<std::size_t>(bytes.size())};
   }
 
   /// Null where the folder has no such file.
   nlohmann::json read_object(std::string_view name, JsonLimits limits = {}) const {
     if (!has(name)) return nullptr;
-    nlohmann::json value = read_json_file(file(name), limits);
+    nlohmann::json value = texts_ ? parse_json(text(name), file(name), limits) : read_json_file(file(name), limits);
     if (!value.is_object())
       throw FormatError({file(name), {}, {}}, std::string("must hold a JSON object, not ") + value.type_name());
     return value;
@@ -100,6 +144,7 @@ class HfFolder {
   }
 
   std::string path_;
+  std::optional<HfTexts> texts_;  ///< instead of files
   TensorMap tensors_;
 };
 

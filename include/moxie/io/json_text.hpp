@@ -89,22 +89,26 @@ inline std::string json_error_text(std::string_view what) {
   return printable(prefix_end == std::string_view::npos ? what : what.substr(prefix_end + 2), 240);
 }
 
-/// A whole file of JSON. Throws SystemError, FormatError.
-inline nlohmann::json read_json_file(const std::string& path, JsonLimits limits = {}) {
-  const MappedFile file(path);
-  if (file.size() > limits.bytes) {
-    throw FormatError({path, {}, {}}, "the file has " + std::to_string(file.size()) + " bytes; at most " +
+/// JSON that lies in `file`, or that came from there. Throws FormatError.
+inline nlohmann::json parse_json(std::string_view text, const std::string& file, JsonLimits limits = {}) {
+  if (text.size() > limits.bytes) {
+    throw FormatError({file, {}, {}}, "the file has " + std::to_string(text.size()) + " bytes; at most " +
                                           std::to_string(limits.bytes) + " are read");
   }
-  const std::string_view text(reinterpret_cast<const char*>(file.data()), static_cast<std::size_t>(file.size()));
-  check_json_bounds(text, path, limits.values);
+  check_json_bounds(text, file, limits.values);
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::parse_error& error) {
-    throw FormatError({path, "JSON", error.byte == 0 ? 0 : error.byte - 1}, json_error_text(error.what()));
+    throw FormatError({file, "JSON", error.byte == 0 ? 0 : error.byte - 1}, json_error_text(error.what()));
   } catch (const nlohmann::json::exception& error) {
-    throw FormatError({path, "JSON", {}}, json_error_text(error.what()));
+    throw FormatError({file, "JSON", {}}, json_error_text(error.what()));
   }
+}
+
+/// A whole file of JSON. Throws SystemError, FormatError.
+inline nlohmann::json read_json_file(const std::string& path, JsonLimits limits = {}) {
+  const MappedFile file(path);
+  return parse_json({reinterpret_cast<const char*>(file.data()), static_cast<std::size_t>(file.size())}, path, limits);
 }
 
 }  // namespace moxie
