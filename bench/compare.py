@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """moxie beside other engines: the same GGUF files and the same work, alternately in one run.
 
-    compare.py MODEL.gguf [MODEL2.gguf ..] [--bench build/bench/moxie_bench] [--threads N] [--rounds 3]
+    compare.py [NAME=]MODEL.gguf .. [--bench build/bench/moxie_bench] [--threads N] [--rounds 3]
                [--llama-bench [NAME=]PATH ..] [--llama-batched-bench [NAME=]PATH ..]
                [--results bench/RESULTS.md --plot bench/compare.svg]
 
@@ -213,11 +213,11 @@ def svg(results):
     """Bars of tokens/s over moxie's limit, one group for each work, one plot for each model."""
     names = [MOXIE] + results["peers"]
     colours = ["#2a6fbb", "#d9822b", "#5b8c5a", "#8a63a8", "#888888"]
-    bar, gap, left, right, height, foot = 16, 26, 56, 20, 220, 64
+    bar, left, right, height, foot = 22, 56, 20, 220, 64
     out, top = [], 48
     width = 0
     for model in results["models"]:
-        group = len(names) * bar + gap
+        group = max(104, len(names) * bar + 26)
         width = max(width, left + right + group * len(model["rows"]))
         out.append(f'<text x="{left}" y="{top - 12}" class="t">{model["name"]}: speed, in percent of the limit of this machine</text>')
         for percent in range(0, 101, 20):
@@ -226,7 +226,7 @@ def svg(results):
                        f'<text x="{left - 6}" y="{y + 4:.1f}" class="r">{percent}%</text>')
         for i, row in enumerate(model["rows"]):
             limit = row["moxie"] / row["share"]
-            x = left + group * i + gap / 2
+            x = left + group * i + (group - len(names) * bar) / 2
             for j, name in enumerate(names):
                 speed = row["moxie"] if name == MOXIE else row["peers"].get(name)
                 if not speed:
@@ -251,15 +251,15 @@ def svg(results):
             f'<text x="{left}" y="{top - 24}" class="l">{caption}</text></svg>\n')
 
 
-def write_between(path, text):
+def write_between(path, text, begin=BEGIN, end=END):
     """Replaces what stands between the markers of a file."""
     with open(path, encoding="utf-8") as file:
         old = file.read()
-    if BEGIN not in old or END not in old:
-        raise SystemExit(f"{path} lacks the lines {BEGIN} and {END}, between which the results go")
-    head, rest = old.split(BEGIN, 1)
+    if begin not in old or end not in old:
+        raise SystemExit(f"{path} lacks the lines {begin} and {end}, between which the results go")
+    head, rest = old.split(begin, 1)
     with open(path, "w", encoding="utf-8") as file:
-        file.write(head + BEGIN + "\n" + text + "\n" + END + rest.split(END, 1)[1])
+        file.write(head + begin + "\n" + text + "\n" + end + rest.split(end, 1)[1])
 
 
 # ------------------------------------------------------------------------------------------------------------------- main
@@ -299,7 +299,7 @@ def find_peers(options):
 def main():
     parser = argparse.ArgumentParser(description="moxie beside other engines, alternately in one run",
                                      epilog="see the top of this file")
-    parser.add_argument("models", nargs="+", metavar="MODEL.gguf")
+    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL.gguf")
     parser.add_argument("--bench", default=os.path.join(HERE, "..", "build", "bench", "moxie_bench"), help="moxie's program")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -325,7 +325,8 @@ def main():
               "--llama-bench PATH and --llama-batched-bench PATH of a build of llama.cpp or of a fork.", file=sys.stderr)
     works = works_of(options)
     results = {"peers": list(peers), "models": []}
-    for path in options.models:
+    for model in options.models:
+        name, _, path = model.rpartition("=")
         best, speeds = {}, {name: {} for name in peers}
         for i in range(options.rounds):
             print(f"{os.path.basename(path)}: round {i + 1} of {options.rounds}", file=sys.stderr)
@@ -333,16 +334,16 @@ def main():
             for key, row in rows.items():
                 if key not in best or row["tokens_per_s"] > best[key]["tokens_per_s"]:
                     best[key] = row
-            for name, functions in peers.items():
+            for peer, functions in peers.items():
                 for function in functions:
                     for key, speed in function(options, path, works).items():
-                        speeds[name][key] = max(speed, speeds[name].get(key, 0.0))
+                        speeds[peer][key] = max(speed, speeds[peer].get(key, 0.0))
         results.update(cpu=report["cpu"], threads=report["threads"], arch=report["arch"])
         results["models"].append({
-            "name": os.path.splitext(os.path.basename(path))[0],
+            "name": name or os.path.splitext(os.path.basename(path))[0],
             "gb": os.path.getsize(path) * 1e-9,
             "rows": [{"work": w.text, "moxie": best[w.key]["tokens_per_s"], "share": best[w.key]["share"], "time": best[w.key]["time"],
-                      "peers": {name: speeds[name][w.key] for name in peers if w.key in speeds[name]}}
+                      "peers": {peer: speeds[peer][w.key] for peer in peers if w.key in speeds[peer]}}
                      for w in works if w.key in best],
         })
         results.setdefault("limits", []).extend((row["peak_gops"], row["stream_gbs"]) for row in best.values())

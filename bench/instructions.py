@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""Instructions that the int8 kernels take for a token and a block of 32 inputs x 16 outputs, counted in compiled code.
+
+    instructions.py [--compiler g++] [--mca llvm-mca-14] [--results bench/RESULTS.md]
+
+For each format and architecture the hot loop is taken from the object file: of the tiles over staged blocks the largest, and the one
+for a single token that unpacks in registers. A block is 512 multiply-adds: 8 vpdpbusd on 512 bits, 16 vpmaddubsw or 32 vpmaddwd (on int16)
+on 256. llvm-mca, where it is installed, gives the cycles of the loop on Zen 3, as if all data were in the first-level cache and no
+branch missed; beside it stand the cycles of the best sequence's multiplications (bench/peak.hpp), 2 in a cycle.
+"""
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+BEGIN, END = "<!-- instructions.py: begin -->", "<!-- instructions.py: end -->"
+FORMATS = ["Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0"]
+AVX2 = "-mavx2 -mfma -mf16c"
+ARCHES = {
+    "avx2": ("Avx2", AVX2 + " -mtune=znver3"),
+    "avx512": ("Avx512", "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mtune=znver3 " + AVX2),
+}
+# Multiplications of a block and token in the best sequence: vpmaddubsw or vpmaddwd, and the vpmaddwd that widen.
+BEST = {"Q4_0": 16 + 2, "Q4_K": 16 + 2, "Q5_K": 16 + 4, "Q6_K": 16 + 8, "Q8_0": 32}
+MULTIPLY = re.compile(r"vpdpbusd|vpmaddubsw|vpmaddwd|vpdpwssd|vpmulld|vpmullw")
+CLASSES = [("multiply", MULTIPLY), ("sign, abs", re.compile(r"vpsign|vpabs")), ("add", re.compile(r"vpadd|vpsub")),
+           ("broadcast", re.compile(r"vpbroadcast|vbroadcast")),
+           ("float", re.compile(r"vfmadd|vmulp|vaddp|vcvt")),
+           ("load, store, move", re.compile(r"vmov|vpmovzx|vpmovsx")), ("unpack", re.compile(r"vps[rl]l|vpsra|vpand|vpor|vpxor|vpternlog|vpshuf|vpunpck|vperm|vpack|vpblend|vinsert|vextract")),
+           ("prefetch", re.compile(r"prefetch"))]
+
+
+def functions(text):
+    """{demangled name: [(address, instruction)]} of a disassembly."""
+    found, name = {}, None
+    for line in text.splitlines():
+        if match := re.match(r"[0-9a-f]+ <(.*)>:$", line):
+            name = match[1]
+            found[name] = []
+        elif name and (match := re.match(r"\s+([0-9a-f]+):\s+(.*)", line)):
+            found[name].append((int(match[1], 16), match[2].split("#")[0].split("<")[0].strip()))
+    return found
+
+
+def hot_loop(body):
+    """The smallest loop with nearly all multiplications of the function's busiest one."""
+    loops = []
+    for at, (address, text) in enumerate(body):
+        match = re.match(r"j\w+\s+([0-9a-f]+)", text)
+        if match and int(match[1], 16) <= address:
+            start = int(match[1], 16)
+            inside = [t for a, t in body[:at + 1] if a >= start]
+            loops.append((sum(1 for t in inside if MULTIPLY.match(t)), -len(inside), inside))
+    if not loops:
+        return []
+    most = max(n for n, _, _ in loops)
+    return max((l for l in loops if l[0] >= 0.9 * most), key=lambda l: l[1])[2]
+
+
+def cycles(loop, mca):
+    text = "\n".join(t for t in loop if not re.match(r"j|call|ret|nop", t)) + "\n"
+    done = subprocess.run([mca, "-mtriple=x86_64", "-mcpu=znver3", "-iterations=200"], input=text, capture_output=True, text=True)
+    match = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
+    return int(match[1]) / 200 if match else None
+
+
+def blocks_of(loop, arch, fmt):
+    """Blocks times tokens that a loop does."""
+    count = lambda name: sum(1 for t in loop if t.startswith(name))
+    if arch == "avx512":
+        return count("vpdpbusd") / 8
+    bytes_ = count("vpmaddubsw")
+    return bytes_ / 16 if bytes_ else count("vpmaddwd") / 32
+
+
+def row(fmt, form, loop, arch, mca):
+    blocks = blocks_of(loop, arch, fmt)
+    if not blocks:
+        return None
+    cells, rest = [], [t for t in loop]
+    for _, pattern in CLASSES:
+        cells.append(sum(1 for t in rest if pattern.match(t)) / blocks)
+        rest = [t for t in rest if not pattern.match(t)]
+    line = f"| {fmt} | {form} | {len(loop) / blocks:.1f} |" + "".join(f" {c:.1f} |" for c in cells) + f" {len(rest) / blocks:.1f} |"
+    if arch == "avx2":
+        best = BEST[fmt] / 2
+        taken = cycles(loop, mca) if mca else None
+        line += f" {taken / blocks:.1f} | {best:.1f} | {100 * best * blocks / taken:.0f}% |" if taken else f" | {best:.1f} | |"
+    return line
+
+
+def compiled(compiler, tag, flags, fmt):
+    with tempfile.TemporaryDirectory() as folder:
+        source, obj = os.path.join(folder, "k.cpp"), os.path.join(folder, "k.o")
+        with open(source, "w", encoding="utf-8") as file:
+            file.write("#include <moxie/kernels/kernels.hpp>\ntemplate void moxie::kernels::matmul_int8<"
+                       f"moxie::kernels::{tag}, moxie::{fmt}>(const moxie::kernels::MatmulArgs&) noexcept;\n")
+        subprocess.run([compiler, "-std=c++20", "-O2", "-ffp-contract=off", "-w", *flags.split(), "-I", os.path.join(HERE, "..", "include"),
+                        "-c", source, "-o", obj], check=True)
+        return functions(subprocess.run(["objdump", "-d", "-C", "--no-show-raw-insn", obj], check=True, capture_output=True, text=True).stdout)
+
+
+def report(options):
+    lines = []
+    for arch, (tag, flags) in ARCHES.items():
+        lines += [f"**{arch}**", "", "| format | loop | instructions | " + " | ".join(n for n, _ in CLASSES) + " | other |" +
+                  (" cycles, Zen 3 | best | share |" if arch == "avx2" else ""),
+                  "|" + "---|" * (len(CLASSES) + (7 if arch == "avx2" else 4))]
+        for fmt in FORMATS:
+            loops = {}  # (unpacks in registers, tokens): loop
+            for name, body in compiled(options.compiler, tag, flags, fmt).items():
+                if match := re.search(r", (\d+)>\(", name):
+                    loops[(f"moxie::{fmt}" in name, int(match[1]))] = hot_loop(body)
+            for direct in (False, True):
+                sizes = [n for d, n in loops if d == direct and (not direct or n == 1)]
+                if sizes:
+                    form = "one token" if direct else f"tile of {max(sizes)}"
+                    lines.append(row(fmt, form, loops[(direct, max(sizes))], arch, options.mca))
+        lines.append("")
+    return "\n".join(line for line in lines if line is not None)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="instructions of the int8 kernels for a token and a block")
+    parser.add_argument("--compiler", default="g++")
+    parser.add_argument("--mca", default="llvm-mca-14")
+    parser.add_argument("--results")
+    options = parser.parse_args()
+    if subprocess.run(["sh", "-c", f"command -v {options.mca}"], capture_output=True).returncode != 0:
+        print(f"{options.mca} is not installed (package llvm-14): no cycles", file=sys.stderr)
+        options.mca = None
+    text = report(options)
+    print(text)
+    if options.results:
+        sys.path.insert(0, HERE)
+        import compare
+        compare.write_between(options.results, text, BEGIN, END)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
