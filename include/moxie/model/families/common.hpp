@@ -54,6 +54,32 @@ struct TensorNames {
   const char* shared_expert_gate = nullptr;
 };
 
+/// Hugging Face's usual names: what is around the feed-forward networks, with grouped-query attention.
+inline constexpr TensorNames hf_names_without_networks{
+    .layer_prefix = "model.layers.",
+    .embedding = "model.embed_tokens.weight",
+    .output_norm = "model.norm.weight",
+    .output = "lm_head.weight",
+    .attn_norm = "model.layers.{i}.input_layernorm.weight",
+    .ffn_norm = "model.layers.{i}.post_attention_layernorm.weight",
+    .q = "model.layers.{i}.self_attn.q_proj.weight",
+    .k = "model.layers.{i}.self_attn.k_proj.weight",
+    .v = "model.layers.{i}.self_attn.v_proj.weight",
+    .o = "model.layers.{i}.self_attn.o_proj.weight",
+};
+/// The same with networks under "mlp", dense ones and those of routed experts.
+inline constexpr TensorNames hf_names = [] {
+  TensorNames names = hf_names_without_networks;
+  names.dense_gate = "model.layers.{i}.mlp.gate_proj.weight";
+  names.dense_up = "model.layers.{i}.mlp.up_proj.weight";
+  names.dense_down = "model.layers.{i}.mlp.down_proj.weight";
+  names.router = "model.layers.{i}.mlp.gate.weight";
+  names.expert_gate = "model.layers.{i}.mlp.experts.{e}.gate_proj.weight";
+  names.expert_up = "model.layers.{i}.mlp.experts.{e}.up_proj.weight";
+  names.expert_down = "model.layers.{i}.mlp.experts.{e}.down_proj.weight";
+  return names;
+}();
+
 /// "blk.{i}.ffn_gate.{e}.weight" for layer and expert.
 inline std::string tensor_name(std::string_view pattern, std::int64_t layer = -1, std::int64_t expert = -1) {
   std::string name;

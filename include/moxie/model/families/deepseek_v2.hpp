@@ -8,33 +8,21 @@
 namespace moxie::families {
 
 /// Of V2 and V3.
-inline constexpr TensorNames deepseek_hf_names{
-    .layer_prefix = "model.layers.",
-    .embedding = "model.embed_tokens.weight",
-    .output_norm = "model.norm.weight",
-    .output = "lm_head.weight",
-    .attn_norm = "model.layers.{i}.input_layernorm.weight",
-    .ffn_norm = "model.layers.{i}.post_attention_layernorm.weight",
-    .q = "model.layers.{i}.self_attn.q_proj.weight",
-    .o = "model.layers.{i}.self_attn.o_proj.weight",
-    .q_a = "model.layers.{i}.self_attn.q_a_proj.weight",
-    .q_a_norm = "model.layers.{i}.self_attn.q_a_layernorm.weight",
-    .q_b = "model.layers.{i}.self_attn.q_b_proj.weight",
-    .kv_a = "model.layers.{i}.self_attn.kv_a_proj_with_mqa.weight",
-    .kv_a_norm = "model.layers.{i}.self_attn.kv_a_layernorm.weight",
-    .kv_b = "model.layers.{i}.self_attn.kv_b_proj.weight",
-    .dense_gate = "model.layers.{i}.mlp.gate_proj.weight",
-    .dense_up = "model.layers.{i}.mlp.up_proj.weight",
-    .dense_down = "model.layers.{i}.mlp.down_proj.weight",
-    .router = "model.layers.{i}.mlp.gate.weight",
-    .router_bias = "model.layers.{i}.mlp.gate.e_score_correction_bias",
-    .expert_gate = "model.layers.{i}.mlp.experts.{e}.gate_proj.weight",
-    .expert_up = "model.layers.{i}.mlp.experts.{e}.up_proj.weight",
-    .expert_down = "model.layers.{i}.mlp.experts.{e}.down_proj.weight",
-    .shared_gate = "model.layers.{i}.mlp.shared_experts.gate_proj.weight",
-    .shared_up = "model.layers.{i}.mlp.shared_experts.up_proj.weight",
-    .shared_down = "model.layers.{i}.mlp.shared_experts.down_proj.weight",
-};
+inline constexpr TensorNames deepseek_hf_names = [] {
+  TensorNames names = hf_names;
+  names.k = names.v = nullptr;
+  names.q_a = "model.layers.{i}.self_attn.q_a_proj.weight";
+  names.q_a_norm = "model.layers.{i}.self_attn.q_a_layernorm.weight";
+  names.q_b = "model.layers.{i}.self_attn.q_b_proj.weight";
+  names.kv_a = "model.layers.{i}.self_attn.kv_a_proj_with_mqa.weight";
+  names.kv_a_norm = "model.layers.{i}.self_attn.kv_a_layernorm.weight";
+  names.kv_b = "model.layers.{i}.self_attn.kv_b_proj.weight";
+  names.router_bias = "model.layers.{i}.mlp.gate.e_score_correction_bias";
+  names.shared_gate = "model.layers.{i}.mlp.shared_experts.gate_proj.weight";
+  names.shared_up = "model.layers.{i}.mlp.shared_experts.up_proj.weight";
+  names.shared_down = "model.layers.{i}.mlp.shared_experts.down_proj.weight";
+  return names;
+}();
 
 inline constexpr FixedOption deepseek_v2_fixed[] = {{"moe_layer_freq", "1"}, {"scoring_func", "\"softmax\""}};
 

@@ -6,22 +6,14 @@
 
 namespace moxie::families {
 
-inline constexpr TensorNames mixtral_hf_names{
-    .layer_prefix = "model.layers.",
-    .embedding = "model.embed_tokens.weight",
-    .output_norm = "model.norm.weight",
-    .output = "lm_head.weight",
-    .attn_norm = "model.layers.{i}.input_layernorm.weight",
-    .ffn_norm = "model.layers.{i}.post_attention_layernorm.weight",
-    .q = "model.layers.{i}.self_attn.q_proj.weight",
-    .k = "model.layers.{i}.self_attn.k_proj.weight",
-    .v = "model.layers.{i}.self_attn.v_proj.weight",
-    .o = "model.layers.{i}.self_attn.o_proj.weight",
-    .router = "model.layers.{i}.block_sparse_moe.gate.weight",
-    .expert_gate = "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight",
-    .expert_up = "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight",
-    .expert_down = "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",
-};
+inline constexpr TensorNames mixtral_hf_names = [] {
+  TensorNames names = hf_names_without_networks;
+  names.router = "model.layers.{i}.block_sparse_moe.gate.weight";
+  names.expert_gate = "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight";
+  names.expert_up = "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight";
+  names.expert_down = "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight";
+  return names;
+}();
 
 inline constexpr FixedOption mixtral_fixed[] = {{"attention_bias", "false"}};
 
