@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
@@ -206,6 +207,54 @@ TEST_CASE("panels take at most 3% more than the blocks of the file, with the pad
       const Linear linear = Linear::pack(context_of(activations), view_of(bytes, type, outputs, k));
       CHECK(linear.bytes() <= bytes.size() * 103 / 100);
     }
+}
+
+TEST_CASE("a low-rank part is added as in double precision, and its bits depend neither on the other rows nor on how outputs are cut") {
+  unsigned seed = 100;
+  for (const Index rank : {1, 3, 16, 37})
+    for (const Index k : {76, 320, 1056})
+      for (const Index outputs : {1, 33, 150}) {
+        CAPTURE(rank);
+        CAPTURE(k);
+        CAPTURE(outputs);
+        const Context context = context_of(Activations::int8, 3);
+        const RowMatrix w = random_matrix(outputs, k, ++seed), a = random_matrix(rank, k, ++seed), b = random_matrix(outputs, rank, ++seed), x = random_matrix(45, k, ++seed);
+        const auto part = std::make_shared<const LowRank>(context, a, b, 0.7f);
+        CHECK(part->a() == a);
+        CHECK(part->b() == b.transpose());
+        Linear linear = Linear::from_rows(context, k % 32 == 0 ? Dtype::Q8_0 : Dtype::F16, w);
+        const auto forward = [&](const RowMatrix& rows) {
+          PreparedRows prepared;
+          prepared.assign(context, rows.data(), rows.rows(), k, k, linear.takes_int8(context.activations), linear.takes_f32(context.activations));
+          RowMatrix y(rows.rows(), outputs);
+          linear.forward(context, prepared, y.data(), outputs);
+          return y;
+        };
+        const RowMatrix without = forward(x);
+        const std::size_t bytes = linear.bytes();
+        linear.set_low_rank(part);
+        CHECK(linear.bytes() == bytes + part->bytes());
+        CHECK(linear.rank() == rank);
+        const RowMatrix with = forward(x);
+        const Matrix u = static_cast<double>(0.7f) * (x.cast<double>() * a.cast<double>().transpose()), added = u * b.cast<double>().transpose();
+        const Matrix size = without.cast<double>().cwiseAbs() + static_cast<double>(0.7f) * (x.cast<double>().cwiseAbs() * a.cast<double>().cwiseAbs().transpose()) * b.cast<double>().cwiseAbs().transpose();
+        CHECK(error_of(with, without.cast<double>() + added, size) < 1e-6);
+        for (const Index r : {0, 7, 44}) CHECK(forward(x.middleRows(r, 1)) == with.row(r));
+        // One fused multiply-add after the other, wherever the outputs are cut.
+        RowMatrix projected(45, rank), slow = without;
+        PreparedRows prepared;
+        prepared.assign(context, x.data(), 45, k, k, false, true);
+        part->project(prepared.view(), nullptr, 45, projected.data());
+        for (Index r = 0; r < 45; ++r)
+          for (Index i = 0; i < rank; ++i) context.kernels->axpy(projected(r, i), part->b().row(i).data(), outputs, slow.row(r).data());
+        CHECK(slow == with);
+        slow = without;
+        for (Index begin = 0; begin < outputs; begin += 13) part->add(projected.data(), 45, begin, std::min(outputs, begin + 13), slow.data(), outputs);
+        CHECK(slow == with);
+        CHECK_THROWS_AS(linear.set_low_rank(std::make_shared<const LowRank>(context, a, random_matrix(outputs + 1, rank, 1), 1.0f)), ArgumentError);
+        CHECK_THROWS_AS(LowRank(context, a, random_matrix(outputs, rank + 1, 1), 1.0f), ArgumentError);
+        CHECK_THROWS_AS(LowRank(context, a, b, std::numeric_limits<float>::infinity()), ArgumentError);
+      }
 }
 
 TEST_CASE("mapped bytes are released as they are packed, each once") {

@@ -99,6 +99,26 @@ void axpy(float a, const float* x, std::int64_t n, float* y) noexcept {
       n, y, [&](F v, F sum) MOXIE_INLINE_LAMBDA { return madd(factor, v, sum); }, x, y);
 }
 
+/// y stays in registers while the rows are added. Four vectors of it hide the latency of a fused multiply-add.
+template <class A>
+void axpy_rows(const float* a, const float* x, std::int64_t n_rows, std::int64_t stride, std::int64_t n, float* y) noexcept {
+  using F = Floats<A>;
+  constexpr int lanes = rows::lanes<A>, step = 4 * lanes;
+  std::int64_t i = 0;
+  for (; i + step <= n; i += step) {
+    F sums[4];
+    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = F::load_unaligned(y + i + t * lanes); });
+    for (std::int64_t r = 0; r < n_rows; ++r) {
+      const F factor(a[r]);
+      const float* row = x + r * stride + i;
+      unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = madd(factor, F::load_unaligned(row + t * lanes), sums[t]); });
+    }
+    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { sums[t].store_unaligned(y + i + t * lanes); });
+  }
+  if (i == n) return;
+  for (std::int64_t r = 0; r < n_rows; ++r) axpy<A>(a[r], x + r * stride + i, n - i, y + i);
+}
+
 template <class A>
 void add(const float* x, std::int64_t n, float* y) noexcept {
   using F = Floats<A>;

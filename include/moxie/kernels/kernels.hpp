@@ -36,9 +36,9 @@ void pack_scaled(const std::byte* const* rows, std::int64_t k_file, const float*
     const std::int64_t k = (k_file + block_k - 1) / block_k * block_k;
     std::int64_t i = 0;
     for (; i + together <= k_file; i += together)
-      panel::place_rows<size>(
-          [&](int r) MOXIE_INLINE_CALL { return rows[r] ? panel::load16(rows[r] + i * size) : panel::Bytes16{}; },
-          panel + i * panel_rows * size);
+      panel::place_rows<size>([&](int r)
+                                  MOXIE_INLINE_CALL { return rows[r] ? panel::load16(rows[r] + i * size) : panel::Bytes16{}; },
+                              panel + i * panel_rows * size);
     for (; i < k; ++i)
       for (int r = 0; r < panel_rows; ++r) {
         std::byte* to = panel + (i * panel_rows + r) * size;
@@ -98,6 +98,7 @@ constexpr Table make_table() noexcept {
   t.rms_norm = &rms_norm<A>;
   t.swiglu = &swiglu<A>;
   t.axpy = &axpy<A>;
+  t.axpy_rows = &axpy_rows<A>;
   t.add = &add<A>;
   t.softmax_partial = &softmax_partial<A>;
   t.softmax_gradient = &softmax_gradient<A>;

@@ -59,8 +59,8 @@ struct FormatKernels {
   void (*pack_scaled)(const std::byte* const* rows, std::int64_t k_file, const float* scales, std::byte* panel);
   MatmulFn int8;  ///< nullptr for float formats (F32, F16, BF16, F8_E4M3): they multiply f32 activations
   MatmulFn f32;
-  /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks * 32][16], rows `stride` floats apart, each aligned to 64
-  /// bytes; first is a multiple of 8, blocks at most 8.
+  /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks * 32][16], rows `stride` floats apart, each aligned to
+  /// 64 bytes; first is a multiple of 8, blocks at most 8.
   void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
 };
 
@@ -77,6 +77,8 @@ struct Table {
   void (*swiglu)(const float* gate, const float* up, std::int64_t n, float* y);
   /// y += a * x, fused multiply-add
   void (*axpy)(float a, const float* x, std::int64_t n, float* y);
+  /// y += sum over r of a[r] * x[r], rows x [n_rows, n] `stride` floats apart: axpy() with one row after the other.
+  void (*axpy_rows)(const float* a, const float* x, std::int64_t n_rows, std::int64_t stride, std::int64_t n, float* y);
   /// y += x
   void (*add)(const float* x, std::int64_t n, float* y);
   /// Partial softmax of n logits, each divided by the temperature first.

@@ -99,7 +99,7 @@ class LowRank {
 
   /// Adds b u to outputs [begin, end) of a row, `y` being output `begin`; u [rank] from project().
   void add(const float* u, Index begin, Index end, float* y) const noexcept {
-    for (Index k = 0; k < rank_; ++k) table_->axpy(u[k], b_.data() + k * b_.cols() + begin, end - begin, y);
+    table_->axpy_rows(u, b_.data() + begin, rank_, b_.cols(), end - begin, y);
   }
 
   /// Adds b u to outputs [begin, end) of rows as Linear::multiply() writes them: row i at out + i * out_stride, output 0 at its

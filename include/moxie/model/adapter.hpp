@@ -277,6 +277,10 @@ class AdapterWalk {
   /// Weight := decoded rows after add(r, row), in a type of its own.
   template <class Add>
   void replace(const Entry& entry, Weight& weight, Index rows, Add&& add) {
+    if (weight.tensor.panel_bytes != 0)
+      throw UnsupportedError(weight.tensor.place(),
+                             "lies packed in the file, so that nothing can be merged into it; run the adapter "
+                             "beside the weights, or merge it into the model that was packed");
     const Dtype type = weight.tensor.dtype;
     const Dtype stored = stored_.value_or(type == Dtype::F32 || type == Dtype::F16 ? type : Dtype::BF16);
     Weight matrix = weight;
