@@ -17,6 +17,7 @@
 #include <moxie/grpo/rollout.hpp>
 #include <moxie/grpo/routes_file.hpp>
 
+#include "checks.hpp"
 #include "io_files.hpp"
 #include "random_model.hpp"
 
@@ -27,18 +28,10 @@ namespace {
 
 using Ids = std::vector<std::int32_t>;
 
-std::string embedded() { return std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf"; }
+using test::message_of;
+using test::contains;
+using test::same_bits;
 
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-bool same_bits(std::span<const float> a, std::span<const float> b) { return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size_bytes()) == 0); }
 bool same(const grpo::Completion& a, const grpo::Completion& b) {
   return a.ids == b.ids && a.finish == b.finish && same_bits(a.logprobs, b.logprobs) && same_bits(a.kept, b.kept) &&
          same_bits(a.sampler_logprobs, b.sampler_logprobs) && a.routes.text() == b.routes.text();
@@ -63,7 +56,7 @@ Ids joined(const Ids& prompt, const Ids& completion) {
 }  // namespace
 
 TEST_CASE("completions are the same bits whatever the group size, batch, budget, chunk, threads and the other prompts") {
-  const Model model = Model::load(embedded(), {.threads = 2});
+  const Model model = Model::load(test::embedded_model(), {.threads = 2});
   const auto prompts = questions(model);
   const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
   const GenerateOptions generate{.temperature = 2.0f, .top_p = 0.98f, .presence_penalty = 0.2f, .seed = 17, .max_tokens = 22};
@@ -87,7 +80,7 @@ TEST_CASE("completions are the same bits whatever the group size, batch, budget,
   for (const Way& way : {Way{6, 1, 1, 512, 0}, Way{3, 4, 2, 7, 0}, Way{8, 100, 3, 33, 9}, Way{6, 5, 2, 64, 5}, Way{6, 32, 1, 512, 4}}) {
     CAPTURE(way.pages);
     CAPTURE(way.group);
-    const Model other = Model::load(embedded(), {.threads = static_cast<int>(way.threads), .chunk = way.chunk});
+    const Model other = Model::load(test::embedded_model(), {.threads = static_cast<int>(way.threads), .chunk = way.chunk});
     const auto groups = grpo::rollout(other, prompts, {.group_size = way.group, .generate = generate, .batch = way.batch, .kv_budget_bytes = way.pages * page, .record_routes = true});
     for (std::size_t p = 0; p < prompts.size(); ++p)
       for (std::size_t g = 0; g < std::min<std::size_t>(6, groups[p].completions.size()); ++g) CHECK(same(groups[p].completions[g], expected[p].completions[g]));
@@ -107,36 +100,8 @@ TEST_CASE("completions are the same bits whatever the group size, batch, budget,
     }
 }
 
-TEST_CASE("scores of a rollout are its logprobs bit for bit, with GQA and MLA, int8 and float, penalties, truncation and an adapter") {
-  const test::TemporaryFolder folder;
-  std::vector<std::string> paths = {embedded(), test::write_random_model(folder.file("gqa.gguf"), test::qwen3_moe_config(Dtype::Q4_K), Dtype::Q4_K)};
-  std::mt19937 random(3);
-  for (const std::string& path : paths)
-    for (const Activations activations : {Activations::int8, Activations::f32}) {
-      const Model model = Model::load(path, {.threads = 2, .activations = activations, .chunk = 40});
-      std::vector<Ids> prompts;
-      for (const std::int64_t n : {3, 70, 17}) prompts.push_back(test::random_ids(random, n, 300));
-      OutputAdapter adapter = OutputAdapter::create(model.config().hidden_size, model.config().vocab_size, 4, 8.0f, 1);
-      for (Index i = 0; i < adapter.b.size(); ++i) adapter.b.data()[i] = 0.01f * static_cast<float>(i % 7 - 3);
-      adapter.pack(model.context());
-      for (const OutputAdapter* used : {static_cast<const OutputAdapter*>(nullptr), static_cast<const OutputAdapter*>(&adapter)})
-        for (const GenerateOptions& generate : {GenerateOptions{.seed = 1, .max_tokens = 20}, GenerateOptions{.temperature = 0.6f, .top_k = 20, .top_p = 0.8f, .seed = 2, .max_tokens = 20},
-                                                GenerateOptions{.temperature = 2.0f, .min_p = 0.01f, .repetition_penalty = 1.2f, .seed = 3, .max_tokens = 20}}) {
-          const auto groups = grpo::rollout(model, prompts, {.group_size = 4, .generate = generate, .batch = 7, .adapter = used});
-          std::vector<Ids> sequences;
-          for (std::size_t p = 0; p < prompts.size(); ++p)
-            for (const auto& completion : groups[p].completions) sequences.push_back(joined(prompts[p], completion.ids));
-          const auto scores = grpo::logprobs(model, sequences, {.temperature = generate.temperature, .adapter = used});
-          for (std::size_t s = 0; s < sequences.size(); ++s) {
-            const auto& completion = groups[s / 4].completions[s % 4];
-            CHECK(same_bits(std::span(scores[s].logprobs).subspan(prompts[s / 4].size() - 1), completion.logprobs));
-          }
-        }
-    }
-}
-
 TEST_CASE("a group's prompt is stored once, and the budget is kept") {
-  const Model model = Model::load(embedded(), {.threads = 1, .chunk = 64});
+  const Model model = Model::load(test::embedded_model(), {.threads = 1, .chunk = 64});
   const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
   std::mt19937 random(5);
   const Ids prompt = test::random_ids(random, 200, 300);  // 3 full pages and one that is not
@@ -170,7 +135,7 @@ TEST_CASE("a group's prompt is stored once, and the budget is kept") {
 }
 
 TEST_CASE("every budget that holds one completion is enough, and gives the same completions") {
-  const Model model = Model::load(embedded(), {.threads = 2});
+  const Model model = Model::load(test::embedded_model(), {.threads = 2});
   const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
   std::mt19937 random(9);
   const auto between = [&](std::int64_t low, std::int64_t high) { return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1)); };
@@ -194,7 +159,7 @@ TEST_CASE("every budget that holds one completion is enough, and gives the same 
 }
 
 TEST_CASE("what cannot be rolled out is said before anything is run") {
-  const Model model = Model::load(embedded(), {.threads = 1});
+  const Model model = Model::load(test::embedded_model(), {.threads = 1});
   const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
   const std::vector<Ids> prompts = {{1, 2, 3}, Ids(100, 5)};
   const auto message = [&](const grpo::RolloutOptions& options, const std::vector<Ids>& what) {
@@ -231,7 +196,7 @@ TEST_CASE("what cannot be rolled out is said before anything is run") {
 
 TEST_CASE("recorded routes go through text and come back; replayed, they change no bit") {
   const test::TemporaryFolder folder;
-  const Model model = Model::load(embedded(), {.threads = 2});
+  const Model model = Model::load(test::embedded_model(), {.threads = 2});
   const auto prompts = questions(model);
   const auto groups = grpo::rollout(model, prompts, {.group_size = 2, .generate = {.temperature = 1.5f, .seed = 4, .max_tokens = 30}, .record_routes = true});
   std::vector<Ids> sequences;
@@ -254,7 +219,7 @@ TEST_CASE("recorded routes go through text and come back; replayed, they change 
     for (Index l = 0; l < 2; ++l) CHECK(replayed[s].routes.weights(l) == plain[s].routes.weights(l));
   }
   // In a model of another format the recorded experts are used, where its own router would choose others.
-  const Model f32 = Model::load(embedded(), {.threads = 2, .activations = Activations::f32, .kv = KvType::f32});
+  const Model f32 = Model::load(test::embedded_model(), {.threads = 2, .activations = Activations::f32, .kv = KvType::f32});
   const auto forced = grpo::logprobs(f32, sequences, {.record_routes = true, .replay = traces});
   for (std::size_t s = 0; s < sequences.size(); ++s)
     for (Index l = 0; l < 2; ++l) CHECK(forced[s].routes.ids(l).topRows(traces[s].tokens() - 1) == traces[s].ids(l).topRows(traces[s].tokens() - 1));

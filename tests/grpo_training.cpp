@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -11,6 +12,8 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <random>
+#include <span>
 #include <stack>
 #include <string>
 #include <vector>
@@ -27,7 +30,10 @@
 #include "../examples/grpo/curve.hpp"
 #include "../examples/grpo/questions.hpp"
 #include "../examples/grpo/run.hpp"
+#include "checks.hpp"
 #include "child_process.hpp"
+#include "io_files.hpp"
+#include "random_model.hpp"
 #include "shared.hpp"
 
 using namespace moxie;
@@ -56,19 +62,9 @@ class Folder {
   std::string path_;
 };
 
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-bool same_bits(const RowMatrix& a, const RowMatrix& b) {
-  return a.rows() == b.rows() && a.cols() == b.cols() &&
-         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
-}
+using test::message_of;
+using test::contains;
+using test::same_bits;
 
 /// A gradient that changes from step to step.
 float gradient_at(int step, Index i) {
@@ -291,6 +287,74 @@ TEST_CASE("the first step is on-policy to the bit: ratios of exactly 1, nothing 
     CHECK(metrics.at("entropy") > 0.0);
   }
   CHECK(trainer.optimizer_state().steps == 6);
+}
+
+TEST_CASE("200 random rollouts: scores are their logprobs bit for bit, the first step has ratios of exactly 1 and clips nothing") {
+  const test::TemporaryFolder folder;
+  const std::string paths[] = {example("models/tiny-r1.gguf"),  // latent attention
+                               test::write_random_model(folder.file("gqa.gguf"), test::qwen3_moe_config(Dtype::Q4_K), Dtype::Q4_K),
+                               test::write_random_model(folder.file("mla.gguf"), test::deepseek_v2_config(Dtype::F16), Dtype::F16),
+                               test::write_random_model(folder.file("window.gguf"), test::mixtral_config(Dtype::Q5_0), Dtype::Q5_0)};
+  constexpr int rollouts = 200, models = 10;
+  std::mt19937 random(2026);
+  const auto between = [&](std::int64_t low, std::int64_t high) { return std::uniform_int_distribution<std::int64_t>(low, high)(random); };
+  const auto real = [&](float low, float high) { return std::uniform_real_distribution<float>(low, high)(random); };
+  const auto chance = [&](int percent) { return between(1, 100) <= percent; };
+  const LossType losses[] = {LossType::grpo, LossType::bnpo, LossType::dr_grpo, LossType::dapo, LossType::luspo};
+  Index tokens = 0;
+  for (int m = 0; m < models; ++m) {
+    const Model model = Model::load(paths[m % 4], {.threads = 2,
+                                                   .activations = chance(50) ? Activations::int8 : Activations::f32,
+                                                   .kv = std::array{KvType::f32, KvType::f16, KvType::bf16}[static_cast<std::size_t>(between(0, 2))],
+                                                   .chunk = between(20, 200)});
+    const Index hidden = model.config().hidden_size, vocab = model.config().vocab_size;
+    for (int i = 0; i < rollouts / models; ++i) {
+      CAPTURE(m);
+      CAPTURE(i);
+      GenerateOptions generate{.temperature = chance(10) ? 0.0f : real(0.1f, 2.5f), .seed = random(), .max_tokens = between(1, 16), .ignore_eos = chance(50)};
+      if (chance(30)) generate.top_k = between(1, 60);
+      if (chance(50)) generate.top_p = real(0.3f, 1.0f);
+      if (chance(30)) generate.min_p = real(0.0f, 0.2f);
+      if (chance(30)) generate.repetition_penalty = real(0.8f, 1.4f);
+      if (chance(30)) generate.presence_penalty = real(-0.5f, 1.0f);
+      if (chance(30)) generate.frequency_penalty = real(-0.5f, 1.0f);
+      OutputAdapter adapter = OutputAdapter::create(hidden, vocab, between(1, 9), real(1.0f, 32.0f), random());
+      const bool adapted = chance(60);
+      if (adapted)
+        for (Index k = 0; k < adapter.b.size(); ++k) adapter.b.data()[k] = real(-0.1f, 0.1f);
+      adapter.pack(model.context());
+
+      std::vector<std::vector<std::int32_t>> prompts, sequences;
+      for (std::int64_t p = between(1, 3); p > 0; --p) prompts.push_back(test::random_ids(random, between(1, 90), 300));
+      const std::int64_t group = between(2, 4);
+      const auto groups = rollout(model, prompts, {.group_size = group, .generate = generate, .batch = between(1, 9), .adapter = adapted ? &adapter : nullptr});
+      for (std::size_t p = 0; p < prompts.size(); ++p)
+        for (const Completion& completion : groups[p].completions) {
+          sequences.push_back(prompts[p]);
+          sequences.back().insert(sequences.back().end(), completion.ids.begin(), completion.ids.end());
+          tokens += static_cast<Index>(completion.ids.size());
+        }
+      const float temperature = generate.logprob_temperature();
+      const auto scores = logprobs(model, sequences, {.temperature = temperature, .batch = between(1, 9), .adapter = adapted ? &adapter : nullptr});
+      for (std::size_t s = 0; s < sequences.size(); ++s) {
+        const std::size_t p = s / static_cast<std::size_t>(group);
+        const std::vector<float>& expected = groups[p].completions[s % static_cast<std::size_t>(group)].logprobs;
+        const auto scored = std::span(scores[s].logprobs).subspan(prompts[p].size() - 1);
+        REQUIRE(scored.size() == expected.size());
+        CHECK(std::memcmp(scored.data(), expected.data(), scored.size_bytes()) == 0);
+      }
+
+      TrainerOptions options{.temperature = temperature};
+      options.loss.loss_type = losses[between(0, 4)];
+      options.loss.importance_sampling_level = chance(30) ? ImportanceSamplingLevel::sequence : ImportanceSamplingLevel::token;
+      options.loss.epsilon = 1e-9;  // clips whatever is not exactly 1
+      AdapterTrainer trainer(model, std::move(adapter), options);  // a b of zeros changes no bit
+      const Metrics metrics = trainer.step(prompts, groups, TokenArray::Random(static_cast<Index>(sequences.size()), 1));
+      CHECK(metrics.at("ratio/deviation") == 0.0);
+      CHECK(metrics.at("clip_ratio/region_mean") == 0.0);
+    }
+  }
+  MESSAGE(tokens << " tokens");
 }
 
 TEST_CASE("a step makes rewarded completions more probable and others less, and results do not depend on the threads") {
