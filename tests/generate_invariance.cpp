@@ -44,7 +44,8 @@ struct Form {
   KvType kv;
 };
 const std::vector<Form> forms = {{Activations::int8, KvType::f16}, {Activations::int8, KvType::bf16}, {Activations::int8, KvType::f32},
-                                 {Activations::f32, KvType::f16},  {Activations::f32, KvType::bf16},  {Activations::f32, KvType::f32}};
+                                 {Activations::f32, KvType::f16},  {Activations::f32, KvType::bf16},  {Activations::f32, KvType::f32},
+                                 {Activations::int8, KvType::int8}, {Activations::f32, KvType::int8}};
 
 /// Float weights are packed in another way for each form of activations.
 Model load(const std::string& path, const Form& form) { return Model::load(path, {.threads = 2, .activations = form.activations}); }
@@ -274,7 +275,7 @@ TEST_CASE("long sequences over many KV pages, with and without a window, give th
     const std::string path = test::write_random_model(folder.file("model.gguf"), config(Dtype::Q4_0), Dtype::Q4_0);
     for (const Form& form : {forms[0], forms[5]}) check_in_company(load(path, form), form, 4, 220, ++seed, tally);
   }
-  const std::string embedded = std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf";
+  const std::string embedded = test::embedded_model();
   for (const Form& form : {forms[0], forms[5]}) check_in_company(load(embedded, form), form, 4, 120, ++seed, tally);
   MESSAGE(tally.cases << " random cases, " << tally.rows << " rows compared");
 }
@@ -289,7 +290,7 @@ TEST_CASE("FP8 weights with block scales give the same bits in any company") {
 TEST_CASE("scores are the same bits for every batch, chunk, number of threads and KV budget") {
   const test::TemporaryFolder folder;
   std::mt19937 random(5);
-  std::vector<std::string> paths = {std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf"};
+  std::vector<std::string> paths = {test::embedded_model()};
   paths.push_back(test::write_random_model(folder.file("gqa.gguf"), test::qwen2_moe_config(Dtype::Q5_K), Dtype::Q5_K));
   paths.push_back(test::write_random_model(folder.file("mla.gguf"), test::deepseek_v2_config(Dtype::BF16), Dtype::BF16));
   for (const std::string& path : paths) {
@@ -327,7 +328,7 @@ TEST_CASE("scores are the same bits for every batch, chunk, number of threads an
 TEST_CASE("batches that sequences join and leave at random draw the same tokens and logprobs as each sequence alone") {
   const test::TemporaryFolder folder;
   std::mt19937 random(9);
-  std::vector<std::string> paths = {std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf"};
+  std::vector<std::string> paths = {test::embedded_model()};
   paths.push_back(test::write_random_model(folder.file("gqa.gguf"), test::qwen3_moe_config(Dtype::Q6_K), Dtype::Q6_K));
   for (const std::string& path : paths) {
     const Model plain = Model::load(path, {.threads = 1});

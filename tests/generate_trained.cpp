@@ -25,7 +25,7 @@ namespace {
 
 using Ids = std::vector<std::int32_t>;
 
-nlohmann::json read_json(const std::string& path) { return nlohmann::json::parse(test::read_text(path)); }
+using test::read_json;
 
 /// A sequence and the rows whose next token counts: [first, ids.size() - 1).
 struct Passage {
@@ -79,10 +79,10 @@ Model load_fast(const std::string& file) { return Model::load(file, {.threads = 
 
 /// GGUF files that are kept and whose weight types moxie reads.
 std::vector<std::string> types_of(const std::string& folder, const std::string& name) {
-  std::vector<std::string> types;
+  std::vector<std::string> found;
   for (const char* type : {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"})
-    if (std::filesystem::exists(folder + "/" + name + "-" + type + ".gguf")) types.push_back(type);
-  return types;
+    if (std::filesystem::exists(folder + "/" + name + "-" + type + ".gguf")) found.push_back(type);
+  return found;
 }
 
 /// The mean is held over all chunks, as llama.cpp's table has it. In 16 of them a single token whose experts change (KL up to 0.9, which is half of
@@ -216,5 +216,28 @@ TEST_CASE("tiny-r1 in f32 gives the answers and logprobs of transformers; quanti
     const nlohmann::json& ref = refs.at("gguf").at(type);
     REQUIRE(reference.size() / vocab == ref.at("positions").get<std::size_t>());
     check_kl("tiny-r1 " + type, divergence(reference, log_probabilities(load_fast(*folder + "/tiny-r1-" + type + ".gguf"), passages), vocab), ref, "");
+  }
+
+  // What the KV cache loses, against the exact model: with f32 activations it alone, with int8 ones (attention on 16-bit codes) beside what the same file
+  // loses with an f32 cache. f16 and bf16 round keys and values by 2^-12 and 2^-9 of themselves, int8 by 2^-8 of the largest of 32; the divergence goes
+  // with the square. A token whose experts change decides the mean.
+  const std::string file = *folder + "/tiny-r1-Q8_0.gguf";
+  const Kl fast = divergence(reference, log_probabilities(load_fast(file), passages), vocab);
+  struct Loss {
+    KvType kv;
+    std::string name;
+    double median, more;
+  };
+  for (const Loss& loss : {Loss{KvType::f16, "f16", 2e-11, 1.1}, {KvType::bf16, "bf16", 1e-9, 1.5}, {KvType::int8, "int8", 5e-9, 2.0}}) {
+    const auto with = [&](const std::string& path, Activations activations) {
+      const Model model = Model::load(path, {.threads = 1, .activations = activations, .kv = loss.kv});
+      return divergence(reference, log_probabilities(model, passages), vocab);
+    };
+    const Kl alone = with(*folder, Activations::f32), coded = with(file, Activations::int8);
+    MESSAGE("tiny-r1, KV cache of " << loss.name << ": KL mean " << alone.mean << ", median " << alone.median << "; Q8_0 mean " << coded.mean << ", median "
+                                    << coded.median << " (f32 cache: " << fast.mean << ", " << fast.median << ")");
+    CHECK(alone.median <= loss.median);
+    CHECK(alone.mean <= 1e-4);
+    CHECK(coded.median <= loss.more * fast.median);
   }
 }

@@ -39,7 +39,7 @@ struct CommonOptions {
     command.add_option("--activations", activations, "type of activations in matrix products")
         ->check(CLI::IsMember({"int8", "f32"}))
         ->capture_default_str();
-    command.add_option("--kv", kv, "type of the KV cache")->check(CLI::IsMember({"f16", "bf16", "f32"}))->capture_default_str();
+    command.add_option("--kv", kv, "type of the KV cache")->check(CLI::IsMember({"f16", "bf16", "f32", "int8"}))->capture_default_str();
     command.add_option("--chunk", chunk, "rows of a forward pass at most")
         ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
         ->capture_default_str();
@@ -120,7 +120,10 @@ inline moxie::Model load_model(const std::string& path, const CommonOptions& opt
   moxie::LoadOptions load;
   load.threads = options.threads;
   load.activations = options.activations == "f32" ? moxie::Activations::f32 : moxie::Activations::int8;
-  load.kv = options.kv == "f32" ? moxie::KvType::f32 : options.kv == "bf16" ? moxie::KvType::bf16 : moxie::KvType::f16;
+  load.kv = options.kv == "f32"    ? moxie::KvType::f32
+            : options.kv == "bf16" ? moxie::KvType::bf16
+            : options.kv == "int8" ? moxie::KvType::int8
+                                   : moxie::KvType::f16;
   load.chunk = options.chunk;
   load.adapter = adapter.folder;
   load.adapter_mode = adapter.merge ? moxie::AdapterMode::merged : moxie::AdapterMode::beside;

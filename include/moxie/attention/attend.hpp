@@ -47,13 +47,29 @@ struct AttentionScratch {
 
 namespace detail {
 
-/// Cuts the batch into tiles of about 64 queries, or down to 16 where that would leave threads without work: 64 queries
-/// hide the conversion of a page, and their scratch memory stays in the second-level cache.
+/// The kernel of a batch, and the queries of a full tile. These hide the conversion of a page, and their scratch memory stays in
+/// the second-level cache: with 16-bit codes a page costs as much as 5 to 10 queries, with f32 as much as 1.
+struct AttentionKernel {
+  void (*run)(const kernels::AttentionTile&) = nullptr;
+  bool int16 = false;
+  std::int64_t queries = 64;
+};
+inline AttentionKernel attention_kernel(const Context& context, bool latent, std::span<const AttendRow> rows) {
+  if (context.kernels == nullptr) throw ArgumentError("the context has no kernels");
+  const auto int16 = latent ? context.kernels->attend_mla_int16 : context.kernels->attend_gqa_int16;
+  const bool all_small = std::all_of(rows.begin(), rows.end(), [](const AttendRow& row) {
+    return row.sequence != nullptr && row.sequence->shape().type != KvType::f32;
+  });
+  if (context.activations == Activations::int8 && int16 != nullptr && all_small) return {int16, true, latent ? 128 : 256};
+  return {latent ? context.kernels->attend_mla : context.kernels->attend_gqa, false, 64};
+}
+
+/// Cuts the batch into tiles of about `most` queries, or down to 16 where that would leave threads without work.
 /// `group` heads share keys; with `split` a group may be cut too.
 inline void cut_attention(std::span<const AttendRow> rows, std::int64_t heads, std::int64_t group, bool split, int threads,
-                          std::vector<AttentionScratch::Tile>& tiles) {
+                          std::int64_t most, std::vector<AttentionScratch::Tile>& tiles) {
   const auto n = static_cast<std::int64_t>(rows.size());
-  for (std::int64_t queries = 64; queries >= 16; queries /= 2) {
+  for (std::int64_t queries = most; queries >= 16; queries /= 2) {
     const std::int64_t tile_heads = split ? std::min(group, queries) : group;
     const std::int64_t tile_rows = std::max<std::int64_t>(1, queries / tile_heads);
     tiles.clear();
@@ -71,9 +87,8 @@ inline void cut_attention(std::span<const AttendRow> rows, std::int64_t heads, s
   }
 }
 
-inline void check_attention(const Context& context, const AttentionConfig& config, const KvShape& wanted, std::int64_t layer,
+inline void check_attention(const AttentionConfig& config, const KvShape& wanted, std::int64_t layer,
                             std::span<const AttendRow> rows) {
-  if (context.kernels == nullptr) throw ArgumentError("the context has no kernels");
   if (config.sliding_window < 0)
     throw ArgumentError({{}, "AttentionConfig.sliding_window", {}},
                         "must be 0 (none) or positive, got " + std::to_string(config.sliding_window));
@@ -150,15 +165,17 @@ void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kerne
 
 /// `wanted`: heads and dimensions of the cache. `v_dim`: width of a head's result.
 inline void attend(const Context& context, const AttentionConfig& config, const KvShape& wanted, std::int64_t v_dim,
-                   void (*kernel)(const kernels::AttentionTile&), std::int64_t layer, const float* q, Index q_stride,
-                   std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
-  check_attention(context, config, wanted, layer, rows);
+                   std::int64_t layer, const float* q, Index q_stride, std::span<const AttendRow> rows, float* out,
+                   Index out_stride, AttentionScratch& scratch) {
+  check_attention(config, wanted, layer, rows);
   const bool latent = wanted.latent();
+  const AttentionKernel kernel = attention_kernel(context, latent, rows);
   const std::int64_t group = config.n_heads / wanted.n_heads;
-  cut_attention(rows, config.n_heads, group, latent, context.threads.count(), scratch.tiles);
+  cut_attention(rows, config.n_heads, group, latent, context.threads.count(), kernel.queries, scratch.tiles);
   std::int64_t queries = 0;
   for (const AttentionScratch::Tile& tile : scratch.tiles) queries = std::max(queries, tile.rows * tile.heads);
-  const std::int64_t slot = kernels::attention_scratch(queries, wanted.k_dim, v_dim);
+  const std::int64_t slot = kernel.int16 ? kernels::attention_int16_scratch(queries, wanted.k_dim, v_dim)
+                                         : kernels::attention_scratch(queries, wanted.k_dim, v_dim);
   scratch.floats.resize(static_cast<std::size_t>(slot * context.threads.count()));
 
   const auto tile_of = [&](std::int64_t i, int thread) {
@@ -169,7 +186,7 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
     return kernels::AttentionTile{.pages = row.sequence->pages(),
                                   .key_offset = shape.key_offset(layer, kv_head),
                                   .value_offset = shape.value_offset(layer, kv_head),
-                                  .type = kv_dtype(shape.type),
+                                  .type = shape.type,
                                   .k_dim = shape.k_dim,
                                   .v_dim = v_dim,
                                   .position = row.position,
@@ -191,10 +208,10 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
     keys += config.sliding_window == 0 ? row.position + 1 : std::min(row.position + 1, config.sliding_window);
   const bool several_pages = std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.position >= kv_page; });
   if (n < context.threads.count() && single_rows && several_pages)
-    attend_by_pages(context, tile_of, kernel, rows, config.sliding_window, v_dim, queries, scratch);
+    attend_by_pages(context, tile_of, kernel.run, rows, config.sliding_window, v_dim, queries, scratch);
   else
     context.threads.for_each(
-        n, [&](std::int64_t i, int thread) { kernel(tile_of(i, thread)); },
+        n, [&](std::int64_t i, int thread) { kernel.run(tile_of(i, thread)); },
         keys * config.n_heads * (wanted.k_dim + v_dim) < worth_a_team ? std::max<std::int64_t>(1, n) : 1);
 }
 
@@ -209,8 +226,7 @@ inline void attend_gqa(const Context& context, const AttentionConfig& config, st
         {{}, "AttentionConfig.n_heads", {}},
         "must be a multiple of n_kv_heads, got " + std::to_string(config.n_heads) + " and " + std::to_string(config.n_kv_heads));
   const KvShape wanted{.n_heads = config.n_kv_heads, .k_dim = config.head_dim, .v_dim = config.head_dim};
-  detail::attend(context, config, wanted, config.head_dim, context.kernels ? context.kernels->attend_gqa : nullptr, layer, q,
-                 q_stride, rows, out, out_stride, scratch);
+  detail::attend(context, config, wanted, config.head_dim, layer, q, q_stride, rows, out, out_stride, scratch);
 }
 
 /// Multi-head latent attention in its absorbed form. q [rows, n_heads * (kv_lora_rank + qk_rope_head_dim)]: per head the
@@ -221,8 +237,7 @@ inline void attend_mla(const Context& context, const AttentionConfig& config, st
   if (config.n_heads < 1)
     throw ArgumentError({{}, "AttentionConfig.n_heads", {}}, "must be positive, got " + std::to_string(config.n_heads));
   const KvShape wanted{.n_heads = 1, .k_dim = config.kv_lora_rank + config.qk_rope_head_dim, .v_dim = 0};
-  detail::attend(context, config, wanted, config.kv_lora_rank, context.kernels ? context.kernels->attend_mla : nullptr, layer, q,
-                 q_stride, rows, out, out_stride, scratch);
+  detail::attend(context, config, wanted, config.kv_lora_rank, layer, q, q_stride, rows, out, out_stride, scratch);
 }
 
 }  // namespace moxie

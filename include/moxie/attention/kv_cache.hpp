@@ -6,12 +6,16 @@
 //   grouped-query attention   keys transposed [k_dim][64], then values [64][v_dim]: scores run over neighbouring positions and
 //                             values over neighbouring dimensions, so neither sums across a vector
 //   multi-head latent         one row for each position, [64][k_dim] = latent and rotated key; values are its first dimensions
-// Rows are padded to 16 elements with zeros.
+// Rows are padded to 16 elements with zeros. Elements of int8 are codes x / d in [-127, 127] with one scale d for each 32
+// dimensions of a position: the scales, bf16, follow the keys as [blocks][64], the values (or latent rows) as [64][blocks]. d is
+// the largest |x| / 127 rounded up, so that no code is cut off; a block that is not finite has a d that is NaN.
 //
 // One sequence is used by one thread at a time, except write(); different sequences of a pool may be used at once.
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -22,7 +26,6 @@
 #include <utility>
 #include <vector>
 
-#include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/floats.hpp>
 #include <moxie/core/memory.hpp>
@@ -32,12 +35,6 @@ namespace moxie {
 
 inline constexpr std::int64_t kv_page = kernels::kv_page;  ///< positions of a page
 
-enum class KvType { f32, f16, bf16 };
-
-constexpr Dtype kv_dtype(KvType type) noexcept {
-  return type == KvType::f32 ? Dtype::F32 : type == KvType::f16 ? Dtype::F16 : Dtype::BF16;
-}
-
 /// What a position takes. For multi-head latent attention n_heads = 1, k_dim = kv_lora_rank + qk_rope_head_dim, v_dim = 0.
 struct KvShape {
   std::int64_t n_layers = 0;
@@ -46,14 +43,18 @@ struct KvShape {
   KvType type = KvType::f16;
 
   bool latent() const noexcept { return v_dim == 0; }
-  std::size_t element_bytes() const noexcept { return type == KvType::f32 ? 4 : 2; }
+  std::size_t element_bytes() const noexcept { return type == KvType::f32 ? 4 : type == KvType::int8 ? 1 : 2; }
+  /// Bytes of the scales of 64 keys or values.
+  std::size_t scale_bytes(std::int64_t dim) const noexcept {
+    return type == KvType::int8 ? static_cast<std::size_t>(kv_page * kernels::kv_blocks(dim)) * 2 : 0;
+  }
   /// Elements from one position's value (or latent) row to the next.
   std::int64_t row_stride() const noexcept { return kernels::kv_row_stride(latent() ? k_dim : v_dim); }
   std::size_t key_bytes() const noexcept {
-    return static_cast<std::size_t>(kv_page * (latent() ? row_stride() : k_dim)) * element_bytes();
+    return static_cast<std::size_t>(kv_page * (latent() ? row_stride() : k_dim)) * element_bytes() + scale_bytes(k_dim);
   }
   std::size_t value_bytes() const noexcept {
-    return latent() ? 0 : static_cast<std::size_t>(kv_page * row_stride()) * element_bytes();
+    return latent() ? 0 : static_cast<std::size_t>(kv_page * row_stride()) * element_bytes() + scale_bytes(v_dim);
   }
   /// Byte offsets in a page.
   std::size_t key_offset(std::int64_t layer, std::int64_t head) const noexcept {
@@ -226,6 +227,9 @@ class KvSequence {
       case KvType::bf16:
         write_as<std::uint16_t>(layer, position, k, v, [](float x) { return f32_to_bf16(x); });
         break;
+      case KvType::int8:
+        write_int8(layer, position, k, v);
+        break;
     }
   }
   /// The next n positions, written in all layers, are complete. Throws ArgumentError when they were not reserved.
@@ -293,6 +297,37 @@ class KvSequence {
       for (std::int64_t d = 0; d < shape.k_dim; ++d) keys[d * kv_page + slot] = convert(k[head * shape.k_dim + d]);
       T* values = reinterpret_cast<T*>(page + shape.value_offset(layer, head)) + slot * shape.row_stride();
       for (std::int64_t d = 0; d < shape.v_dim; ++d) values[d] = convert(v[head * shape.v_dim + d]);
+    }
+  }
+
+  void write_int8(std::int64_t layer, std::int64_t position, const float* k, const float* v) noexcept {
+    const KvShape& shape = state_->shape;
+    std::byte* page = data_[static_cast<std::size_t>(position / kv_page)];
+    const std::int64_t slot = position % kv_page;
+    /// Codes code_step apart, scales scale_step apart.
+    const auto quantize = [](const float* x, std::int64_t n, std::byte* codes, std::int64_t code_step, std::byte* scales,
+                             std::int64_t scale_step) {
+      for (std::int64_t begin = 0; begin < n; begin += kernels::kv_block) {
+        const std::int64_t end = std::min(n, begin + kernels::kv_block);
+        std::uint32_t bits = 0;  // of |x|, ordered as their values, NaN last
+        for (std::int64_t d = begin; d < end; ++d) bits = std::max(bits, std::bit_cast<std::uint32_t>(x[d]) & 0x7fffffffu);
+        const float most = std::bit_cast<float>(bits);
+        const auto up = static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(most / 127.0f) + 0xffffu) >> 16);
+        const std::uint16_t scale = most < 0x1p120f ? up : 0x7fc0;
+        const float inverse = most >= 0x1p-100f && most < 0x1p120f ? 1.0f / bf16_to_f32(scale) : 0.0f;
+        for (std::int64_t d = begin; d < end; ++d)
+          codes[d * code_step] = static_cast<std::byte>(inverse == 0.0f ? 0 : std::lrintf(x[d] * inverse));
+        std::memcpy(scales + begin / kernels::kv_block * scale_step, &scale, 2);
+      }
+    };
+    for (std::int64_t head = 0; head < shape.n_heads; ++head) {
+      std::byte* keys = page + shape.key_offset(layer, head);
+      std::byte* rows = shape.latent() ? keys : page + shape.value_offset(layer, head);
+      const std::int64_t dim = shape.latent() ? shape.k_dim : shape.v_dim, stride = shape.row_stride();
+      const float* row = shape.latent() ? k : v + head * shape.v_dim;
+      quantize(row, dim, rows + slot * stride, 1, rows + kv_page * stride + slot * kernels::kv_blocks(dim) * 2, 2);
+      if (!shape.latent())
+        quantize(k + head * shape.k_dim, shape.k_dim, keys + slot, kv_page, keys + kv_page * shape.k_dim + slot * 2, kv_page * 2);
     }
   }
 

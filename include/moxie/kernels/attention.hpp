@@ -2,10 +2,9 @@
 // Attention over pages of the KV cache (FlashAttention's running softmax, arXiv 2205.14135, one step a page).
 //
 // For each query and each page, in page order:
-//   s_j = q . k_j * scale     one chain of multiply-adds over the dimensions, low to high (q is scaled first)
-//   p_j = exp(s_j - m'), m' = the page's largest s
-//   o'  = sum of p_j v_j      one chain over the keys that the query sees, low to high
-//   m'' = max(m, m'), o = o e^(m - m'') + o' e^(m' - m''), and the same for the sum of p
+//   s_j = q . k_j * scale     one chain of multiply-adds over the dimensions, low to high (q is scaled first), in units of
+//   log2(e) p_j = 2^(s_j - m'), m' = the page's largest s o'  = sum of p_j v_j      one chain over the keys that the query sees,
+//   low to high m'' = max(m, m'), o = o 2^(m - m'') + o' 2^(m' - m''), and the same for the sum of p
 // and at the end out = o / sum. Keys that a query does not see take no part, whatever their memory holds. So a query's
 // bits depend on its position, its window and the keys only: not on the tile's shape or on its other queries.
 //
@@ -84,20 +83,49 @@ void attention_product(const AttentionProduct& t, std::int64_t rows, std::int64_
   for (; r < rows; ++r) attention_rows<A, Merge, 1, 4>(t, r, columns);
 }
 
-/// n elements (a multiple of 16) as f32: where they are, or converted into `scratch`.
+/// n elements (a multiple of 16) that are not int8, as f32: where they are, or converted into `scratch`.
 template <class A>
-const float* attention_floats(const std::byte* data, Dtype type, std::int64_t n, float* scratch) {
+const float* attention_floats(const std::byte* data, KvType type, std::int64_t n, float* scratch) {
   constexpr auto lanes = static_cast<std::int64_t>(Floats<A>::size);
-  if (type == Dtype::F32) return reinterpret_cast<const float*>(data);
+  if (type == KvType::f32) return reinterpret_cast<const float*>(data);
   const auto* p = reinterpret_cast<const std::uint16_t*>(data);
-  if (type == Dtype::F16)
+  if (type == KvType::f16)
     for (std::int64_t i = 0; i < n; i += lanes) load_f16<A>(p + i).store_aligned(scratch + i);
   else
     for (std::int64_t i = 0; i < n; i += lanes) load_bf16<A>(p + i).store_aligned(scratch + i);
   return scratch;
 }
 
-/// Scores s[64] of one query become p_j = exp(s_j - max) for j in [begin, end), 0 for the others.
+/// Keys of a page, [k_dim][64], as f32: where they are, or converted into `scratch`.
+template <class A>
+const float* attention_keys(const std::byte* data, KvType type, std::int64_t k_dim, float* scratch) {
+  constexpr auto lanes = static_cast<std::int64_t>(Floats<A>::size);
+  if (type != KvType::int8) return attention_floats<A>(data, type, kv_page * k_dim, scratch);
+  const auto* codes = reinterpret_cast<const std::int8_t*>(data);
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(data + kv_page * k_dim);  // [blocks][64]
+  for (std::int64_t d = 0; d < k_dim; ++d)
+    for (std::int64_t j = 0; j < kv_page; j += lanes)
+      (load_i8<A>(codes + d * kv_page + j) * load_bf16<A>(scales + d / kv_block * kv_page + j))
+          .store_aligned(scratch + d * kv_page + j);
+  return scratch;
+}
+
+/// Values or latent rows of a page, [64][kv_row_stride(dim)], as f32.
+template <class A>
+const float* attention_values(const std::byte* data, KvType type, std::int64_t dim, float* scratch) {
+  using F = Floats<A>;
+  const std::int64_t stride = kv_row_stride(dim), blocks = kv_blocks(dim);
+  if (type != KvType::int8) return attention_floats<A>(data, type, kv_page * stride, scratch);
+  const auto* codes = reinterpret_cast<const std::int8_t*>(data);
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(data + kv_page * stride);  // [64][blocks]
+  for (std::int64_t j = 0; j < kv_page; ++j)
+    for (std::int64_t d = 0; d < stride; d += static_cast<std::int64_t>(F::size))
+      (load_i8<A>(codes + j * stride + d) * F(bf16_to_f32(scales[j * blocks + d / kv_block])))
+          .store_aligned(scratch + j * stride + d);
+  return scratch;
+}
+
+/// Scores s[64] of one query become p_j = 2^(s_j - max) for j in [begin, end), 0 for the others.
 template <class A>
 MOXIE_INLINE void attention_softmax(float* s, std::int64_t begin, std::int64_t end, float& max, float& sum) {
   using F = Floats<A>;
@@ -116,7 +144,7 @@ MOXIE_INLINE void attention_softmax(float* s, std::int64_t begin, std::int64_t e
   max = reduce_max(largest);
   F total(0.0f);
   for (std::int64_t v = 0; v < vectors; ++v) {
-    const F p = exp_fixed(x[v] - F(max));
+    const F p = exp2_fixed(x[v] - F(max));
     p.store_aligned(s + v * lanes);
     total = total + p;
   }
@@ -132,7 +160,7 @@ void attention_merge(std::int64_t n, const float* page_max, const float* page_su
   alignas(64) float m[F::size], l[F::size];
   for (std::int64_t i = 0; i < n; i += lanes) {  // reads past n, and writes past n only factors, which this page does not use
     const F old = F::load_unaligned(max + i), page = F::load_unaligned(page_max + i), merged = xsimd::max(old, page);
-    const F a = exp_fixed(old - merged), b = exp_fixed(page - merged);
+    const F a = exp2_fixed(old - merged), b = exp2_fixed(page - merged);
     a.store_unaligned(alpha + i);
     b.store_unaligned(beta + i);
     merged.store_aligned(m);
@@ -157,7 +185,8 @@ void attend(const AttentionTile& t) {
 
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* from = t.q + i / t.heads * t.q_stride + i % t.heads * t.k_dim;
-    for (std::int64_t d = 0; d < t.k_dim; ++d) q[Latent ? d * lanes + i : i * t.k_dim + d] = from[d] * t.scale;
+    for (std::int64_t d = 0; d < t.k_dim; ++d)
+      q[Latent ? d * lanes + i : i * t.k_dim + d] = from[d] * (t.scale * 1.44269504088896341f);
   }
   if constexpr (Latent)
     for (std::int64_t d = 0; d < t.k_dim; ++d)
@@ -165,25 +194,15 @@ void attend(const AttentionTile& t) {
   for (std::int64_t i = 0; i < queries * values; ++i) out[i] = 0.0f;
   for (std::int64_t i = 0; i < lanes; ++i) max[i] = -__builtin_inff(), sum[i] = 0.0f, page_max[i] = 0.0f, page_sum[i] = 0.0f;
 
-  const auto first_key = [&](std::int64_t row) {
-    const std::int64_t begin = t.position + row - t.window + 1;
-    return t.window == 0 || begin < 0 ? 0 : begin;
-  };
   const bool split = t.partials != nullptr;
-  const std::int64_t first_page = split ? t.page_begin : first_key(0) / kv_page;
-  const std::int64_t end_page = split ? t.page_end : (t.position + t.rows - 1) / kv_page + 1;
-  for (std::int64_t page = first_page; page < end_page; ++page) {
-    const std::int64_t base = page * kv_page;
-    const auto begin_of = [&](std::int64_t row) { return first_key(row) > base ? first_key(row) - base : 0; };
-    const auto end_of = [&](std::int64_t row) {
-      return t.position + row + 1 < base + kv_page ? t.position + row + 1 - base : kv_page;
-    };
-    std::int64_t first_row = base > t.position ? base - t.position : 0, end_row = t.rows;
-    while (begin_of(end_row - 1) >= kv_page) --end_row;
-    const std::int64_t begin = first_row * t.heads, end = end_row * t.heads;
+  const Span pages = tile_pages(t);
+  for (std::int64_t page = pages.begin; page < pages.end; ++page) {
+    const Span seeing = page_rows(t, page);
+    const std::int64_t begin = seeing.begin * t.heads, end = seeing.end * t.heads;
 
+    const std::byte* stored = t.pages[page] + t.key_offset;
     const float* keys =
-        attention_floats<A>(t.pages[page] + t.key_offset, t.type, kv_page * (Latent ? value_stride : t.k_dim), floats);
+        Latent ? attention_values<A>(stored, t.type, t.k_dim, floats) : attention_keys<A>(stored, t.type, t.k_dim, floats);
     if constexpr (Latent) {
       attention_product<A, false>({keys, value_stride, q, lanes, transposed, lanes, t.k_dim, nullptr, nullptr}, kv_page, lanes);
       for (std::int64_t i = begin; i < end; ++i)
@@ -193,18 +212,21 @@ void attend(const AttentionTile& t) {
           {q + begin * t.k_dim, t.k_dim, keys, kv_page, scores + begin * kv_page, kv_page, t.k_dim, nullptr, nullptr},
           end - begin, kv_page);
     }
-    float* partial = split ? t.partials + (page - first_page) * attention_partial(queries, t.v_dim) : nullptr;
+    float* partial = split ? t.partials + (page - pages.begin) * attention_partial(queries, t.v_dim) : nullptr;
     float* largest = split ? partial + queries * values : page_max;
     float* total = split ? largest + lanes : page_sum;
-    for (std::int64_t i = begin; i < end; ++i)
-      attention_softmax<A>(scores + i * kv_page, begin_of(i / t.heads), end_of(i / t.heads), largest[i], total[i]);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const SeenKeys seen = seen_keys(t, page, i / t.heads);
+      attention_softmax<A>(scores + i * kv_page, seen.begin, seen.end, largest[i], total[i]);
+    }
     if (!split)
       attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
 
-    const float* v = Latent ? keys : attention_floats<A>(t.pages[page] + t.value_offset, t.type, kv_page * value_stride, floats);
-    for (std::int64_t row = first_row; row < end_row;) {  // neighbours that see the same keys together
-      const std::int64_t from = begin_of(row), to = end_of(row), i = row * t.heads;
-      while (row < end_row && begin_of(row) == from && end_of(row) == to) ++row;
+    const float* v = Latent ? keys : attention_values<A>(t.pages[page] + t.value_offset, t.type, t.v_dim, floats);
+    for (std::int64_t row = seeing.begin; row < seeing.end;) {  // neighbours that see the same keys together
+      const std::int64_t i = row * t.heads;
+      const auto [from, to] = seen_keys(t, page, row);
+      while (row < seeing.end && seen_keys(t, page, row).begin == from && seen_keys(t, page, row).end == to) ++row;
       const AttentionProduct product{scores + i * kv_page + from,
                                      kv_page,
                                      v + from * value_stride,

@@ -5,8 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <moxie/core/dtype.hpp>
 #include <moxie/core/floats.hpp>
+
+namespace moxie {
+
+/// Elements of the KV cache. int8: codes with a bf16 scale for each 32 dimensions of a position's key or value.
+enum class KvType { f32, f16, bf16, int8 };
+
+}  // namespace moxie
 
 namespace moxie::kernels {
 
@@ -17,6 +23,10 @@ inline constexpr std::int64_t kv_page = 64;
 /// Elements from one value (or latent) row of a page to the next: whole AVX-512 registers.
 MOXIE_INLINE constexpr std::int64_t kv_row_stride(std::int64_t dim) noexcept { return (dim + 15) / 16 * 16; }
 
+/// Dimensions that share a scale in a page of int8.
+inline constexpr std::int64_t kv_block = 32;
+MOXIE_INLINE constexpr std::int64_t kv_blocks(std::int64_t dim) noexcept { return (dim + kv_block - 1) / kv_block; }
+
 /// Query head h of row r, [k_dim], is at q + r * q_stride + h * k_dim; its result, [v_dim], goes to out + r * out_stride + h *
 /// v_dim. Row r is at `position + r` and sees the keys of positions [0, position + r], of those the last `window` if that is not
 /// 0.
@@ -24,7 +34,7 @@ struct AttentionTile {
   const std::byte* const* pages;  ///< page p holds positions [64 p, 64 p + 64)
   std::size_t key_offset;         ///< bytes from a page's start to keys [k_dim][64], or to latent rows [64][kv_row_stride(k_dim)]
   std::size_t value_offset;       ///< to values [64][kv_row_stride(v_dim)]; latent: not used, values are the rows' first v_dim
-  Dtype type;                     ///< of both: F32, F16 or BF16
+  KvType type;                    ///< of both; int8: scales follow, of keys [kv_blocks(k_dim)][64], of rows [64][kv_blocks(dim)]
   std::int64_t k_dim, v_dim;
   std::int64_t position, rows, heads;
   std::int64_t window;  ///< 0: none
@@ -40,6 +50,33 @@ struct AttentionTile {
   std::int64_t page_begin = 0, page_end = 0;
 };
 
+/// What row `row` of a tile sees of a page: slots [begin, end).
+struct SeenKeys {
+  std::int64_t begin, end;
+};
+MOXIE_INLINE constexpr std::int64_t first_key(const AttentionTile& t, std::int64_t row) noexcept {
+  const std::int64_t begin = t.position + row - t.window + 1;
+  return t.window == 0 || begin < 0 ? 0 : begin;
+}
+MOXIE_INLINE constexpr SeenKeys seen_keys(const AttentionTile& t, std::int64_t page, std::int64_t row) noexcept {
+  const std::int64_t base = page * kv_page, first = first_key(t, row), end = t.position + row + 1;
+  return {first > base ? first - base : 0, end < base + kv_page ? end - base : kv_page};
+}
+/// The pages that a tile goes over, and the rows that see keys of one.
+struct Span {
+  std::int64_t begin, end;
+};
+MOXIE_INLINE constexpr Span tile_pages(const AttentionTile& t) noexcept {
+  if (t.partials) return {t.page_begin, t.page_end};
+  return {first_key(t, 0) / kv_page, (t.position + t.rows - 1) / kv_page + 1};
+}
+MOXIE_INLINE constexpr Span page_rows(const AttentionTile& t, std::int64_t page) noexcept {
+  const std::int64_t base = page * kv_page;
+  std::int64_t end = t.rows;
+  while (seen_keys(t, page, end - 1).begin >= kv_page) --end;
+  return {base > t.position ? base - t.position : 0, end};
+}
+
 /// Folds the partial results of consecutive pages into a running one, in page order: the bits of a tile done at once.
 struct AttentionMerge {
   const float* partials;
@@ -53,6 +90,14 @@ struct AttentionMerge {
 MOXIE_INLINE constexpr std::int64_t attention_scratch(std::int64_t queries, std::int64_t k_dim, std::int64_t v_dim) noexcept {
   const std::int64_t lanes = (queries + 15) / 16 * 16, keys = kv_row_stride(k_dim), values = kv_row_stride(v_dim);
   return lanes * (keys + values + 2 * kv_page + 8) + kv_page * (keys > values ? keys : values);
+}
+
+/// The same for the kernels of attention_int16.hpp.
+MOXIE_INLINE constexpr std::int64_t attention_int16_scratch(std::int64_t queries, std::int64_t k_dim,
+                                                            std::int64_t v_dim) noexcept {
+  const std::int64_t lanes = (queries + 15) / 16 * 16, blocks = kv_blocks(k_dim), panels = (v_dim + 63) / 64;
+  const std::int64_t a_query = (blocks + 3) / 4 * 65 + kv_row_stride(v_dim) + kv_page + kv_page / 2 + 8;
+  return lanes * a_query + blocks * 17 * kv_page + panels * 32 * 64 + 4 * kv_page;
 }
 
 /// Floats of a partial result: values [queries][kv_row_stride(v_dim)], then largest score and sum of each query, and room

@@ -10,6 +10,7 @@
 
 #include <moxie/kernels/arch.hpp>
 #include <moxie/kernels/attention.hpp>
+#include <moxie/kernels/attention_int16.hpp>
 #include <moxie/kernels/elementwise.hpp>
 #include <moxie/kernels/panel_f32.hpp>
 #include <moxie/kernels/panel_int8.hpp>
@@ -104,6 +105,10 @@ constexpr Table make_table() noexcept {
   t.softmax_gradient = &softmax_gradient<A>;
   t.attend_gqa = &attend<A, false>;
   t.attend_mla = &attend<A, true>;
+  if constexpr (PairOps<A>::available) {
+    t.attend_gqa_int16 = &attend_int16<A, false>;
+    t.attend_mla_int16 = &attend_int16<A, true>;
+  }
   t.merge_attention = &merge_attention<A>;
   return t;
 }

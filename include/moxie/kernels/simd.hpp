@@ -51,6 +51,9 @@ MOXIE_INLINE Floats<A> load_f16(const std::uint16_t* p) noexcept {
 #if defined(__F16C__)
   if constexpr (Floats<A>::size == 8) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #endif
+#if defined(__aarch64__)
+  if constexpr (Floats<A>::size == 4) return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+#endif
   alignas(64) float values[Floats<A>::size];
   for (std::size_t i = 0; i < Floats<A>::size; ++i) values[i] = f16_to_f32(p[i]);
   return Floats<A>::load_aligned(values);
@@ -69,9 +72,45 @@ MOXIE_INLINE Floats<A> load_bf16(const std::uint16_t* p) noexcept {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 #endif
+#if defined(__aarch64__)
+  if constexpr (Floats<A>::size == 4) return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16(p)), 16));
+#endif
   alignas(64) float values[Floats<A>::size];
   for (std::size_t i = 0; i < Floats<A>::size; ++i) values[i] = bf16_to_f32(p[i]);
   return Floats<A>::load_aligned(values);
+}
+
+/// size() consecutive int8 as f32; `p` needs no alignment.
+template <class A>
+MOXIE_INLINE Floats<A> load_i8(const std::int8_t* p) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (Floats<A>::size == 16)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#endif
+#if defined(__AVX2__)
+  if constexpr (Floats<A>::size == 8)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
+  alignas(64) float values[Floats<A>::size];
+  for (std::size_t i = 0; i < Floats<A>::size; ++i) values[i] = static_cast<float>(p[i]);
+  return Floats<A>::load_aligned(values);
+}
+
+/// 2^x for x <= 0, within 2 units in the last place; exactly 0 below -126, 1 at 0; NaN stays NaN.
+/// x = n + f with |f| <= 1/2; 2^f by the polynomial of degree 5 with the least relative error (9.2e-8) that is 1 at 0.
+template <class S>
+MOXIE_INLINE xsimd::batch<float, S> exp2_fixed(const xsimd::batch<float, S>& x) noexcept {
+  using F = xsimd::batch<float, S>;
+  using I = xsimd::batch<std::int32_t, S>;
+  const F shift(12582912.0f), shifted = x + shift, f = x - (shifted - shift);  // 1.5 * 2^23, as in exp_fixed
+  F p(0.0013264727262274794f);
+  p = madd(p, f, F(0.009671512710403996f));
+  p = madd(p, f, F(0.05550733743741496f));
+  p = madd(p, f, F(0.24022242084293743f));
+  p = madd(p, f, F(0.6931469775985022f));
+  p = madd(p, f, F(1.0f));
+  const I exponent = (xsimd::bitwise_cast<I>(shifted) + I(127)) << 23;
+  return xsimd::select(x < F(-126.0f), F(0.0f), p * xsimd::bitwise_cast<F>(exponent));
 }
 
 /// e^x within 2 units in the last place for x in [-87, 88]; exactly 0 below and infinity above; 1 at 0; NaN stays NaN.

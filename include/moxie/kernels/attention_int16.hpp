@@ -1,0 +1,369 @@
+#pragma once
+// Attention in whole numbers: the products q . k and p . v on 16-bit codes with exact 32-bit sums, at twice the rate of f32
+// (pair_ops.hpp). The softmax between them and everything over pages is f32, in the order of attention.hpp.
+//
+//   q   codes of 13 bits, |code| <= 8191, one scale for each 128 dimensions of a query
+//   k   codes of 13 bits, one power of two for each 32 dimensions of a key: f16 (bf16) numbers less than 3 (6) binades below the
+//       largest are exact; int8 pages keep their codes and scales
+//   v   codes of 12 bits, one power of two 2^e for each position
+//   p   codes of 13 bits of p_j 2^e_j, relative to the largest of them in the page
+//
+// Sums cannot overflow: 32 * 8191 * 8191 < 2^31, and 64 * 8191 * 4096 < 2^31. They are exact, so neither the order of the
+// products nor a key that is not seen (the code of its p is 0) can change a bit. For each query and page:
+//
+//   s_j = sum over blocks of 128: q scale * (chain over blocks of 32, low to high: k scale * whole sum), in units of log2(e)
+//   t_j = e_j + s_j,  m' = the largest t_j of the page
+//   code of p_j = round(8191 * 2^(t_j - m')),  sum' = sum of 2^(t_j - m') * 8191 / 2^e_j
+//   o' = sum of codes of p_j times codes of v_j; pages are merged in page order as attention.hpp does.
+//
+// A key or value that is not a finite number makes the result NaN for the queries that see it.
+
+#include <cstdint>
+
+#include <xsimd/xsimd.hpp>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/attention.hpp>
+#include <moxie/kernels/attention_codes.hpp>
+#include <moxie/kernels/attention_tile.hpp>
+#include <moxie/kernels/pair_ops.hpp>
+#include <moxie/kernels/simd.hpp>
+#include <moxie/kernels/unroll.hpp>
+
+MOXIE_KERNELS_BEGIN
+namespace moxie::kernels {
+namespace int16 {
+
+inline constexpr std::int64_t group = 4;  // blocks of keys with one scale of q: 128 dimensions x 64 keys are 16 KiB of codes
+inline constexpr std::int64_t q_words = group * pairs_of_block;
+
+/// Memory that is read next, fetched into the second-level cache at a steady pace, two lines for each step of the products: a
+/// page is read while the one before is computed.
+struct Ahead {
+  static constexpr std::int64_t pace = 128;
+  const std::byte *at, *end;
+
+  /// Where the next n steps begin; past the end always there.
+  MOXIE_INLINE const std::byte* take(std::int64_t n) noexcept {
+    const std::byte* first = at;
+    at = end - at > n * pace ? at + n * pace : end;
+    return first;
+  }
+};
+
+/// sum += products of R rows of pairs at `a` with V vectors at `b`, rows of 64 words.
+template <class A, int R, int V>
+MOXIE_INLINE void add_pairs(const std::int32_t* a, std::int64_t a_stride, const std::int32_t* b, std::int64_t pairs, Ahead& ahead,
+                            Words<A> (&sum)[R][V]) noexcept {
+  using W = Words<A>;
+  constexpr int steps = 8;  // written out: GCC 12 copies every sum at a loop's end
+  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * panel) {
+    const std::byte* next = ahead.take(steps);
+    unroll<steps>([&](int i) MOXIE_INLINE_LAMBDA {
+      __builtin_prefetch(next + Ahead::pace * i, 0, 2);
+      __builtin_prefetch(next + Ahead::pace * i + 64, 0, 2);
+      W x[V];
+      unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = W::load_aligned(b + i * panel + v * lanes<A>); });
+      unroll<R>([&](int r) MOXIE_INLINE_LAMBDA {
+        const W y(a[r * a_stride + i]);
+        unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { sum[r][v] = PairOps<A>::add(sum[r][v], x[v], y); });
+      });
+    });
+  }
+}
+
+/// Scores of queries with 64 keys over up to 128 dimensions.
+struct Scores {
+  static constexpr int rows = 6;  // 6 x 2 whole and 6 x 2 f32 sums, 3 operands
+  const std::int32_t* q;          // words [queries][64]
+  const float* q_scale;
+  const std::int32_t* keys;  // words [blocks][16][64]
+  const float* key_scale;    // [blocks][64]
+  std::int64_t blocks;
+  const float* start;  // [64] for all queries, or nullptr: go on from the scores
+  float* scores;       // [queries][64]
+
+  template <class A, int R, int V>
+  MOXIE_INLINE void block(std::int64_t r, std::int64_t key, Ahead& ahead) const noexcept {
+    using F = Floats<A>;
+    using W = Words<A>;
+    F total[R][V];
+    unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { total[i / V][i % V] = F(0.0f); });
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      W sum[R][V];
+      unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { sum[i / V][i % V] = W(0); });
+      add_pairs<A, R, V>(q + r * q_words + b * pairs_of_block, q_words, keys + b * pairs_of_block * kv_page + key, pairs_of_block,
+                         ahead, sum);
+      unroll<V>([&](int v) MOXIE_INLINE_LAMBDA {
+        const F scale = F::load_aligned(key_scale + b * kv_page + key + v * lanes<A>);
+        unroll<R>([&](int i) MOXIE_INLINE_LAMBDA { total[i][v] = madd(xsimd::to_float(sum[i][v]), scale, total[i][v]); });
+      });
+    }
+    unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
+      const int i = j / V;
+      const std::int64_t column = key + j % V * lanes<A>;
+      float* to = scores + (r + i) * kv_page + column;
+      madd(total[i][j % V], F(q_scale[r + i]), F::load_aligned(start ? start + column : to)).store_aligned(to);
+    });
+  }
+};
+
+/// Sums of values of a page for 64 dimensions, merged into `out` or stored there.
+template <bool Merge>
+struct Values {
+  static constexpr int rows = 8;  // 8 x 2 sums: a step loads 10 operands for 16 products
+  const std::int32_t* p;          // words [queries][32]
+  const std::int32_t* values;     // words [32][64]
+  float* out;                     // [queries][out_stride]
+  std::int64_t out_stride;
+  const float *alpha, *beta;
+
+  template <class A, int R, int V>
+  MOXIE_INLINE void block(std::int64_t r, std::int64_t column, Ahead& ahead) const noexcept {
+    using F = Floats<A>;
+    using W = Words<A>;
+    W sum[R][V];
+    unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { sum[i / V][i % V] = W(0); });
+    add_pairs<A, R, V>(p + r * pairs_of_page, pairs_of_page, values + column, pairs_of_page, ahead, sum);
+    unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
+      const int i = j / V;
+      float* to = out + (r + i) * out_stride + column + j % V * lanes<A>;
+      const F x = xsimd::to_float(sum[i][j % V]);
+      if constexpr (Merge)
+        madd(F::load_aligned(to), F(alpha[r + i]), x * F(beta[r + i])).store_aligned(to);
+      else
+        x.store_aligned(to);
+    });
+  }
+};
+
+template <class A, int R, int V, class Product>
+void product_rows(const Product& t, std::int64_t r, std::int64_t columns, Ahead& ahead) noexcept {
+  std::int64_t column = 0;
+  for (; column + V * lanes<A> <= columns; column += V * lanes<A>) t.template block<A, R, V>(r, column, ahead);
+  for (; column < columns; column += lanes<A>) t.template block<A, R, 1>(r, column, ahead);
+}
+/// Queries [begin, end) and the first `columns` of 64.
+template <class A, class Product>
+void product(const Product& t, std::int64_t begin, std::int64_t end, std::int64_t columns, Ahead& ahead) noexcept {
+  std::int64_t r = begin;
+  if constexpr (lanes<A> == 16)
+    for (; r + Product::rows <= end; r += Product::rows) product_rows<A, Product::rows, 2>(t, r, columns, ahead);
+  for (; r + 4 <= end; r += 4) product_rows<A, 4, 2>(t, r, columns, ahead);
+  for (; r + 2 <= end; r += 2) product_rows<A, 2, 4>(t, r, columns, ahead);
+  for (; r < end; ++r) product_rows<A, 1, 4>(t, r, columns, ahead);
+}
+
+/// Codes of n floats (a multiple of 32), 128 at a time to words [64] that are 64 * stride apart, and their scales times `factor`,
+/// `stride` apart.
+template <class A>
+void code_query(const float* q, std::int64_t n, float factor, std::int32_t* codes, float* scales, std::int64_t stride) noexcept {
+  using F = Floats<A>;
+  using W = Words<A>;
+  for (std::int64_t begin = 0; begin < n; begin += group * kv_block) {
+    const std::int64_t end = begin + group * kv_block < n ? begin + group * kv_block : n;
+    W bits(0);  // of |q|, ordered as their values
+    for (std::int64_t d = begin; d < end; d += lanes<A>)
+      bits = xsimd::max(bits, xsimd::bitwise_cast<W>(F::load_aligned(q + d)) & W(0x7fffffff));
+    alignas(64) std::int32_t each[lanes<A>];
+    bits.store_aligned(each);
+    std::int32_t largest = 0;
+    for (const std::int32_t b : each) largest = b > largest ? b : largest;
+    const float most = __builtin_bit_cast(float, largest);
+    const float inverse = most >= 0x1p-100f ? largest_code / most : 0.0f;
+    scales[begin / (group * kv_block) * stride] =
+        most <= 0x1p120f ? most / largest_code * factor : __builtin_bit_cast(float, nan_bits);
+    for (std::int64_t d = begin; d < end; d += 2 * lanes<A>)
+      pair<A>(code<A>(F::load_aligned(q + d), F(inverse)), code<A>(F::load_aligned(q + d + lanes<A>), F(inverse)))
+          .store_aligned(codes + begin / 2 * stride + (d - begin) / 2);
+  }
+}
+
+/// Probabilities of L queries or fewer: from scores [n][64] to words [n][32], the largest score and the sum of each. What query i
+/// does not see is outside [seen(i).begin, seen(i).end).
+template <class A, class Seen>
+MOXIE_INLINE void softmax(float* scores, std::int64_t n, const float* inverses, const Seen& seen, std::int32_t* codes, float* max,
+                          float* sum) noexcept {
+  using F = Floats<A>;
+  using W = Words<A>;
+  constexpr std::int64_t L = lanes<A>, vectors = kv_page / L;
+  alignas(64) float index[L];
+  for (std::int64_t i = 0; i < L; ++i) index[i] = static_cast<float>(i);
+  const F iota = F::load_aligned(index);
+  const auto visible = [&](const SeenKeys& keys, std::int64_t v) MOXIE_INLINE_LAMBDA {
+    const F j = iota + F(static_cast<float>(v * L));
+    return (j >= F(static_cast<float>(keys.begin))) & (j < F(static_cast<float>(keys.end)));
+  };
+  const auto all_seen = [](const SeenKeys& keys) MOXIE_INLINE_LAMBDA { return keys.begin == 0 && keys.end == kv_page; };
+
+  W x[L];
+  for (std::int64_t i = 0; i < L; ++i) {
+    F most(-__builtin_inff());
+    if (i < n) {
+      const SeenKeys keys = seen(i);
+      float* s = scores + i * kv_page;
+      for (std::int64_t v = 0; v < vectors; ++v) {
+        F t = F::load_aligned(s + v * L);
+        if (!all_seen(keys)) {
+          t = xsimd::select(visible(keys, v), t, F(-__builtin_inff()));
+          t.store_aligned(s + v * L);
+        }
+        most = xsimd::max(most, t);
+      }
+    }
+    x[i] = xsimd::bitwise_cast<W>(most);
+  }
+  const auto as_floats = [](auto op) MOXIE_INLINE_LAMBDA {
+    return [op](const W& a, const W& b)
+               MOXIE_INLINE_LAMBDA { return xsimd::bitwise_cast<W>(op(xsimd::bitwise_cast<F>(a), xsimd::bitwise_cast<F>(b))); };
+  };
+  alignas(64) float largest[L];
+  xsimd::bitwise_cast<F>(
+      PairOps<A>::reduce(x, as_floats([](const F& a, const F& b) MOXIE_INLINE_LAMBDA { return xsimd::max(a, b); })))
+      .store_aligned(largest);
+
+  for (std::int64_t i = 0; i < L; ++i) {
+    F total(0.0f);
+    if (i < n) {
+      const SeenKeys keys = seen(i);
+      const float* s = scores + i * kv_page;
+      const F most(largest[i]);
+      for (std::int64_t v = 0; v < vectors; v += 2) {
+        F p[2];
+        unroll<2>([&](int k) MOXIE_INLINE_LAMBDA {
+          p[k] = exp2_fixed(F::load_aligned(s + (v + k) * L) - most);
+          F inverse = F::load_aligned(inverses + (v + k) * L);
+          if (!all_seen(keys)) inverse = xsimd::select(visible(keys, v + k), inverse, F(0.0f));
+          total = madd(p[k], inverse, total);
+        });
+        pair<A>(code<A>(p[0], F(largest_code)), code<A>(p[1], F(largest_code)))
+            .store_aligned(codes + i * pairs_of_page + v / 2 * L);
+      }
+    }
+    x[i] = xsimd::bitwise_cast<W>(total);
+  }
+  alignas(64) float sums[L];
+  xsimd::bitwise_cast<F>(PairOps<A>::reduce(x, as_floats([](const F& a, const F& b) MOXIE_INLINE_LAMBDA { return a + b; })))
+      .store_aligned(sums);
+  for (std::int64_t i = 0; i < n; ++i) max[i] = largest[i], sum[i] = sums[i];
+}
+
+/// Bytes of a page's keys and values, which lie together.
+MOXIE_INLINE std::int64_t kv_bytes(const AttentionTile& t, bool latent) noexcept {
+  const std::int64_t element = t.type == KvType::int8 ? 1 : 2;
+  const std::int64_t rows = kv_row_stride(latent ? t.k_dim : t.v_dim) * kv_page * element;
+  return latent ? rows : static_cast<std::int64_t>(t.value_offset - t.key_offset) + rows;
+}
+
+/// A page's keys and values as codes, whatever the type of the page.
+template <class A, bool Latent>
+void code_page_keys(const AttentionTile& t, std::int64_t page, std::int32_t* codes, float* scales) noexcept {
+  const std::byte* keys = t.pages[page] + t.key_offset;
+  const std::int64_t stride = kv_row_stride(t.k_dim), blocks = kv_blocks(t.k_dim);
+  const auto with = [&](auto type) MOXIE_INLINE_LAMBDA {
+    if constexpr (Latent)
+      code_key_rows<A, type.value>(keys, stride, keys + kv_page * stride, blocks, codes, scales);
+    else
+      code_keys<A, type.value>(keys, t.k_dim, codes, scales);
+  };
+  if (t.type == KvType::f16)
+    with(TypeConstant<KvType::f16>{});
+  else if (t.type == KvType::bf16)
+    with(TypeConstant<KvType::bf16>{});
+  else
+    with(TypeConstant<KvType::int8>{});
+}
+template <class A, bool Latent>
+void code_page_values(const AttentionTile& t, std::int64_t page, std::int32_t* codes, float* exponents,
+                      float* inverses) noexcept {
+  const std::byte* rows = t.pages[page] + (Latent ? t.key_offset : t.value_offset);
+  const std::int64_t dim = Latent ? t.k_dim : t.v_dim, stride = kv_row_stride(dim);
+  const auto with = [&](auto type) MOXIE_INLINE_LAMBDA {
+    code_values<A, type.value>(rows, stride, kv_row_stride(t.v_dim), rows + kv_page * stride, kv_blocks(dim), codes, exponents,
+                               inverses);
+  };
+  if (t.type == KvType::f16)
+    with(TypeConstant<KvType::f16>{});
+  else if (t.type == KvType::bf16)
+    with(TypeConstant<KvType::bf16>{});
+  else
+    with(TypeConstant<KvType::int8>{});
+}
+
+}  // namespace int16
+
+/// Pages of f16, bf16 or int8.
+template <class A, bool Latent>
+void attend_int16(const AttentionTile& t) {
+  using namespace int16;
+  const std::int64_t queries = t.rows * t.heads, all = (queries + 15) / 16 * 16;
+  const std::int64_t values = kv_row_stride(t.v_dim), blocks = kv_blocks(t.k_dim), groups = (blocks + group - 1) / group;
+  const std::int64_t panels = (values + panel - 1) / panel;
+  const auto words = [](float* p) { return reinterpret_cast<std::int32_t*>(p); };
+  float* out = t.scratch;                                                 // [queries][values]
+  float* scores = out + all * values;                                     // [queries][64]
+  std::int32_t* p = words(scores + all * kv_page);                        // [queries][32]
+  std::int32_t* q = p + all * pairs_of_page;                              // [groups][all][64]
+  float* q_scale = reinterpret_cast<float*>(q + groups * all * q_words);  // [groups][all]
+  float* max = q_scale + groups * all;
+  float *sum = max + all, *page_max = sum + all, *page_sum = page_max + all, *alpha = page_sum + all, *beta = alpha + all;
+  std::int32_t* keys = words(max + 8 * all);  // [blocks][16][64]
+  float* key_scale = reinterpret_cast<float*>(keys + blocks * pairs_of_block * kv_page);
+  std::int32_t* value_codes = words(key_scale + blocks * kv_page);  // [panels][32][64]
+  float* exponents = reinterpret_cast<float*>(value_codes + panels * pairs_of_page * panel);
+  float* inverses = exponents + kv_page;
+
+  for (std::int64_t i = 0; i < queries; ++i) {
+    const float* from = t.q + i / t.heads * t.q_stride + i % t.heads * t.k_dim;
+    float* padded = out;  // not used yet
+    for (std::int64_t d = 0; d < blocks * kv_block; ++d) padded[d] = d < t.k_dim ? from[d] : 0.0f;
+    code_query<A>(padded, blocks * kv_block, t.scale * 1.44269504088896341f, q + i * q_words, q_scale + i, all);
+  }
+  for (std::int64_t i = 0; i < queries * values; ++i) out[i] = 0.0f;
+  for (std::int64_t i = 0; i < all; ++i) max[i] = -__builtin_inff(), sum[i] = 0.0f, page_max[i] = 0.0f, page_sum[i] = 0.0f;
+
+  const bool split = t.partials != nullptr;
+  const Span pages = tile_pages(t);
+  for (std::int64_t page = pages.begin; page < pages.end; ++page) {
+    const Span rows = page_rows(t, page);
+    const std::int64_t begin = rows.begin * t.heads, end = rows.end * t.heads;
+    const std::byte* next = t.pages[page + 1 < pages.end ? page + 1 : page] + t.key_offset;
+    Ahead ahead{next, next + (page + 1 < pages.end ? kv_bytes(t, Latent) : 0)};
+    code_page_keys<A, Latent>(t, page, keys, key_scale);
+    code_page_values<A, Latent>(t, page, value_codes, exponents, inverses);
+
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t first = g * group, n = blocks - first < group ? blocks - first : group;
+      product<A>(Scores{q + g * all * q_words, q_scale + g * all, keys + first * pairs_of_block * kv_page,
+                        key_scale + first * kv_page, n, g == 0 ? exponents : nullptr, scores},
+                 begin, end, kv_page, ahead);
+    }
+    float* partial = split ? t.partials + (page - pages.begin) * attention_partial(queries, t.v_dim) : nullptr;
+    float* largest = split ? partial + queries * values : page_max;
+    float* total = split ? largest + all : page_sum;
+    for (std::int64_t i = begin; i < end; i += lanes<A>)
+      softmax<A>(
+          scores + i * kv_page, end - i < lanes<A> ? end - i : lanes<A>, inverses,
+          [&](std::int64_t j) MOXIE_INLINE_LAMBDA { return seen_keys(t, page, (i + j) / t.heads); }, p + i * pairs_of_page,
+          largest + i, total + i);
+    if (!split)
+      attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
+    for (std::int64_t column = 0; column < values; column += panel) {
+      const std::int64_t columns = values - column < panel ? values - column : panel;
+      const std::int32_t* codes = value_codes + column * pairs_of_page;
+      if (split)
+        product<A>(Values<false>{p, codes, partial + column, values, nullptr, nullptr}, begin, end, columns, ahead);
+      else
+        product<A>(Values<true>{p, codes, out + column, values, alpha, beta}, begin, end, columns, ahead);
+    }
+  }
+  if (split) return;
+  for (std::int64_t i = 0; i < queries; ++i) {
+    float* to = t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim;
+    for (std::int64_t d = 0; d < t.v_dim; ++d) to[d] = out[i * values + d] / sum[i];
+  }
+}
+
+}  // namespace moxie::kernels
+MOXIE_KERNELS_END

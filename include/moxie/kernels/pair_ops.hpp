@@ -1,0 +1,130 @@
+#pragma once
+// Primitives of products of 16-bit codes: vectors of 32-bit words, each a pair of codes (the low half first), exact 32-bit sums.
+//
+//   add(sum, x, y)   sum + x.low * y.low + x.high * y.high      max_u16(x, y)   the larger of each half, unsigned
+//   load_i8(p)       consecutive int8, one a word
+//   reduce(x, op)    word i is op over all words of vector i, in one order, for as many vectors as a vector has words
+//   transpose(x)     of a square of words: word j of vector i with word i of vector j
+//
+// On these architectures a 16-bit product and sum takes half of an f32 multiply-add: AVX-512 VNNI has vpdpwssd; on AVX2
+// vpmaddwd and vpaddd go to four pipes, of which multiply-adds can use two. Elsewhere there are none, and attention stays f32.
+
+#include <cstdint>
+
+#include <xsimd/xsimd.hpp>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/unroll.hpp>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+MOXIE_KERNELS_BEGIN
+namespace moxie::kernels {
+
+template <class A>
+using Words = xsimd::batch<std::int32_t, typename A::simd>;
+
+/// By the architecture's vectors.
+template <class A, class Simd = typename A::simd>
+struct PairOps {
+  static constexpr bool available = false;
+};
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+template <class A>
+struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
+  static constexpr bool available = true;
+  using W = Words<A>;
+
+  MOXIE_INLINE static W add(const W& sum, const W& x, const W& y) noexcept {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
+  }
+  MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm256_max_epu16(x, y); }
+  MOXIE_INLINE static W load_i8(const std::int8_t* p) noexcept {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  template <class Op>
+  MOXIE_INLINE static W reduce(const W (&x)[8], Op op) noexcept {
+    W y[4], z[2];
+    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+      y[i] = op(W(_mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1])), W(_mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1])));
+    });
+    unroll<2>([&](int i) MOXIE_INLINE_LAMBDA {
+      z[i] = op(W(_mm256_unpacklo_epi64(y[2 * i], y[2 * i + 1])), W(_mm256_unpackhi_epi64(y[2 * i], y[2 * i + 1])));
+    });
+    return op(W(_mm256_permute2x128_si256(z[0], z[1], 0x20)), W(_mm256_permute2x128_si256(z[0], z[1], 0x31)));
+  }
+  MOXIE_INLINE static void transpose(W (&x)[8]) noexcept {
+    __m256i a[8], b[8];
+    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+      a[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+      a[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    });
+    unroll<2>([&](int i) MOXIE_INLINE_LAMBDA {
+      unroll<2>([&](int j) MOXIE_INLINE_LAMBDA {
+        b[4 * i + 2 * j] = _mm256_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+        b[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+      });
+    });
+    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+      x[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
+      x[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
+    });
+  }
+};
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+template <class A>
+struct PairOps<A, xsimd::avx512bw> {
+  static constexpr bool available = true;
+  using W = Words<A>;
+
+  MOXIE_INLINE static W add(const W& sum, const W& x, const W& y) noexcept { return _mm512_dpwssd_epi32(sum, x, y); }
+  MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm512_max_epu16(x, y); }
+  MOXIE_INLINE static W load_i8(const std::int8_t* p) noexcept {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  template <class Op>
+  MOXIE_INLINE static W reduce(const W (&x)[16], Op op) noexcept {
+    W y[8], z[4];
+    unroll<8>([&](int i) MOXIE_INLINE_LAMBDA {
+      y[i] = op(W(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1])), W(_mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1])));
+    });
+    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+      z[i] = op(W(_mm512_unpacklo_epi64(y[2 * i], y[2 * i + 1])), W(_mm512_unpackhi_epi64(y[2 * i], y[2 * i + 1])));
+    });
+    const auto halve = [&](const W& a, const W& b) MOXIE_INLINE_LAMBDA {
+      return op(W(_mm512_shuffle_i32x4(a, b, 0x88)), W(_mm512_shuffle_i32x4(a, b, 0xdd)));
+    };
+    return halve(halve(z[0], z[1]), halve(z[2], z[3]));
+  }
+  MOXIE_INLINE static void transpose(W (&x)[16]) noexcept {
+    __m512i a[16], b[16];
+    unroll<8>([&](int i) MOXIE_INLINE_LAMBDA {
+      a[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+      a[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    });
+    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {  // b[4 i + c], quarter q: word 4 q + c of vectors 4 i .. 4 i + 3
+      unroll<2>([&](int j) MOXIE_INLINE_LAMBDA {
+        b[4 * i + 2 * j] = _mm512_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+        b[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+      });
+    });
+    unroll<4>([&](int c) MOXIE_INLINE_LAMBDA {
+      const __m512i low = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), high = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
+      const __m512i low1 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd), high1 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+      x[c] = _mm512_shuffle_i32x4(low, high, 0x88);
+      x[8 + c] = _mm512_shuffle_i32x4(low, high, 0xdd);
+      x[4 + c] = _mm512_shuffle_i32x4(low1, high1, 0x88);
+      x[12 + c] = _mm512_shuffle_i32x4(low1, high1, 0xdd);
+    });
+  }
+};
+#endif
+
+}  // namespace moxie::kernels
+MOXIE_KERNELS_END
