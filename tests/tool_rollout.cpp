@@ -4,11 +4,14 @@
 #include <cmath>
 #include <csignal>
 #include <cstddef>
+#include <deque>
 #include <filesystem>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include <moxie/io/safetensors_writer.hpp>
 
 #include "tool_run.hpp"
 
@@ -278,4 +281,51 @@ TEST_CASE("what rollout cannot do is one line that names the file and the line")
   CHECK(run_tool(rollout({in, "--kv-budget", "much"})).code == 2);
   CHECK(run_tool(rollout({in, "--out", folder / ""})).code == 1);
   CHECK(run_well(rollout({folder.write("empty", ""), "--group", "4"})).out.empty());
+}
+
+TEST_CASE("with --adapter, rollout and score agree to the digit; the reference is the model without it; --merge-adapter is close to it") {
+  const TemporaryFolder folder;
+  std::filesystem::create_directory(folder / "adapter");
+  std::deque<moxie::RowMatrix> matrices;  // the writer refers to them
+  moxie::SafetensorsWriter writer;
+  unsigned seed = 0;
+  for (const auto& [module, outputs] : {std::pair("model.layers.1.self_attn.o_proj", 256), std::pair("model.layers.2.mlp.experts.3.gate_proj", 256), std::pair("lm_head", 384)}) {
+    const auto random = [&seed] { return static_cast<float>(static_cast<int>((seed = seed * 1103515245u + 12345u) >> 16 & 1023) - 512) / 4096.0f; };
+    writer.add(std::string("base_model.model.") + module + ".lora_A.weight", matrices.emplace_back(moxie::RowMatrix::NullaryExpr(4, 256, random)));
+    writer.add(std::string("base_model.model.") + module + ".lora_B.weight", matrices.emplace_back(moxie::RowMatrix::NullaryExpr(outputs, 4, random)));
+  }
+  writer.write(folder / "adapter/adapter_model.safetensors");
+  folder.write("adapter/adapter_config.json", R"({"peft_type":"LORA","r":4,"lora_alpha":8,"target_modules":["o_proj","gate_proj","lm_head"]})");
+  const std::string in = folder.write("prompts.jsonl", prompt_lines), out = folder / "out.jsonl";
+  const Args adapted = {"--adapter", folder / "adapter"}, merged = with(adapted, {"--merge-adapter"});
+  const Args base = rollout({in, "--group", "3", "-n", "30", "--temperature", "1.2", "--seed", "2"});
+  run_well(with(base, with(adapted, {"--out", out})));
+  CHECK(read_text(out) != run_well(base).out);
+  const Args score = {"score", tiny_r1(), out, "--temperature", "1.2"};
+  const std::string scored = run_well(with(score, adapted)).out;
+  const auto rolled = lines_of(read_text(out)), lines = lines_of(scored);
+  REQUIRE(rolled.size() == 12);
+  for (std::size_t i = 0; i < rolled.size(); ++i) {
+    const auto ours = digits_of(rolled[i], "logprobs");
+    const auto all = digits_of(lines[i], "logprobs");
+    CHECK(std::vector<std::string>(all.end() - static_cast<std::ptrdiff_t>(ours.size()), all.end()) == ours);
+  }
+  CHECK(run_well(with(score, with(adapted, {"--threads", "1", "--batch", "2", "--chunk", "5"}))).out == scored);
+  const auto plain = run_well(score).lines(), compared = run_well(with(score, with(adapted, {"--ref", tiny_r1()}))).lines(), close = run_well(with(score, merged)).lines();
+  double difference = 0.0, change = 0.0;
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    CHECK(compared[i]["ref_logprobs"] == plain[i]["logprobs"]);
+    for (std::size_t t = 0; t < plain[i]["logprobs"].size(); ++t) {
+      const auto logprob = compared[i]["logprobs"][t].get<double>();
+      difference += std::abs(close[i]["logprobs"][t].get<double>() - logprob);
+      change += std::abs(plain[i]["logprobs"][t].get<double>() - logprob);
+    }
+  }
+  CHECK(difference < 0.2 * change);
+  const Args generate = {"generate", tiny_r1(), "--ids", "1,2,3", "-n", "8", "--json"};
+  CHECK(run_well(with(generate, adapted)).lines().at(0)["logprobs"] != run_well(generate).lines().at(0)["logprobs"]);
+  CHECK(run_tool(with(generate, {"--merge-adapter"})).code == 2);
+  const Result missing = run_tool(with(generate, {"--adapter", folder / "none"}));
+  CHECK(missing.code == 1);
+  CHECK(missing.err.find("none: not a folder") != std::string::npos);
 }
