@@ -34,15 +34,18 @@ constexpr std::size_t weights_bytes = std::size_t{256} << 20;
 
 /// What all calls share: activations of every form, and results.
 struct Activations {
-  AlignedBuffer<float> x{most_tokens * inputs}, d{most_tokens * inputs / 32}, out{most_tokens * outputs};
-  AlignedBuffer<std::int8_t> q{most_tokens * inputs};
-  AlignedBuffer<std::int16_t> sum{most_tokens * inputs / 16};
+  AlignedBuffer<float> x{most_tokens * inputs}, out{most_tokens * outputs};
+  AlignedBuffer<kernels::Int8Block> blocks{most_tokens * inputs / kernels::block_k};
 
   Activations() {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = normal(random);
-    kernels::native_table().quantize(x.data(), most_tokens * inputs, q.data(), d.data(), sum.data());
+  }
+  kernels::ActivationRows int8(const kernels::Table& table, std::int64_t tokens) {
+    const kernels::Int8Rows rows{blocks.data(), tokens, inputs};
+    for (std::int64_t r = 0; r < tokens; ++r) table.quantize(x.data() + r * inputs, inputs, rows.block(r, 0), rows.step(r));
+    return {nullptr, rows};
   }
 };
 
@@ -95,13 +98,12 @@ void run(benchmark::State& state, const kernels::Table& table, const kernels::Fo
   weights.prepare(format);
   const double most = peak(table.arch, format.int8 ? bench::code_bits(format.dtype) : bench::f32_weights);
   const kernels::ActivationRows rows =
-      format.int8 ? kernels::ActivationRows{nullptr, activations.q.data(), activations.d.data(), activations.sum.data()}
-                  : kernels::ActivationRows{activations.x.data(), nullptr, nullptr, nullptr};
+      format.int8 ? activations.int8(table, tokens) : kernels::ActivationRows{activations.x.data(), {}};
   std::size_t calls = 0;
   const double start = bench::cpu_seconds();
   for (auto _ : state) {
     (format.int8 ? format.int8 : format.f32)({weights.matrix(calls++), outputs, inputs, 0, outputs / kernels::panel_rows, rows,
-                                              nullptr, tokens, activations.out.data(), outputs});
+                                              0, tokens, activations.out.data(), outputs});
     benchmark::ClobberMemory();
   }
   const double taken = (bench::cpu_seconds() - start) / static_cast<double>(calls);

@@ -66,15 +66,37 @@ struct Matrix {
     }
   }
   /// [rows, n]; untouched elements stay -1.
-  std::vector<float> multiply(bool int8, const ActivationRows& a, const std::int32_t* list, std::int64_t rows, std::int64_t begin, std::int64_t end) const {
+  std::vector<float> multiply(bool int8, const ActivationRows& a, std::int64_t first, std::int64_t rows, std::int64_t begin, std::int64_t end) const {
     std::vector<float> out(static_cast<std::size_t>(rows * n), -1.0f);
-    const MatmulArgs args{panels.data(), n, k, begin, end, a, list, rows, out.data(), n};
+    const MatmulArgs args{panels.data(), n, k, begin, end, a, first, rows, out.data(), n};
     (int8 ? kernels->int8 : kernels->f32)(args);
     return out;
   }
 };
 
-ActivationRows view(const test::Int8Rows& a) { return {nullptr, a.q.data(), a.d.data(), a.sum.data()}; }
+/// Int8 rows as an architecture's kernels read them.
+class Blocks {
+ public:
+  /// Rows `list` of a (all of them without one).
+  Blocks(const Table& table, const test::Int8Rows& a, std::int64_t k, std::vector<std::int32_t> list = {}) {
+    if (list.empty()) {
+      list.resize(a.q.size() / static_cast<std::size_t>(k));
+      std::iota(list.begin(), list.end(), 0);
+    }
+    blocks_.resize(list.size() * static_cast<std::size_t>(k / 32));
+    rows_ = {blocks_.data(), static_cast<std::int64_t>(list.size()), k};
+    for (std::int64_t r = 0; r < rows_.rows; ++r)
+      for (std::int64_t b = 0; b < k / 32; ++b) {
+        const std::int64_t row = list[static_cast<std::size_t>(r)];
+        table.make_block(a.q.data() + row * k + 32 * b, a.d[static_cast<std::size_t>(row * (k / 32) + b)], rows_.block(r, b));
+      }
+  }
+  ActivationRows view() const { return {nullptr, rows_}; }
+
+ private:
+  std::vector<kernels::Int8Block> blocks_;
+  kernels::Int8Rows rows_;
+};
 
 bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
@@ -104,7 +126,7 @@ TEST_CASE("int8 products are the sums of exact block products in one order, bit 
         const test::FileRows file = test::random_rows(dtype, n, k, 1);
         const test::Int8Rows a = test::random_int8_rows(rows, k, 2);
         const Matrix matrix(*t.table, dtype, file, n, k);
-        const std::vector<float> out = matrix.multiply(true, view(a), nullptr, rows, 0, 3);
+        const std::vector<float> out = matrix.multiply(true, Blocks(*t.table, a, k).view(), 0, rows, 0, 3);
         int wrong = 0;
         double worst = 0;
         for (std::int64_t o = 0; o < n; ++o) {
@@ -137,7 +159,7 @@ TEST_CASE("f32 products are sums of decoded weights in blocks of 32, bit for bit
       const test::FileRows file = test::random_rows(dtype, n, k_file, 3);
       std::vector<float> x = random_floats(static_cast<std::size_t>(rows * k), 4);
       const Matrix matrix(*t.table, dtype, file, n, k_file);
-      const std::vector<float> out = matrix.multiply(false, {x.data(), nullptr, nullptr, nullptr}, nullptr, rows, 0, 2);
+      const std::vector<float> out = matrix.multiply(false, {x.data(), {}}, 0, rows, 0, 2);
       int wrong = 0;
       double worst = 0;
       for (std::int64_t o = 0; o < n; ++o) {
@@ -177,7 +199,7 @@ TEST_CASE("panels keep every weight: a product with a unit vector is the decoded
       const Matrix matrix(*t.table, dtype, file, n, k);
       std::vector<float> units(static_cast<std::size_t>(k * k), 0.0f);
       for (std::int64_t i = 0; i < k; ++i) units[static_cast<std::size_t>(i * k + i)] = 1;
-      const std::vector<float> out = matrix.multiply(false, {units.data(), nullptr, nullptr, nullptr}, nullptr, k, 0, 1);
+      const std::vector<float> out = matrix.multiply(false, {units.data(), {}}, 0, k, 0, 1);
       int wrong = 0;
       for (std::int64_t o = 0; o < n; ++o) {
         const std::vector<float> w = decode(dtype, file, o, k);
@@ -201,23 +223,33 @@ TEST_CASE("an element's bits depend neither on the other rows, nor on lists, nor
         const Matrix matrix(*t.table, dtype, file, n, k);
         for (const bool int8 : {false, true}) {
           if (int8 && !matrix.kernels->int8) continue;
-          const ActivationRows all = int8 ? view(a) : ActivationRows{x.data(), nullptr, nullptr, nullptr};
+          const auto with = [&](const std::vector<std::int32_t>& list, std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
+            if (int8) return matrix.multiply(true, Blocks(*t.table, a, k, list).view(), first, count, begin, end);
+            std::vector<float> listed;
+            for (const std::int32_t row : list) listed.insert(listed.end(), x.begin() + row * k, x.begin() + (row + 1) * k);
+            return matrix.multiply(false, {list.empty() ? x.data() : listed.data(), {}}, first, count, begin, end);
+          };
           std::vector<float> single;
           for (std::int32_t r = 0; r < rows; ++r) {
-            const std::vector<float> one = matrix.multiply(int8, all, &r, 1, 0, 3);
+            const std::vector<float> one = with({r}, 0, 1, 0, 3);
             single.insert(single.end(), one.begin(), one.end());
           }
           int wrong = 0;
           for (const std::int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 33, 95, 97, 110}) {
-            const std::vector<float> batch = matrix.multiply(int8, all, nullptr, count, 0, 3);
+            std::vector<std::int32_t> first_rows(static_cast<std::size_t>(count));
+            std::iota(first_rows.begin(), first_rows.end(), 0);
+            std::vector<float> batch = with(first_rows, 0, count, 0, 3);
             wrong += std::memcmp(batch.data(), single.data(), batch.size() * sizeof(float)) != 0;
+            const std::int64_t first = rows - count;  // rows in the middle of groups
+            batch = with({}, first, count, 0, 3);
+            wrong += std::memcmp(batch.data(), single.data() + first * n, batch.size() * sizeof(float)) != 0;
           }
           CHECK(wrong == 0);
           std::vector<std::int32_t> list(19);
           for (std::size_t i = 0; i < list.size(); ++i) list[i] = static_cast<std::int32_t>(i * 37 % 110);
           for (std::int64_t begin = 0; begin < 3; ++begin)
             for (std::int64_t end = begin + 1; end <= 3; ++end) {
-              const std::vector<float> part = matrix.multiply(int8, all, list.data(), 19, begin, end);
+              const std::vector<float> part = with(list, 0, 19, begin, end);
               for (std::size_t i = 0; i < list.size(); ++i)
                 for (std::int64_t o = 0; o < n; ++o) {
                   const bool inside = o >= 16 * begin && o < 16 * end;
@@ -250,7 +282,7 @@ TEST_CASE("the largest codes and activations do not saturate") {
             q[i] = static_cast<std::int8_t>(pattern == 0 ? 127 : pattern == 1 ? -127 : (pattern == 2 ? i % 2 : i / 2 % 2) ? 127 : -127);
           const test::Int8Rows a = test::int8_rows(q, 10);
           const Matrix matrix(*t.table, dtype, file, n, k);
-          const std::vector<float> out = matrix.multiply(true, view(a), nullptr, 1, 0, 1);
+          const std::vector<float> out = matrix.multiply(true, Blocks(*t.table, a, k).view(), 0, 1, 0, 1);
           double worst = 0;
           int wrong = 0;
           for (std::int64_t o = 0; o < n; ++o) {
@@ -284,7 +316,7 @@ TEST_CASE("F8_E4M3 weights are multiplied by the scale of their 128 inputs") {
     kernels->pack_scaled(rows, k, scales, panel.data());
     std::vector<float> units(static_cast<std::size_t>(padded * padded), 0.0f), out(static_cast<std::size_t>(padded * n));
     for (std::int64_t i = 0; i < padded; ++i) units[static_cast<std::size_t>(i * padded + i)] = 1;
-    kernels->f32({panel.data(), n, padded, 0, 1, {units.data(), nullptr, nullptr, nullptr}, nullptr, padded, out.data(), n});
+    kernels->f32({panel.data(), n, padded, 0, 1, {units.data(), {}}, 0, padded, out.data(), n});
     int wrong = 0;
     for (std::int64_t o = 0; o < n; ++o)
       for (std::int64_t i = 0; i < padded; ++i) {
@@ -308,7 +340,7 @@ TEST_CASE("every e4m3 code is decoded exactly, NaN too") {
         // all other weights are multiplied by 0: take the row with the NaN out of the comparison of numbers
         std::vector<float> x(32, 0.0f);
         x[static_cast<std::size_t>(i)] = 1;
-        const std::vector<float> out = matrix.multiply(false, {x.data(), nullptr, nullptr, nullptr}, nullptr, 1, 0, 1);
+        const std::vector<float> out = matrix.multiply(false, {x.data(), {}}, 0, 1, 0, 1);
         for (int r = 0; r < 15; ++r) CHECK(out[static_cast<std::size_t>(r)] == e4m3_to_f32(static_cast<std::uint8_t>(128 * half + 8 * r + i)));
         CHECK(std::isnan(out[15]));
       }
@@ -326,36 +358,40 @@ TEST_CASE("int8 activations are as near as rounding by the largest value is, on 
   std::vector<std::int8_t> first;
   for (const Tested& t : tables()) {
     CAPTURE(std::string(t.table->arch));
-    std::vector<std::int8_t> q(static_cast<std::size_t>(k));
-    std::vector<float> d(10);
-    std::vector<std::int16_t> sum(20);
-    t.table->quantize(x.data(), k, q.data(), d.data(), sum.data());
+    std::vector<kernels::Int8Block> blocks(10);
+    t.table->quantize(x.data(), k, blocks.data(), 1);
+    std::vector<std::int8_t> q;
+    std::vector<float> d;
+    for (const kernels::Int8Block& block : blocks) {
+      q.insert(q.end(), block.q, block.q + 32);
+      d.push_back(block.d);
+    }
     if (first.empty()) first = q;
     CHECK(first == q);
     for (std::size_t b = 0; b < 10; ++b) {
       CAPTURE(b);
       double largest = 0, error = 0, usual = 0;
-      int sums[2] = {0, 0}, extreme = 0;
+      int extreme = 0;
       for (std::size_t i = 32 * b; i < 32 * b + 32; ++i) largest = std::max(largest, std::fabs(static_cast<double>(x[i])));
       for (std::size_t i = 32 * b; i < 32 * b + 32; ++i) {
         const double scale = largest / 127, xi = static_cast<double>(x[i]), code = scale > 0 ? std::nearbyint(xi / scale) : 0;
         error += std::pow(xi - static_cast<double>(d[b]) * q[i], 2);
         usual += std::pow(xi - scale * code, 2);
-        sums[i % 32 / 16] += q[i];
         extreme = std::max(extreme, std::abs(static_cast<int>(q[i])));
       }
       CHECK(extreme <= 127);
-      CHECK(sums[0] == sum[2 * b]);
-      CHECK(sums[1] == sum[2 * b + 1]);
+      kernels::Int8Block made;  // the words beside the codes are those of the codes
+      t.table->make_block(q.data() + 32 * b, d[b], &made);
+      CHECK(std::memcmp(&made, &blocks[b], sizeof made) == 0);
       if (largest > 1e-30) CHECK(error <= usual * 1.00001);
     }
     CHECK(d[1] == 0.0f);
     for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
       std::vector<float> broken = x;
       broken[5] = bad;
-      t.table->quantize(broken.data(), k, q.data(), d.data(), sum.data());
-      CHECK_FALSE(std::isfinite(d[0]));
-      CHECK(std::isfinite(d[1]));
+      t.table->quantize(broken.data(), k, blocks.data(), 1);
+      CHECK_FALSE(std::isfinite(blocks[0].d));
+      CHECK(std::isfinite(blocks[1].d));
     }
   }
 }

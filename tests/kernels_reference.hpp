@@ -134,11 +134,10 @@ inline FileRows random_rows(Dtype dtype, std::int64_t rows, std::int64_t k, unsi
   return file;
 }
 
-/// Rows of int8 activations: codes [rows, k], scales of 32, sums of 16.
+/// Rows of int8 activations: codes [rows, k], scales of 32.
 struct Int8Rows {
   std::vector<std::int8_t> q;
   std::vector<float> d;
-  std::vector<std::int16_t> sum;
 };
 
 inline Int8Rows int8_rows(std::vector<std::int8_t> codes, unsigned seed) {
@@ -147,9 +146,7 @@ inline Int8Rows int8_rows(std::vector<std::int8_t> codes, unsigned seed) {
   Int8Rows a;
   a.q = std::move(codes);
   a.d.resize(a.q.size() / 32);
-  a.sum.resize(a.q.size() / 16);
   for (float& d : a.d) d = scale(random);
-  for (std::size_t i = 0; i < a.q.size(); ++i) a.sum[i / 16] = static_cast<std::int16_t>(a.sum[i / 16] + a.q[i]);
   return a;
 }
 inline Int8Rows random_int8_rows(std::int64_t rows, std::int64_t k, unsigned seed) {

@@ -56,8 +56,8 @@ Matrix rounded_to_int8(const RowMatrix& x) {
   Matrix rounded(x.rows(), x.cols());
   for (Index r = 0; r < x.rows(); ++r)
     for (Index i = 0; i < x.cols(); ++i) {
-      const Index at = r * x.cols() + i;
-      rounded(r, i) = static_cast<double>(prepared.view().d[at / 32]) * prepared.view().q[at];
+      const kernels::Int8Block& block = *prepared.view().q.block(r, i / 32);
+      rounded(r, i) = static_cast<double>(block.d) * block.q[i % 32];
       const float most = x.row(r).segment(i / 32 * 32, 32).cwiseAbs().maxCoeff();
       if (std::abs(rounded(r, i) - static_cast<double>(x(r, i))) > 0.006 * static_cast<double>(most)) FAIL_CHECK("row " << r << ", input " << i << " is rounded too far");
     }
@@ -110,7 +110,7 @@ TEST_CASE("products are those of the decoded weights in double precision, for ev
   }
 }
 
-TEST_CASE("columns and listed rows can be asked for in parts, with the bits of the whole") {
+TEST_CASE("columns and rows can be asked for in parts, with the bits of the whole") {
   unsigned seed = 100;
   for (const Dtype type : types)
     for (const Activations activations : {Activations::int8, Activations::f32}) {
@@ -124,13 +124,17 @@ TEST_CASE("columns and listed rows can be asked for in parts, with the bits of t
       PreparedRows prepared;
       const bool int8 = linear.takes_int8(activations);
       prepared.assign(context, x.data(), rows, k, k, int8, !int8);
-      const std::vector<std::int32_t> listed = {11, 0, 0, 5, 7};
+      PreparedRows listed;
+      const std::vector<std::int32_t> list = {11, 0, 0, 5, 7};
+      listed.gather(prepared.view(), list.data(), 5, k, int8, !int8);
       for (Index begin = 0; begin < outputs; begin += linear.granularity())
         for (const Index end : {std::min(outputs, begin + linear.granularity()), outputs}) {
           RowMatrix part = RowMatrix::Constant(5, outputs, 77.0f);
-          linear.multiply(prepared.view(), activations, listed.data(), 5, begin, end, part.data(), outputs);
+          linear.multiply(prepared.view(), activations, 6, 5, begin, end, part.data(), outputs);
+          CHECK(part.middleCols(begin, end - begin) == whole.block(6, begin, 5, end - begin));
+          linear.multiply(listed.view(), activations, 0, 5, begin, end, part.data(), outputs);
           for (Index i = 0; i < 5; ++i) {
-            CHECK(part.row(i).segment(begin, end - begin) == whole.row(listed[static_cast<std::size_t>(i)]).segment(begin, end - begin));
+            CHECK(part.row(i).segment(begin, end - begin) == whole.row(list[static_cast<std::size_t>(i)]).segment(begin, end - begin));
             CHECK((part.row(i).head(begin).array() == 77.0f).all());
             CHECK((part.row(i).tail(outputs - end).array() == 77.0f).all());
           }
@@ -244,7 +248,7 @@ TEST_CASE("a low-rank part is added as in double precision, and its bits depend 
         RowMatrix projected(45, rank), slow = without;
         PreparedRows prepared;
         prepared.assign(context, x.data(), 45, k, k, false, true);
-        part->project(prepared.view(), nullptr, 45, projected.data());
+        part->project(prepared.view(), 0, 45, projected.data());
         for (Index r = 0; r < 45; ++r)
           for (Index i = 0; i < rank; ++i) context.kernels->axpy(projected(r, i), part->b().row(i).data(), outputs, slow.row(r).data());
         CHECK(slow == with);

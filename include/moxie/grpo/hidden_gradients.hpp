@@ -85,9 +85,8 @@ namespace detail {
 /// The product out [rows, n] = x [rows, 512] * w, w in panels [n / 16, 512, 16] of f32; columns of panels [begin, end).
 inline void multiply_tile(const kernels::Table& kernels, const float* x, Index rows, const float* w, Index n, Index begin,
                           Index end, float* out, Index stride) {
-  const kernels::ActivationRows activations{x, nullptr, nullptr, nullptr};
   kernels.find(Dtype::F32)
-      ->f32({reinterpret_cast<const std::byte*>(w), n, vocabulary_tile, begin, end, activations, nullptr, rows, out, stride});
+      ->f32({reinterpret_cast<const std::byte*>(w), n, vocabulary_tile, begin, end, {x, {}}, 0, rows, out, stride});
 }
 
 class HiddenGradients {
@@ -170,11 +169,11 @@ class HiddenGradients {
   void compute_logits(Index tile, Index n, AlignedBuffer<float>& own) {
     const Index begin = tile * vocabulary_tile, size = tile_size(tile);
     float* z = tile_rows(tile, n);
-    output_.multiply(s_.prepared.view(), context_.activations, nullptr, n, begin, begin + size, z - begin, vocabulary_tile,
+    output_.multiply(s_.prepared.view(), context_.activations, 0, n, begin, begin + size, z - begin, vocabulary_tile,
                      output_.low_rank() ? s_.low_rank.data() : nullptr);
     if (has_rest_) {
       own.resize(static_cast<std::size_t>(n * vocabulary_tile));
-      output_.multiply({s_.rest.data(), nullptr, nullptr, nullptr}, context_.activations, nullptr, n, begin, begin + size,
+      output_.multiply({s_.rest.data(), {}}, context_.activations, 0, n, begin, begin + size,
                        own.data() - begin, vocabulary_tile);
       for (Index r = 0; r < n; ++r) kernels_.add(own.data() + r * vocabulary_tile, size, z + r * vocabulary_tile);
     }

@@ -96,6 +96,7 @@ constexpr Table make_table() noexcept {
   t.formats = FormatTable<A, Formats>::entries;
   t.n_formats = FormatTable<A, Formats>::size;
   t.quantize = &quantize<A>;
+  t.make_block = &make_block<A>;
   t.rms_norm = &rms_norm<A>;
   t.swiglu = &swiglu<A>;
   t.axpy = &axpy<A>;

@@ -12,9 +12,11 @@
 //
 //   dot_kind<Panel>            the way for the codes of a format; formats with one kind share their compiled loops
 //   operand<Panel>(x)          codes in the form in which dot() wants them
-//   start_words<Panel>(..)     two words for each token and block that carry the zero point: 16 (or 32) activations' sum times
-//   -zero dot<kind, T>(w, q, x, h, sums)   sums[t] = sum over the block of (code - zero) * q[t], exact; with halves, the two
-//                                    sums of 16 are multiplied by h[0] and h[1] first. w(Constant<j>) gives register j.
+//   zero<Panel>                what dot() subtracts from the operand's codes, 0 or a power of two
+//   minus_sums(q, low, high, x)      the words of an Int8Block that carry the zero point
+//   dot<kind, zero, T>(w, x, h, sums)   float(sum over the block of (code - zero) * x[t].q); with halves, the two sums of 16 are
+//                                    multiplied by h[0] and h[1] first. Exact. w(Constant<j>) gives register j.
+//   stages                     whether unpacked codes are kept in the first-level cache for more than 4 tokens
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   tile<kind>                 tokens of a full tile: as many as the registers hold
 //

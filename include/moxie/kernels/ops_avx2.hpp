@@ -21,6 +21,7 @@
 #include <moxie/core/floats.hpp>
 #include <moxie/kernels/arch.hpp>
 #include <moxie/kernels/ops_generic.hpp>
+#include <moxie/kernels/table.hpp>
 #include <moxie/kernels/unroll.hpp>
 #include <moxie/quant/panel.hpp>
 
@@ -106,8 +107,10 @@ struct Ops<Avx2> {
 
   static constexpr bool sums_in_registers = false;
   enum Kind { eight_sums, four_sums, halves, signed_codes };
+  /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
+  static constexpr bool stages = true;
   template <class P>
-  static constexpr bool needs_start = P::zero != 0;
+  static constexpr int zero = P::zero;
   template <class P>
   static constexpr int dot_kind = P::has_halves                           ? halves
                                   : P::codes == Codes::s8                 ? signed_codes
@@ -124,28 +127,28 @@ struct Ops<Avx2> {
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
     return x;
   }
-  /// Lane pairs: what the even and the odd pairs of a half sum up to, times -zero.
-  template <class P>
-  MOXIE_INLINE static void start_words(const std::int8_t* q, const std::int16_t*, std::int32_t (&x)[2]) noexcept {
+  /// Pairs of int16: the sums that the even and the odd pairs of codes of a half (of both) give.
+  MOXIE_INLINE static void minus_sums(const std::int8_t* q, std::int32_t, std::int32_t, std::int32_t (&x)[3]) noexcept {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
     pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
     pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0xb1));
-    __m128i low = _mm256_castsi256_si128(pairs), high = _mm256_extracti128_si256(pairs, 1);
-    if constexpr (!P::has_halves) low = _mm_add_epi16(low, high);
-    const __m128i minus_zero = _mm_set1_epi16(-P::zero);
-    x[0] = _mm_cvtsi128_si32(_mm_mullo_epi16(low, minus_zero));
-    x[1] = _mm_cvtsi128_si32(_mm_mullo_epi16(high, minus_zero));
+    pairs = _mm256_sub_epi16(_mm256_setzero_si256(), pairs);
+    const __m128i low = _mm256_castsi256_si128(pairs), high = _mm256_extracti128_si256(pairs, 1);
+    x[0] = _mm_cvtsi128_si32(_mm_add_epi16(low, high));
+    x[1] = _mm_cvtsi128_si32(low);
+    x[2] = _mm_cvtsi128_si32(high);
   }
 
-  template <int kind, bool start, int T, class W>
-  MOXIE_INLINE static void dot(W&& w, const std::byte* q, const std::byte* x, const Ints (&h)[2], Ints (&sums)[T]) noexcept {
+  template <int kind, int zero, int T, class W>
+  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums_out)[T]) noexcept {
+    Ints sums[T];
     const __m256i ones = _mm256_set1_epi16(1);
     if constexpr (kind == signed_codes) {
       unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
         const Bytes code = w(j);
         const Bytes size{_mm256_abs_epi8(code.lo), _mm256_abs_epi8(code.hi)};
         unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-          const __m256i a = broadcast(q + 32 * t + 4 * j.value);
+          const __m256i a = broadcast(x[t].q + 4 * j.value);
           const __m256i lo = _mm256_madd_epi16(_mm256_maddubs_epi16(size.lo, _mm256_sign_epi8(a, code.lo)), ones);
           const __m256i hi = _mm256_madd_epi16(_mm256_maddubs_epi16(size.hi, _mm256_sign_epi8(a, code.hi)), ones);
           if constexpr (j.value == 0)
@@ -156,17 +159,17 @@ struct Ops<Avx2> {
       });
     } else {
       // `registers` registers of codes from the first on, summed in int16, then widened into `sums`
-      const auto add_group = [&](auto first, auto registers, const std::byte* start_at, Bytes factor,
+      const auto add_group = [&](auto first, auto registers, int part, Bytes factor,
                                  bool more) MOXIE_INLINE_LAMBDA {
         Bytes lanes[T];
         unroll_constant<registers.value>([&](auto j) MOXIE_INLINE_LAMBDA {
           const Bytes code = w(Constant<first.value + j.value>{});
           unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-            const __m256i a = broadcast(q + 32 * t + 4 * (first.value + j.value));
+            const __m256i a = broadcast(x[t].q + 4 * (first.value + j.value));
             const __m256i lo = _mm256_maddubs_epi16(code.lo, a), hi = _mm256_maddubs_epi16(code.hi, a);
             if constexpr (j.value == 0) {
-              if constexpr (start) {
-                const __m256i s = broadcast(start_at + 4 * t);
+              if constexpr (zero != 0) {
+                const __m256i s = _mm256_slli_epi16(_mm256_set1_epi32(x[t].minus[part]), __builtin_ctz(zero == 0 ? 1 : zero));
                 lanes[t] = {sum16(s, lo), sum16(s, hi)};
               } else {
                 lanes[t] = {lo, hi};
@@ -185,12 +188,13 @@ struct Ops<Avx2> {
         });
       };
       if constexpr (kind == eight_sums) {
-        add_group(Constant<0>{}, Constant<8>{}, x, Bytes{ones, ones}, false);
+        add_group(Constant<0>{}, Constant<8>{}, 0, Bytes{ones, ones}, false);
       } else {
-        add_group(Constant<0>{}, Constant<4>{}, x, kind == halves ? h[0] : Bytes{ones, ones}, false);
-        add_group(Constant<4>{}, Constant<4>{}, x + 4 * T, kind == halves ? h[1] : Bytes{ones, ones}, true);
+        add_group(Constant<0>{}, Constant<4>{}, 1, kind == halves ? h[0] : Bytes{ones, ones}, false);
+        add_group(Constant<4>{}, Constant<4>{}, 2, kind == halves ? h[1] : Bytes{ones, ones}, true);
       }
     }
+    unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[t] = to_float(sums[t]); });
   }
 
  private:
@@ -211,7 +215,11 @@ struct Ops<Avx2> {
   MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  MOXIE_INLINE static __m256i broadcast(const std::byte* p) noexcept { return _mm256_set1_epi32(static_cast<int>(load_u32(p))); }
+  MOXIE_INLINE static __m256i broadcast(const std::int8_t* p) noexcept {
+    std::int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+  }
 };
 
 }  // namespace moxie::kernels

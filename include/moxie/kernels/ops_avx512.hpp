@@ -14,6 +14,7 @@
 #include <moxie/core/floats.hpp>
 #include <moxie/kernels/arch.hpp>
 #include <moxie/kernels/ops_generic.hpp>
+#include <moxie/kernels/table.hpp>
 #include <moxie/kernels/unroll.hpp>
 #include <moxie/quant/panel.hpp>
 
@@ -70,15 +71,15 @@ struct Avx512Ops {
   }
 
   static constexpr bool sums_in_registers = true;
-  enum Kind { plain, with_start, halves };
+  /// Unpacking takes shifts and masks, which run beside the products: nothing is gained by keeping unpacked bytes.
+  static constexpr bool stages = false;
+  enum Kind { plain, halves };
   template <class P>
-  static constexpr bool needs_start = P::zero != 0 || P::codes == Codes::s8;
+  static constexpr int dot_kind = P::has_halves ? halves : plain;
   template <class P>
-  static constexpr int dot_kind = P::has_halves    ? halves
-                                  : needs_start<P> ? with_start
-                                                   : plain;
-  /// Of 32 registers a token takes 2 (integer and float sums), or 3 with halves; others: codes, scale, offset (or 2 halves), one
-  /// product.
+  static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
+  /// Of 32 registers a token takes 2 (integer and float sums), or 3 with halves; others: codes, scale, offset (or 2 halves), a
+  /// mask, one product.
   template <int kind>
   static constexpr int tile = kind == halves ? 8 : 12;
 
@@ -87,29 +88,39 @@ struct Avx512Ops {
     if constexpr (P::codes == Codes::s8) return _mm512_xor_si512(x, _mm512_set1_epi8(-128));
     return x;
   }
-  template <class P>
-  MOXIE_INLINE static void start_words(const std::int8_t*, const std::int16_t* sum, std::int32_t (&x)[2]) noexcept {
-    constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
-    x[0] = -zero * (P::has_halves ? sum[0] : sum[0] + sum[1]);
-    x[1] = -zero * sum[1];
+  MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
+    x[0] = -(low + high);
+    x[1] = -low;
+    x[2] = -high;
   }
 
-  template <int kind, bool start, int T, class W>
-  MOXIE_INLINE static void dot(W&& w, const std::byte* q, const std::byte* x, const Ints (&h)[2], Ints (&sums)[T]) noexcept {
-    unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = start ? broadcast(x + 4 * t) : _mm512_setzero_si512(); });
+  template <int kind, int zero, int T, class W>
+  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums)[T]) noexcept {
+    Ints first[T];
+    const auto start = [&](int part, Ints(&to)[T]) MOXIE_INLINE_LAMBDA {
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+        to[t] = zero == 0 ? _mm512_setzero_si512()
+                          : _mm512_slli_epi32(_mm512_set1_epi32(x[t].minus[part]), __builtin_ctz(zero == 0 ? 1 : zero));
+      });
+    };
     const auto add_register = [&](Bytes codes, int j, Ints(&to)[T]) MOXIE_INLINE_LAMBDA {
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { to[t] = _mm512_dpbusd_epi32(to[t], codes, broadcast(q + 32 * t + 4 * j)); });
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { to[t] = _mm512_dpbusd_epi32(to[t], codes, broadcast(x[t].q + 4 * j)); });
     };
     if constexpr (kind == halves) {
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value, sums); });
+      // Products of a sum and its scale are exact in f32, as is their sum: below 2 * 128 * 16 * 32 * 127 < 2^24.
+      start(1, first);
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value, first); });
       Ints second[T];
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { second[t] = broadcast(x + 4 * (T + t)); });
+      start(2, second);
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(Constant<j.value + 4>{}), j.value + 4, second); });
+      const F h0 = _mm512_cvtepi32_ps(h[0]), h1 = _mm512_cvtepi32_ps(h[1]);
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-        sums[t] = _mm512_add_epi32(_mm512_mullo_epi32(sums[t], h[0]), _mm512_mullo_epi32(second[t], h[1]));
+        sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second[t]), h1, _mm512_mul_ps(_mm512_cvtepi32_ps(first[t]), h0));
       });
     } else {
-      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value, sums); });
+      start(0, first);
+      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value, first); });
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = _mm512_cvtepi32_ps(first[t]); });
     }
   }
 
@@ -120,7 +131,11 @@ struct Avx512Ops {
   MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  MOXIE_INLINE static Ints broadcast(const std::byte* p) noexcept { return _mm512_set1_epi32(static_cast<int>(load_u32(p))); }
+  MOXIE_INLINE static Ints broadcast(const std::int8_t* p) noexcept {
+    std::int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+  }
 };
 
 #if defined(__AVX512VNNI__)

@@ -7,6 +7,7 @@
 #include <moxie/core/floats.hpp>
 #include <moxie/kernels/arch.hpp>
 #include <moxie/kernels/simd.hpp>
+#include <moxie/kernels/table.hpp>
 #include <moxie/kernels/unroll.hpp>
 #include <moxie/quant/panel.hpp>
 
@@ -121,27 +122,29 @@ struct Ops {
   template <int kind>
   static constexpr int tile = 4;
   template <class P>
-  static constexpr bool needs_start = P::zero != 0;
+  static constexpr int zero = P::zero;
+  static constexpr bool stages = true;
   template <class P>
   MOXIE_INLINE static Bytes operand(const Bytes& x) noexcept {
     return x;
   }
-  template <class P>
-  MOXIE_INLINE static void start_words(const std::int8_t*, const std::int16_t* sum, std::int32_t (&x)[2]) noexcept {
-    x[0] = -P::zero * (P::has_halves ? sum[0] : sum[0] + sum[1]);
-    x[1] = -P::zero * sum[1];
+  MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
+    x[0] = -(low + high);
+    x[1] = -low;
+    x[2] = -high;
   }
 
-  template <int kind, bool start, int T, class W>
-  MOXIE_INLINE static void dot(W&& w, const std::byte* q, const std::byte* x, const Ints (&h)[2], Ints (&sums)[T]) noexcept {
+  template <int kind, int zero, int T, class W>
+  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums_out)[T]) noexcept {
+    Ints sums[T];
     for (int t = 0; t < T; ++t) {
-      const std::int32_t first = start ? static_cast<std::int32_t>(load_u32(x + 4 * t)) : 0;
+      const std::int32_t first = zero * x[t].minus[kind == halves ? 1 : 0];
       for (std::int32_t& s : sums[t].v) s = first;
     }
     const auto add_register = [&](const Bytes& codes, int j) MOXIE_INLINE_LAMBDA {
       for (int t = 0; t < T; ++t) {
         std::int32_t a[4];
-        for (int i = 0; i < 4; ++i) a[i] = static_cast<std::int8_t>(q[32 * t + 4 * j + i]);
+        for (int i = 0; i < 4; ++i) a[i] = x[t].q[4 * j + i];
         for (int r = 0; r < 16; ++r) {
           std::int32_t s = 0;
           for (int i = 0; i < 4; ++i) {
@@ -156,7 +159,7 @@ struct Ops {
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value); });
       Ints low[T];
       for (int t = 0; t < T; ++t) {
-        const auto second = static_cast<std::int32_t>(load_u32(x + 4 * (T + t)));
+        const std::int32_t second = zero * x[t].minus[2];
         for (int r = 0; r < 16; ++r) low[t].v[r] = sums[t].v[r] * h[0].v[r], sums[t].v[r] = second;
       }
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(Constant<j.value + 4>{}), j.value + 4); });
@@ -165,6 +168,7 @@ struct Ops {
     } else {
       unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value); });
     }
+    for (int t = 0; t < T; ++t) sums_out[t] = to_float(sums[t]);
   }
 };
 

@@ -2,8 +2,8 @@
 // Matrix product of packed weights of any format with f32 activations: the reference path, and the path of float weights.
 //
 // For each output element, blocks of 32 inputs from low k to high k: the block's sum is 32 fused multiply-adds from low to high,
-// starting at 0; then acc += sum. A weight is what the format's decode() gives, bit for bit. The same bits for every tile,
-// chunk and list of rows, on every architecture with a fused multiply-add.
+// starting at 0; then acc += sum. A weight is what the format's decode() gives, bit for bit. The same bits for every tile
+// and chunk, on every architecture with a fused multiply-add.
 //
 // Form: for each panel, stage_blocks blocks are unpacked to f32 [32][16] in the first-level cache, and tiles of rows run over
 // them.
@@ -135,8 +135,8 @@ void matmul_f32(const MatmulArgs& m) noexcept {
           unpack<A, Format>(panel, m.k, first, blocks, unpacked, panel_rows);
         const float* x[max_tokens];
         for (int t = 0; t < tokens; ++t) {
-          const std::int64_t row = m.rows ? m.rows[first_row + t] : first_row + t;
-          x[t] = m.a.x + row * m.k + first * block_k;
+          const std::int64_t row = m.first_row + first_row + t;
+          x[t] = m.a.x + (m.list ? m.list[row] : row) * m.k + first * block_k;
         }
         run_tiles<A>(w, blocks, x, tokens, sums);
       }

@@ -8,11 +8,11 @@
 //   acc  = fma(float(isum), scale * d, acc)                             scale of the weights' block, d of the activations'
 //   acc  = fma(offset, float(sum of q) * d, acc)                        formats with an offset only
 //
-// so the bits are the same on every architecture with a fused multiply-add, for every tile, chunk and list of rows.
+// so the bits are the same on every architecture with a fused multiply-add, for every tile.
 //
-// Form: up to max_tokens rows are copied, a chunk of K at a time, into tiles whose bytes one pointer walks through. Then for
-// each panel: stage_blocks blocks are unpacked to bytes in the first-level cache, and all tiles run over them. Up to 4 rows
-// are one tile that skips the staging and unpacks in registers: it reads the panels once, at the speed of memory.
+// Form: a tile of up to 12 rows (as many as the registers hold) goes over all blocks of a panel, then the next tile, while the
+// panel is in cache; activations lie as the tiles read them (Int8Rows). Where unpacking would take the ports that the products
+// need, stage_blocks blocks are unpacked to bytes in the first-level cache first, and all tiles run over them.
 
 #include <cstddef>
 #include <cstdint>
@@ -28,18 +28,15 @@ namespace moxie::kernels {
 
 namespace int8 {
 
-// A token's block in a tile: 32 codes, d, and two words: the start of the integer sums, or float(sum of q) * d for an offset.
-inline constexpr int token_block_bytes = 32 + 3 * 4;
 // A staged block: 8 registers of codes, scales, and offsets or two halves.
 inline constexpr int staged_scale = 512, staged_extra = 576, staged_bytes = 704;
-// 16 staged blocks (11 KB) stay in a first-level cache of 32 KB beside a tile of activations (12 tokens x 16 blocks: 8 KB) and
-// its sums.
+// 16 staged blocks (11 KB) stay in a first-level cache of 32 KB beside a tile of activations (12 rows x 16 blocks: 10 KB) and its
+// sums.
 inline constexpr int stage_blocks = 16;
-// Rows that share an unpacked block: unpacking costs about as much as two rows, so with 96 rows 2%.
+// Rows that share a panel in cache. Unpacking into the stage costs about as much as two rows, so with 96 rows 2%.
 inline constexpr int max_tokens = 96;
-// 96 rows x 16 blocks: 66 KB, a small part of a second-level cache; also 24 rows of 2048 inputs, whose panels are then read in
-// one sweep.
-inline constexpr int activation_bytes = max_tokens * stage_blocks * token_block_bytes;
+// They stay in a second-level cache of 512 KB beside a panel: 96 rows of 2048 inputs are 320 KB.
+inline constexpr int activation_bytes = 320 * 1024;
 
 // How far ahead the direct path fetches into the second-level cache. A core reads 15 to 25 GB/s, so memory's latency of 100 to
 // 200 ns (more when others load it) is 2 to 5 KB; 8 KB was the best of 1, 2, 4 and 8 for Q4_K, Q5_K and Q8_0 and 1, 2 and 4 rows
@@ -56,57 +53,47 @@ MOXIE_INLINE constexpr std::int64_t panel_bytes(std::int64_t k) noexcept {
 }
 
 /// How a format's blocks are multiplied on an architecture; formats that agree share their compiled tiles.
-template <class A, int kind_, bool start_, bool offset_>
+template <class A, int kind_, int zero_, bool offset_>
 struct Way {
-  static constexpr int kind = kind_;
-  static constexpr bool start = start_, offset = offset_, halves = kind_ == Ops<A>::halves;
+  static constexpr int kind = kind_, zero = zero_;
+  static constexpr bool offset = offset_, halves = kind_ == Ops<A>::halves;
   static constexpr int tile = Ops<A>::template tile<kind_>;
 };
 template <class A, class P>
-using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template needs_start<P>, P::has_offset>;
-
-/// The outputs of a panel for one row; all but a matrix's last panel have 16.
-MOXIE_INLINE void copy_columns(float* to, const float* from, std::size_t columns) noexcept {
-  if (columns == panel_rows)
-    __builtin_memcpy(to, from, panel_rows * sizeof(float));
-  else
-    __builtin_memcpy(to, from, columns * sizeof(float));
-}
+using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::has_offset>;
 
 MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bit_cast(float, load_u32(p)); }
 
-/// Tokens of the next tile when `rest` are left.
+/// Rows of the next tile when `rest` are left, no more than `largest`. One row alone waits for its own sums: 5 are 3 + 2.
 template <int largest>
 MOXIE_INLINE int next_tile(int rest) noexcept {
-  if (rest >= largest) return largest;
-  if (largest > 8 && rest >= 8) return 8;
-  return rest >= 4 ? 4 : rest;
+  if (largest >= 12 && rest >= 12) return 12;
+  if (largest >= 8 && rest >= 8 && rest != 9 && rest != 10) return 8;
+  if (largest >= 6 && rest >= 6 && rest != 7) return 6;
+  if (largest >= 4 && rest >= 4 && rest != 5) return 4;
+  return rest >= 3 ? 3 : rest;
 }
-
-/// `blocks` blocks from block `first` on of `tokens` rows into one tile.
-template <class A, class P>
-MOXIE_INLINE void copy_tile(const ActivationRows& a, const std::int32_t* rows, std::int64_t first_row, int tokens, std::int64_t k,
-                            std::int64_t first, int blocks, std::byte* tile) noexcept {
-  for (int t = 0; t < tokens; ++t) {
-    const std::int64_t row = rows ? rows[first_row + t] : first_row + t;
-    const std::int8_t* q = a.q + row * k + first * block_k;
-    const float* d = a.d + row * (k / block_k) + first;
-    const std::int16_t* sum = a.sum + row * (k / 16) + 2 * first;
-    std::byte* out = tile;
-    for (int b = 0; b < blocks; ++b, q += block_k, sum += 2, out += tokens * token_block_bytes) {
-      __builtin_memcpy(out + 32 * t, q, 32);
-      std::byte* words = out + 32 * tokens + 4 * t;
-      __builtin_memcpy(words, d + b, 4);
-      if constexpr (P::has_offset) {
-        const float s = static_cast<float>(sum[0] + sum[1]) * d[b];
-        __builtin_memcpy(words + 4 * tokens, &s, 4);
-      } else if constexpr (Ops<A>::template needs_start<P>) {
-        std::int32_t start[2];
-        Ops<A>::template start_words<P>(q, sum, start);
-        __builtin_memcpy(words + 4 * tokens, &start[0], 4);
-        __builtin_memcpy(words + 8 * tokens, &start[1], 4);
-      }
-    }
+/// f(Constant<n>{}) for the tile height n that next_tile() gave.
+template <int largest, class F>
+MOXIE_INLINE void with_tile(int n, F&& f) noexcept {
+  switch (n) {
+    case 1: return f(Constant<1>{});
+    case 2: return f(Constant<2>{});
+    case 3: return f(Constant<3>{});
+    case 4: return f(Constant<4>{});
+    case 6: return f(Constant<(largest < 6 ? 1 : 6)>{});
+    case 8: return f(Constant<(largest < 8 ? 1 : 8)>{});
+    default: return f(Constant<(largest < 12 ? 1 : 12)>{});
+  }
+}
+/// f(row, height) for the tiles of rows [first, first + count): parts of the groups in which the rows lie.
+template <int largest, class F>
+MOXIE_INLINE void for_tiles(const Int8Rows& rows, std::int64_t first, int count, F&& f) noexcept {
+  for (int done = 0; done < count;) {
+    const std::int64_t row = first + done, in_group = rows.step(row) - row % Int8Rows::group;
+    const int height = next_tile<largest>(static_cast<int>(count - done < in_group ? count - done : in_group));
+    f(row, height);
+    done += height;
   }
 }
 
@@ -116,15 +103,11 @@ template <class A, int tokens, bool in_registers = Ops<A>::sums_in_registers>
 struct TileSums {
   using O = Ops<A>;
   typename O::F acc[tokens];
-  float* memory;
-  MOXIE_INLINE explicit TileSums(float* sums) noexcept : memory(sums) {
-    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { acc[t] = O::load(memory + panel_rows * t); });
+  MOXIE_INLINE explicit TileSums(float*) noexcept {
+    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { acc[t] = O::set1(0); });
   }
   MOXIE_INLINE typename O::F get(int t) const noexcept { return acc[t]; }
   MOXIE_INLINE void set(int t, typename O::F x) noexcept { acc[t] = x; }
-  MOXIE_INLINE void finish() noexcept {
-    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { O::store(memory + panel_rows * t, acc[t]); });
-  }
 };
 template <class A, int tokens>
 struct TileSums<A, tokens, false> {
@@ -136,31 +119,30 @@ struct TileSums<A, tokens, false> {
     O::store(memory + panel_rows * t, x);
     __asm__("" ::: "memory");  // or a compiler keeps the sums in the registers that the integer sums need
   }
-  MOXIE_INLINE void finish() noexcept {}
 };
 
 /// One block of 16 rows of weights for a tile of tokens.
-template <class A, class W, int tokens, class Code>
+template <class A, class W, int tokens, class Code, class Sums>
 MOXIE_INLINE void add_block(Code&& code, typename Ops<A>::F scale, typename Ops<A>::F offset,
-                            const typename Ops<A>::Ints (&halves)[2], const std::byte* tile, TileSums<A, tokens>& acc) noexcept {
+                            const typename Ops<A>::Ints (&halves)[2], const Int8Block* x, Sums& acc) noexcept {
   using O = Ops<A>;
-  typename O::Ints sums[tokens];
-  const std::byte* d = tile + 32 * tokens;
-  O::template dot<W::kind, W::start, tokens>(code, tile, d + 4 * tokens, halves, sums);
+  typename O::F sums[tokens];
+  O::template dot<W::kind, W::zero, tokens>(code, x, halves, sums);
   unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA {
-    typename O::F x = O::fma(O::to_float(sums[t]), O::mul(scale, O::set1(load_float(d + 4 * t))), acc.get(t));
-    if constexpr (W::offset) x = O::fma(offset, O::set1(load_float(d + 4 * (tokens + t))), x);
-    acc.set(t, x);
+    typename O::F y = O::fma(sums[t], O::mul(scale, O::set1(x[t].d)), acc.get(t));
+    if constexpr (W::offset) y = O::fma(offset, O::set1(x[t].sum_d), y);
+    acc.set(t, y);
   });
 }
 
-/// Staged blocks for a tile; for each of them `ahead_step` bytes from `ahead` on are brought into the second-level cache.
+/// Staged blocks for a tile whose blocks are `step` apart; for each of them `ahead_step` bytes from `ahead` on are brought into the
+/// second-level cache.
 template <class A, class W, int tokens>
-[[gnu::noinline]] void run_tile(const std::byte* staged, int blocks, const std::byte* tile, float* sums, const std::byte* ahead,
-                                int ahead_step) noexcept {
+[[gnu::noinline]] void run_tile(const std::byte* staged, int blocks, const Int8Block* x, std::int64_t step, float* sums,
+                                const std::byte* ahead, int ahead_step) noexcept {
   using O = Ops<A>;
-  TileSums<A, tokens> acc(sums);
-  for (int b = 0; b < blocks; ++b, staged += staged_bytes, tile += tokens * token_block_bytes) {
+  TileSums<A, tokens, false> acc(sums);
+  for (int b = 0; b < blocks; ++b, staged += staged_bytes, x += step) {
     for (int i = 0; i < ahead_step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
     ahead += ahead_step;
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return O::load_bytes(staged + 64 * j.value); };
@@ -171,35 +153,7 @@ template <class A, class W, int tokens>
       halves[0] = O::load_ints(staged + staged_extra);
       halves[1] = O::load_ints(staged + staged_extra + 64);
     }
-    add_block<A, W, tokens>(code, O::load(reinterpret_cast<const float*>(staged + staged_scale)), offset, halves, tile, acc);
-  }
-  acc.finish();
-}
-
-/// All tiles of `tokens` rows over the staged blocks; a tile's blocks begin `skipped` blocks after its start. The first tile
-/// fetches the panel's next blocks, which would wait for memory when they are staged.
-template <class A, class W>
-void run_tiles(const std::byte* staged, int blocks, const std::byte* tiles, int tile_blocks, int skipped, int tokens, float* sums,
-               const std::byte* ahead, int ahead_step) noexcept {
-  for (int t = 0; t < tokens;) {
-    const int size = next_tile<W::tile>(tokens - t);
-    const std::byte* tile =
-        tiles + (static_cast<std::ptrdiff_t>(t) * tile_blocks + static_cast<std::ptrdiff_t>(size) * skipped) * token_block_bytes;
-    float* to = sums + panel_rows * t;
-    const int step = t == 0 ? ahead_step : 0;
-    if (size == W::tile)
-      run_tile<A, W, W::tile>(staged, blocks, tile, to, ahead, step);
-    else if (W::tile > 8 && size == 8)
-      run_tile<A, W, (W::tile > 8 ? 8 : 1)>(staged, blocks, tile, to, ahead, step);
-    else if (size == 4)
-      run_tile<A, W, 4>(staged, blocks, tile, to, ahead, step);
-    else if (size == 3)
-      run_tile<A, W, 3>(staged, blocks, tile, to, ahead, step);
-    else if (size == 2)
-      run_tile<A, W, 2>(staged, blocks, tile, to, ahead, step);
-    else
-      run_tile<A, W, 1>(staged, blocks, tile, to, ahead, step);
-    t += size;
+    add_block<A, W, tokens>(code, O::load(reinterpret_cast<const float*>(staged + staged_scale)), offset, halves, x, acc);
   }
 }
 
@@ -250,23 +204,63 @@ template <class A, class Format>
   });
 }
 
-/// A tile of few tokens over a panel, unpacked in registers.
+/// A tile over a panel, unpacked in registers. Row t goes to out + t * out_stride.
 template <class A, class Format, int tokens>
-[[gnu::noinline]] void run_direct(const std::byte* panel, std::int64_t first, int blocks, const std::byte* tile,
-                                  float* sums) noexcept {
+[[gnu::noinline]] void run_direct(const std::byte* panel, int blocks, const Int8Block* x, std::int64_t step, float* out,
+                                  std::int64_t out_stride) noexcept {
   using O = Ops<A>;
-  TileSums<A, tokens> acc(sums);
-  for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
+  alignas(64) float memory[O::sums_in_registers ? 1 : tokens * panel_rows] = {};
+  TileSums<A, tokens> acc(memory);
+  for_blocks<Format>(panel, 0, blocks, [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
     for (int i = 0; i < block_bytes<Format>; i += 64)
       __builtin_prefetch(chunk + b * block_bytes<Format> + direct_ahead + i, 0, 2);
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk, b); };
     typename O::Ints halves[2]{};
     halves_of<A, Format>(chunk, b, halves);
     add_block<A, WayOf<A, Panel<Format>>, tokens>(code, Panel<Format>::template scale<O>(chunk, b),
-                                                  offset_of<A, Format>(chunk, b), halves, tile, acc);
-    tile += tokens * token_block_bytes;
+                                                  offset_of<A, Format>(chunk, b), halves, x, acc);
+    x += step;
   });
-  acc.finish();
+  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { O::store(out + t * out_stride, acc.get(t)); });
+}
+
+/// One panel for rows [first, first + count), row by row to out + i * out_stride.
+template <class A, class Format>
+void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out,
+               std::int64_t out_stride) noexcept {
+  using W = WayOf<A, Panel<Format>>;
+  const auto k_blocks = static_cast<int>(rows.k / block_k);
+  if constexpr (Ops<A>::stages) {
+    if (count > 4) {
+      alignas(64) std::byte staged[stage_blocks * staged_bytes];
+      alignas(64) float sums[max_tokens * panel_rows];
+      __builtin_memset(sums, 0, static_cast<std::size_t>(count) * panel_rows * sizeof(float));
+      for (int b = 0; b < k_blocks; b += stage_blocks) {
+        const int n = k_blocks - b < stage_blocks ? k_blocks - b : stage_blocks;
+        stage<A, Format>(panel, b, n, staged);
+        // The first tile fetches the panel's next blocks, which would wait for memory when they are staged.
+        const std::byte* ahead = panel + (b + n) * block_bytes<Format>;
+        int ahead_step = block_bytes<Format>;
+        for_tiles<W::tile>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+          with_tile<W::tile>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
+            run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + panel_rows * (row - first), ahead,
+                                         ahead_step);
+          });
+          ahead_step = 0;
+        });
+      }
+      for (int t = 0; t < count; ++t)
+        __builtin_memcpy(out + t * out_stride, sums + panel_rows * t, panel_rows * sizeof(float));
+      return;
+    }
+  }
+  constexpr int largest = Ops<A>::stages ? 4 : W::tile;
+  for_tiles<largest>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+    with_tile<largest>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
+      run_direct<A, Format, tokens.value>(panel, k_blocks, rows.block(row, 0), rows.step(row), out + (row - first) * out_stride,
+                                          out_stride);
+    });
+  });
 }
 
 }  // namespace int8
@@ -274,52 +268,21 @@ template <class A, class Format, int tokens>
 template <class A, class Format>
 void matmul_int8(const MatmulArgs& m) noexcept {
   using namespace int8;
-  using W = WayOf<A, Panel<Format>>;
-  alignas(64) std::byte tiles[activation_bytes];
-  alignas(64) std::byte staged[stage_blocks * staged_bytes];
-  alignas(64) float sums[max_tokens * panel_rows];
-
-  const std::int64_t k_blocks = m.k / block_k, bytes = panel_bytes<Format>(m.k);
-  for (std::int64_t row = 0; row < m.n_rows; row += max_tokens) {
-    const int tokens = static_cast<int>(m.n_rows - row < max_tokens ? m.n_rows - row : max_tokens);
-    const int most = activation_bytes / token_block_bytes / tokens / stage_blocks * stage_blocks;  // blocks at a time
-    for (std::int64_t first = 0; first < k_blocks; first += most) {
-      const int blocks = static_cast<int>(k_blocks - first < most ? k_blocks - first : most);
-      for (int t = 0; t < tokens;) {
-        const int size = next_tile<W::tile>(tokens - t);
-        copy_tile<A, Panel<Format>>(m.a, m.rows, row + t, size, m.k, first, blocks,
-                                    tiles + static_cast<std::ptrdiff_t>(t) * blocks * token_block_bytes);
-        t += size;
-      }
-      for (std::int64_t p = m.panel_begin; p < m.panel_end; ++p) {
-        const std::byte* panel = m.panels + p * bytes;
-        float* out = m.out + row * m.out_stride + p * panel_rows;
-        const std::int64_t left = m.n - p * panel_rows;
-        const auto columns = static_cast<std::size_t>(left < panel_rows ? left : panel_rows);
-        if (first == 0)
-          __builtin_memset(sums, 0, static_cast<std::size_t>(tokens) * panel_rows * sizeof(float));
-        else
-          for (int t = 0; t < tokens; ++t) {
-            if (columns < panel_rows) __builtin_memset(sums + panel_rows * t, 0, panel_rows * sizeof(float));
-            copy_columns(sums + panel_rows * t, out + t * m.out_stride, columns);
-          }
-        if (tokens == 1) {
-          run_direct<A, Format, 1>(panel, first, blocks, tiles, sums);
-        } else if (tokens == 2) {
-          run_direct<A, Format, 2>(panel, first, blocks, tiles, sums);
-        } else if (tokens == 3) {
-          run_direct<A, Format, 3>(panel, first, blocks, tiles, sums);
-        } else if (tokens == 4) {
-          run_direct<A, Format, 4>(panel, first, blocks, tiles, sums);
-        } else {
-          for (int skipped = 0; skipped < blocks; skipped += stage_blocks) {
-            const int n = blocks - skipped < stage_blocks ? blocks - skipped : stage_blocks;
-            stage<A, Format>(panel, first + skipped, n, staged);
-            const std::byte* ahead = panel + (first + skipped + n) * block_bytes<Format>;
-            run_tiles<A, W>(staged, n, tiles, blocks, skipped, tokens, sums, ahead, block_bytes<Format>);
-          }
-        }
-        for (int t = 0; t < tokens; ++t) copy_columns(out + t * m.out_stride, sums + panel_rows * t, columns);
+  const std::int64_t bytes = panel_bytes<Format>(m.k), row_bytes = m.k / block_k * static_cast<std::int64_t>(sizeof(Int8Block));
+  const std::int64_t fit = activation_bytes / row_bytes / Int8Rows::group * Int8Rows::group;
+  const std::int64_t most = fit < Int8Rows::group ? Int8Rows::group : fit < max_tokens ? fit : max_tokens;
+  for (std::int64_t row = 0; row < m.n_rows; row += most) {
+    const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
+    for (std::int64_t p = m.panel_begin; p < m.panel_end; ++p) {
+      float* out = m.out + row * m.out_stride + p * panel_rows;
+      const std::int64_t columns = m.n - p * panel_rows;
+      if (columns >= panel_rows) {
+        run_panel<A, Format>(m.panels + p * bytes, m.a.q, m.first_row + row, count, out, m.out_stride);
+      } else {  // a matrix's last panel
+        alignas(64) float all[max_tokens * panel_rows];
+        run_panel<A, Format>(m.panels + p * bytes, m.a.q, m.first_row + row, count, all, panel_rows);
+        for (int t = 0; t < count; ++t)
+          __builtin_memcpy(out + t * m.out_stride, all + panel_rows * t, static_cast<std::size_t>(columns) * sizeof(float));
       }
     }
   }

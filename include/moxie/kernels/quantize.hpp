@@ -11,6 +11,7 @@
 
 #include <moxie/core/floats.hpp>
 #include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/ops.hpp>
 #include <moxie/kernels/simd.hpp>
 #include <moxie/kernels/table.hpp>
 #include <moxie/kernels/unroll.hpp>
@@ -57,77 +58,132 @@ MOXIE_INLINE void narrow(const std::int32_t* codes, std::int8_t* q) noexcept {
 
 }  // namespace detail
 
+namespace detail {
+
+/// The bits of the largest |x| of a block: the order of such integers is that of the values, with infinity and NaN above all.
+template <class A>
+MOXIE_INLINE std::int32_t largest_bits(const float* x) noexcept {
+  using F = Floats<A>;
+  using I = xsimd::batch<std::int32_t, typename A::simd>;
+  constexpr int lanes = static_cast<int>(F::size);
+  I most(0);
+  unroll<block_k / lanes>([&](int i) MOXIE_INLINE_LAMBDA {
+    most = xsimd::max(xsimd::bitwise_cast<I>(F::load_unaligned(x + i * lanes)) & I(0x7fffffff), most);
+  });
+  alignas(64) std::int32_t stored[lanes];
+  most.store_aligned(stored);
+  FourInts four = load_four<FourInts>(stored);
+  unroll<lanes / 4 - 1>([&](int i) MOXIE_INLINE_LAMBDA {
+    const auto more = load_four<FourInts>(stored + 4 * (i + 1));
+    four = more > four ? more : four;
+  });
+  const std::int32_t first = four[0] > four[1] ? four[0] : four[1], last = four[2] > four[3] ? four[2] : four[3];
+  return first > last ? first : last;
+}
+
+/// `n` blocks with these largest values, `step` apart in `to`, at once: their chains of operations run beside each other.
+template <class A, int n>
+MOXIE_INLINE void quantize_blocks(const float* x, const std::int32_t (&bits)[n], Int8Block* to, std::int64_t step) noexcept {
+  using F = Floats<A>;
+  constexpr int lanes = static_cast<int>(F::size), parts = block_k / lanes, half = parts / 2;
+  constexpr int candidates = 4;
+  constexpr Four steps = {127.0f, 126.0f, 125.0f, 124.0f};
+  alignas(16) float inverse[n][candidates], scale[n][candidates];
+  alignas(64) float errors[n][candidates][16];
+  const auto load = [&](int i, int part) MOXIE_INLINE_LAMBDA { return F::load_unaligned(x + i * block_k + part * lanes); };
+  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+    const float one = __builtin_bit_cast(float, bits[i]);
+    const Four largest = {one, one, one, one}, inverses = steps / largest, scales = largest / steps;
+    __builtin_memcpy(inverse[i], &inverses, sizeof inverses);
+    __builtin_memcpy(scale[i], &scales, sizeof scales);
+  });
+  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+    unroll<candidates>([&](int c) MOXIE_INLINE_LAMBDA {
+      const F factor(inverse[i][c]);
+      unroll<half>([&](int part) MOXIE_INLINE_LAMBDA {
+        const F y = load(i, part) * factor, z = load(i, part + half) * factor;
+        const F r = y - xsimd::nearbyint(y), s = z - xsimd::nearbyint(z);
+        madd(s, s, r * r).store_aligned(errors[i][c] + part * lanes);
+      });
+    });
+  });
+  int chosen[n];
+  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+    const auto scales = load_four<Four>(scale[i]);
+    const Four error = tree_sums(errors[i]) * (scales * scales);
+    const int low = error[1] < error[0] ? 1 : 0, high = error[3] < error[2] ? 3 : 2;
+    chosen[i] = (high == 3 ? error[3] : error[2]) < (low == 1 ? error[1] : error[0]) ? high : low;
+  });
+  // value times code, code squared, codes of the first and of the last 16: exact integers but the first
+  alignas(64) float terms[n][4][16];
+  alignas(64) std::int32_t codes[n][block_k];
+  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+    const F factor(inverse[i][chosen[i]]);
+    unroll<half>([&](int part) MOXIE_INLINE_LAMBDA {
+      const F y = load(i, part) * factor, z = load(i, part + half) * factor;
+      const F y_code = xsimd::nearbyint(y), z_code = xsimd::nearbyint(z);
+      xsimd::batch_cast<std::int32_t>(y_code).store_aligned(codes[i] + part * lanes);
+      xsimd::batch_cast<std::int32_t>(z_code).store_aligned(codes[i] + (part + half) * lanes);
+      madd(z, z_code, y * y_code).store_aligned(terms[i][0] + part * lanes);
+      madd(z_code, z_code, y_code * y_code).store_aligned(terms[i][1] + part * lanes);
+      y_code.store_aligned(terms[i][2] + part * lanes);
+      z_code.store_aligned(terms[i][3] + part * lanes);
+    });
+  });
+  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+    Int8Block& block = to[i * step];
+    unroll<2>([&](int part) MOXIE_INLINE_LAMBDA { narrow(codes[i] + 16 * part, block.q + 16 * part); });
+    const Four totals = tree_sums(terms[i]);
+    block.d = scale[i][chosen[i]] * (totals[0] / totals[1]);  // the largest code is at least 124
+    const auto low = static_cast<std::int32_t>(totals[2]), high = static_cast<std::int32_t>(totals[3]);
+    block.sum_d = static_cast<float>(low + high) * block.d;
+    Ops<A>::minus_sums(block.q, low, high, block.minus);
+  });
+}
+
+}  // namespace detail
+
 /// See Table::quantize. Blocks with infinities or NaN get a d that is one too and codes 0, so that they do not pass as numbers;
 /// blocks below 1e-30 become zeros, as the inverse of their scale may not be finite.
 template <class A>
-void quantize(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int16_t* sum) noexcept {
-  using F = Floats<A>;
-  using I = xsimd::batch<std::int32_t, typename A::simd>;
-  constexpr int lanes = static_cast<int>(F::size), parts = block_k / lanes, half = parts / 2;
-  constexpr int candidates = 4;
-  for (std::int64_t block = 0; block < k / block_k; ++block, x += block_k, q += block_k) {
-    F v[parts];
-    I most(0);  // largest |x| as an integer: its order is that of the values, with infinity and NaN above all
-    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA {
-      v[i] = F::load_unaligned(x + i * lanes);
-      const I magnitude = xsimd::bitwise_cast<I>(v[i]) & I(0x7fffffff);
-      most = xsimd::max(magnitude, most);
-    });
-    alignas(64) std::int32_t codes[block_k];
-    most.store_aligned(codes);
-    detail::FourInts four = detail::load_four<detail::FourInts>(codes);
-    unroll<lanes / 4 - 1>([&](int i) MOXIE_INLINE_LAMBDA {
-      const auto more = detail::load_four<detail::FourInts>(codes + 4 * (i + 1));
-      four = more > four ? more : four;
-    });
-    const std::int32_t low = four[0] > four[1] ? four[0] : four[1], high = four[2] > four[3] ? four[2] : four[3];
-    const std::int32_t largest_bits = low > high ? low : high;
-    const float largest = __builtin_bit_cast(float, largest_bits);
-    if (!(largest >= 1e-30f && largest_bits < 0x7f800000)) {
-      d[block] = largest_bits < 0x7f800000 ? 0.0f : largest;
-      __builtin_memset(q, 0, block_k);
-      sum[2 * block] = sum[2 * block + 1] = 0;
-      continue;
+void quantize(const float* x, std::int64_t k, Int8Block* to, std::int64_t step) noexcept {
+  const auto regular = [](std::int32_t bits) MOXIE_INLINE_LAMBDA {
+    return __builtin_bit_cast(float, bits) >= 1e-30f && bits < 0x7f800000;
+  };
+  const auto one = [&](std::int32_t bits) MOXIE_INLINE_LAMBDA {
+    if (regular(bits)) {
+      detail::quantize_blocks<A, 1>(x, {bits}, to, step);
+    } else {
+      *to = {};
+      to->d = to->sum_d = bits < 0x7f800000 ? 0.0f : __builtin_bit_cast(float, bits);
     }
-
-    alignas(64) float errors[candidates][16];
-    unroll<candidates>([&](int c) MOXIE_INLINE_LAMBDA {
-      const F inverse(static_cast<float>(127 - c) / largest);
-      unroll<half>([&](int i) MOXIE_INLINE_LAMBDA {
-        const F y = v[i] * inverse, z = v[i + half] * inverse;
-        const F r = y - xsimd::nearbyint(y), s = z - xsimd::nearbyint(z);
-        madd(s, s, r * r).store_aligned(errors[c] + i * lanes);
-      });
-    });
-    const detail::Four error = detail::tree_sums(errors);
-    float steps = 127.0f, best = 0.0f;
-    unroll<candidates>([&](int c) MOXIE_INLINE_LAMBDA {
-      const float candidate = static_cast<float>(127 - c), scale = largest / candidate;
-      const float e = error[c] * (scale * scale);
-      const bool better = c == 0 || e < best;
-      steps = better ? candidate : steps;
-      best = better ? e : best;
-    });
-
-    const F inverse(steps / largest);
-    alignas(64) float
-        terms[4][16];  // value times code, code squared, codes of the first and of the last 16: exact integers but the first
-    unroll<half>([&](int i) MOXIE_INLINE_LAMBDA {
-      const F y = v[i] * inverse, z = v[i + half] * inverse;
-      const F y_code = xsimd::nearbyint(y), z_code = xsimd::nearbyint(z);
-      xsimd::batch_cast<std::int32_t>(y_code).store_aligned(codes + i * lanes);
-      xsimd::batch_cast<std::int32_t>(z_code).store_aligned(codes + (i + half) * lanes);
-      madd(z, z_code, y * y_code).store_aligned(terms[0] + i * lanes);
-      madd(z_code, z_code, y_code * y_code).store_aligned(terms[1] + i * lanes);
-      y_code.store_aligned(terms[2] + i * lanes);
-      z_code.store_aligned(terms[3] + i * lanes);
-    });
-    unroll<2>([&](int i) MOXIE_INLINE_LAMBDA { detail::narrow(codes + 16 * i, q + 16 * i); });
-    const detail::Four totals = detail::tree_sums(terms);
-    d[block] = largest / steps * (totals[0] / totals[1]);  // the largest code is at least 124
-    sum[2 * block] = static_cast<std::int16_t>(totals[2]);
-    sum[2 * block + 1] = static_cast<std::int16_t>(totals[3]);
+    x += block_k;
+    to += step;
+  };
+  std::int64_t blocks = k / block_k;
+  for (; blocks >= 2; blocks -= 2) {
+    const std::int32_t bits[2] = {detail::largest_bits<A>(x), detail::largest_bits<A>(x + block_k)};
+    if (regular(bits[0]) && regular(bits[1])) {
+      detail::quantize_blocks<A, 2>(x, bits, to, step);
+      x += 2 * block_k;
+      to += 2 * step;
+    } else {
+      one(bits[0]);
+      one(bits[1]);
+    }
   }
+  if (blocks > 0) one(detail::largest_bits<A>(x));
+}
+
+/// See Table::make_block.
+template <class A>
+void make_block(const std::int8_t* q, float d, Int8Block* to) noexcept {
+  std::int32_t half[2] = {0, 0};
+  for (int i = 0; i < block_k; ++i) half[i / 16] += q[i];
+  __builtin_memcpy(to->q, q, block_k);
+  to->d = d;
+  to->sum_d = static_cast<float>(half[0] + half[1]) * d;
+  Ops<A>::minus_sums(q, half[0], half[1], to->minus);
 }
 
 }  // namespace moxie::kernels

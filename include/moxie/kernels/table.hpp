@@ -19,25 +19,49 @@ namespace moxie::kernels {
 inline constexpr int panel_rows = 16;  // a full AVX-512 register of f32
 inline constexpr int block_k = 32;     // activations have one scale for each 32 inputs
 
-/// Rows of activations, all with k inputs (a multiple of 32), stored densely.
-/// int8: x[t][i] = d[t][i / 32] * q[t][i], q in [-127, 127]. f32: only `x` is set, padded with zeros to k.
-struct ActivationRows {
-  const float* x = nullptr;           ///< [rows, k], f32 kernels
-  const std::int8_t* q = nullptr;     ///< [rows, k], int8 kernels
-  const float* d = nullptr;           ///< [rows, k / 32]
-  const std::int16_t* sum = nullptr;  ///< [rows, k / 16], sums of 16 codes
+/// 32 inputs of a row of int8 activations: x[i] = d * q[i], q in [-127, 127].
+struct Int8Block {
+  std::int8_t q[block_k];
+  float d;
+  float sum_d;            ///< float(sum of q) * d, for formats with an offset
+  std::int32_t minus[3];  ///< minus the sum of q, of its first 16 and of its last 16, as the architecture's dot products start
 };
 
-/// out[i * out_stride + o] = sum over inputs of w[o][.] * a[rows[i]][.], for o in [16 * panel_begin, min(n, 16 * panel_end)).
+/// Rows of int8 activations [rows, k], k a multiple of 32, in groups of 12 rows (the last one may have fewer) as the tiles of a
+/// product read them: the first blocks of the group's rows, then their second blocks, ..
+struct Int8Rows {
+  static constexpr std::int64_t group = 12;  ///< the most rows that the registers of an architecture hold
+
+  Int8Block* blocks = nullptr;
+  std::int64_t rows = 0, k = 0;
+
+  static constexpr std::int64_t count(std::int64_t rows, std::int64_t k) noexcept { return rows * (k / block_k); }
+  /// Blocks between two of a row.
+  std::int64_t step(std::int64_t row) const noexcept {
+    const std::int64_t left = rows - row / group * group;
+    return left < group ? left : group;
+  }
+  Int8Block* block(std::int64_t row, std::int64_t b) const noexcept {
+    return blocks + row / group * group * (k / block_k) + b * step(row) + row % group;
+  }
+};
+
+/// Rows of activations, all with k inputs, in the forms that some kernels read.
+struct ActivationRows {
+  const float* x = nullptr;  ///< f32 [rows, k], k padded with zeros to a multiple of 32
+  Int8Rows q;
+};
+
+/// out[i * out_stride + o] = sum over inputs of w[o][.] * a[first_row + i][.], for o in [16 * panel_begin, min(n, 16 * panel_end)).
 struct MatmulArgs {
   const std::byte* panels;  ///< panel 0 of the matrix
   std::int64_t n, k;        ///< outputs; inputs, padded to a multiple of 32
   std::int64_t panel_begin, panel_end;
   ActivationRows a;
-  const std::int32_t* rows;  ///< indices into `a`, or nullptr for 0, 1, 2, ..
-  std::int64_t n_rows;
+  std::int64_t first_row, n_rows;
   float* out;  ///< row i at out + i * out_stride
   std::int64_t out_stride;
+  const std::int32_t* list = nullptr;  ///< f32 kernels: row i is row list[first_row + i]
 };
 
 /// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max)
@@ -69,8 +93,11 @@ struct Table {
   const FormatKernels* formats;
   int n_formats;
 
-  /// One row of k floats to int8 blocks of 32 (quantize.hpp). Zero blocks have d = 0, blocks that are not finite a d that is not.
-  void (*quantize)(const float* x, std::int64_t k, std::int8_t* q, float* d, std::int16_t* sum);
+  /// k floats of a row to int8 blocks, `step` apart (quantize.hpp). Zero blocks have d = 0, blocks that are not finite a d that is
+  /// not.
+  void (*quantize)(const float* x, std::int64_t k, Int8Block* to, std::int64_t step);
+  /// The block of given codes [32] and scale.
+  void (*make_block)(const std::int8_t* q, float d, Int8Block* to);
   /// y = x / sqrt(mean(x^2) + eps) * w; w may be nullptr (all ones). y may be x.
   void (*rms_norm)(const float* x, const float* w, float eps, std::int64_t n, float* y);
   /// y = silu(gate) * up. y may be gate or up.

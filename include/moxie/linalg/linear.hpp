@@ -106,12 +106,12 @@ class Linear {
   /// The packed weights of a matrix that oneDNN does not multiply.
   std::span<const std::byte> panels() const noexcept { return {panels_.get(), panels_ ? matrix_bytes() : 0}; }
 
-  /// Columns [begin, end) of the listed rows (nullptr: rows 0..n_rows-1), from any thread. Row i of the list goes to out + i *
-  /// out_stride, column 0 at its start. `u` [n_rows, rank] is LowRank::project() of these rows; nullptr: the matrix alone.
-  void multiply(const kernels::ActivationRows& a, Activations activations, const std::int32_t* rows, Index n_rows, Index begin,
-                Index end, float* out, Index out_stride, const float* u = nullptr) const {
+  /// Columns [begin, end) of rows [first_row, first_row + n_rows), from any thread. Row i of them goes to out + i * out_stride,
+  /// column 0 at its start. `u` [n_rows, rank] is LowRank::project() of these rows; nullptr: the matrix alone.
+  void multiply(const kernels::ActivationRows& a, Activations activations, Index first_row, Index n_rows, Index begin, Index end,
+                float* out, Index out_stride, const float* u = nullptr) const {
     if (onednn_) {
-      onednn_->multiply(a.x, rows, n_rows, begin, end, out, out_stride);
+      onednn_->multiply(a.x + first_row * padded_inputs(), n_rows, begin, end, out, out_stride);
     } else {
       const kernels::MatmulArgs args{panels_.get(),
                                      outputs_,
@@ -119,7 +119,7 @@ class Linear {
                                      begin / kernels::panel_rows,
                                      (end + kernels::panel_rows - 1) / kernels::panel_rows,
                                      a,
-                                     rows,
+                                     first_row,
                                      n_rows,
                                      out,
                                      out_stride};
@@ -181,7 +181,7 @@ class Linear {
     context.threads.for_each(
         items,
         [&](std::int64_t item, int) {
-          multiply(x.view(), context.activations, nullptr, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out,
+          multiply(x.view(), context.activations, 0, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out,
                    out_stride, projected.data());
         },
         x.rows() * outputs_ * inputs_ < worth_a_team ? std::max<Index>(1, items) : 1);

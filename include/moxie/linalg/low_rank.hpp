@@ -76,9 +76,11 @@ class LowRank {
     return rows;
   }
 
-  /// u [n_rows, rank] = scale * (a x) of the listed rows (nullptr: rows 0..n_rows-1), whose f32 form is read. From any thread.
-  void project(const kernels::ActivationRows& x, const std::int32_t* rows, Index n_rows, float* u) const noexcept {
-    kernels_->f32({a_.data(), rank_, padded_inputs(), 0, panels(), x, rows, n_rows, u, rank_});
+  /// u [n_rows, rank] = scale * (a x) of rows [first_row, first_row + n_rows), or of those that a list has at these places;
+  /// their f32 form is read. From any thread.
+  void project(const kernels::ActivationRows& x, Index first_row, Index n_rows, float* u,
+               const std::int32_t* list = nullptr) const noexcept {
+    kernels_->f32({a_.data(), rank_, padded_inputs(), 0, panels(), x, first_row, n_rows, u, rank_, list});
     for (Index i = 0; i < n_rows * rank_; ++i) u[i] *= scale_;
   }
 
@@ -90,9 +92,7 @@ class LowRank {
         items,
         [&](std::int64_t item, int) {
           const Index first = item * together;
-          kernels::ActivationRows part;
-          part.x = x.view().x + first * padded_inputs();
-          project(part, nullptr, std::min(together, x.rows() - first), u + first * rank_);
+          project(x.view(), first, std::min(together, x.rows() - first), u + first * rank_);
         },
         x.rows() * rank_ * inputs_ < worth_a_team ? items : 1);
   }

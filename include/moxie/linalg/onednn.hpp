@@ -152,15 +152,13 @@ class OneDnnMatrix {
     });
   }
 
-  /// out[i * out_stride + o] = sum over inputs of w[o][.] * x[rows[i]][.] for o in [begin, end), begin a multiple of
-  /// chunk_outputs, end too or outputs(). x is dense, its rows padded with zeros to a multiple of 32 floats; rows == nullptr
-  /// means 0, 1, 2, .. From any thread.
-  void multiply(const float* x, const std::int32_t* rows, Index n_rows, Index begin, Index end, float* out,
-                Index out_stride) const {
+  /// out[i * out_stride + o] = sum over inputs of w[o][.] * x[i][.] for o in [begin, end), begin a multiple of chunk_outputs, end
+  /// too or outputs(). x is dense, its rows padded with zeros to a multiple of 32 floats. From any thread.
+  void multiply(const float* x, Index n_rows, Index begin, Index end, float* out, Index out_stride) const {
     guarded([&] {
       const Index k = padded_inputs();
       const auto tile_bytes = static_cast<std::size_t>(tile_rows_ * k) * (bf16_ ? 2 : 4);
-      const bool in_place = !bf16_ && rows == nullptr;  // whole tiles of x are read where they are
+      const bool in_place = !bf16_;  // whole tiles of x are read where they are
       const Index tiles = (std::min(rows_together, n_rows) + tile_rows_ - 1) / tile_rows_;
       const int parts = bf16_ ? 2 : 1;
       AlignedBuffer<std::byte> staged(tile_bytes * static_cast<std::size_t>(in_place ? 1 : tiles * parts));
@@ -183,7 +181,7 @@ class OneDnnMatrix {
         for (Index row = group; row < group_end; row += tile_rows_)
           if (!whole(row))
             for (int part = 0; part < parts; ++part)
-              stage(x, rows, row, std::min(tile_rows_, group_end - row), part, staged_tile(row, part));
+              stage(x, row, std::min(tile_rows_, group_end - row), part, staged_tile(row, part));
 
         for (Index first = begin; first < end; first += chunk_outputs) {
           arguments[DNNL_ARG_WEIGHTS] = chunks_[static_cast<std::size_t>(first / chunk_outputs)];
@@ -245,11 +243,11 @@ class OneDnnMatrix {
   }
 
   /// Rows [first, first + count) of the list as one tile, the missing ones zero; for bf16 the high or low part of the values.
-  void stage(const float* x, const std::int32_t* rows, Index first, Index count, int part, std::byte* tile) const {
+  void stage(const float* x, Index first, Index count, int part, std::byte* tile) const {
     const Index k = padded_inputs();
     const std::size_t width = static_cast<std::size_t>(k) * (bf16_ ? 2 : 4);
     for (Index i = 0; i < count; ++i) {
-      const float* row = x + (rows ? rows[first + i] : first + i) * k;
+      const float* row = x + (first + i) * k;
       std::byte* to = tile + static_cast<std::size_t>(i) * width;
       if (bf16_) {
         auto* part_row = reinterpret_cast<std::uint16_t*>(to);

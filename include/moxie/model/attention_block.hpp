@@ -33,7 +33,6 @@ struct AttentionBuffers {
   PreparedRows prepared, prepared_latent;
   AlignedBuffer<float> q, k, v, latent, attended;
   AlignedBuffer<float> low_rank;  // [heads, rows, rank], of per-head matrices
-  std::vector<std::int32_t> head_rows;
   std::vector<AttendRow> rows;
   AttentionScratch scratch;
 };
@@ -237,25 +236,22 @@ class AttentionBlock {
   void per_head(const Context& context, const std::vector<Linear>& matrices, const float* x, Index n, Index x_head, float* y,
                 Index y_head, AttentionBuffers& buffers) const {
     const auto heads = static_cast<Index>(matrices.size());
-    prepare(context, {&matrices.front()}, x, n * heads, matrices.front().inputs(), x_head, buffers.prepared_latent);
-    buffers.head_rows.resize(static_cast<std::size_t>(n * heads));
-    for (Index h = 0; h < heads; ++h)
-      for (Index r = 0; r < n; ++r)
-        buffers.head_rows[static_cast<std::size_t>(h * n + r)] = static_cast<std::int32_t>(r * heads + h);
     const Linear& first = matrices.front();
+    buffers.prepared_latent.assign_rows(context, n * heads, first.inputs(), first.takes_int8(context.activations),
+                                        first.takes_f32(context.activations),
+                                        [&](Index i) { return x + (i % n * heads + i / n) * x_head; });  // a head's rows together
     const StageScope stage(context.profile(), Stage::projections);
     if (first.low_rank()) buffers.low_rank.resize(static_cast<std::size_t>(heads * n * first.rank()));
     context.threads.for_each(
         heads,
         [&](std::int64_t h, int) {
           const Linear& matrix = matrices[static_cast<std::size_t>(h)];
-          const std::int32_t* list = buffers.head_rows.data() + h * n;
           float* u = nullptr;
           if (matrix.low_rank()) {
             u = buffers.low_rank.data() + h * n * matrix.rank();
-            matrix.low_rank()->project(buffers.prepared_latent.view(), list, n, u);
+            matrix.low_rank()->project(buffers.prepared_latent.view(), h * n, n, u);
           }
-          matrix.multiply(buffers.prepared_latent.view(), context.activations, list, n, 0, matrix.outputs(), y + h * y_head,
+          matrix.multiply(buffers.prepared_latent.view(), context.activations, h * n, n, 0, matrix.outputs(), y + h * y_head,
                           heads * y_head, u);
         },
         n * heads * first.outputs() * first.inputs() < worth_a_team ? heads : 1);

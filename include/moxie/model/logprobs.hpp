@@ -84,7 +84,7 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
       AlignedBuffer<float>& logits = scratch.tiles[static_cast<std::size_t>(thread)];
       logits.resize(static_cast<std::size_t>(n * vocabulary_tile));
       const Index begin = tile * vocabulary_tile, end = std::min(vocab, begin + vocabulary_tile);
-      output.multiply(scratch.prepared.view(), context.activations, nullptr, n, begin, end, logits.data() - begin,
+      output.multiply(scratch.prepared.view(), context.activations, 0, n, begin, end, logits.data() - begin,
                       vocabulary_tile, output.low_rank() ? scratch.low_rank.data() : nullptr);
       const StageScope softmax(context.profile(), Stage::other, thread);
       for (Index r = 0; r < n; ++r) {

@@ -24,6 +24,7 @@
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
 #include <moxie/linalg/linear.hpp>
+#include <moxie/linalg/prepared_rows.hpp>
 
 namespace moxie {
 
@@ -68,8 +69,9 @@ struct InputForms {
 class FeedForwardScratch {
  public:
   std::size_t bytes() const noexcept {
-    return hidden_.capacity_bytes() + q_.capacity_bytes() + d_.capacity_bytes() + sum_.capacity_bytes() +
-           tiles_.capacity_bytes() + low_rank_.capacity_bytes();
+    std::size_t sum = hidden_.capacity_bytes() + q_.capacity_bytes() + tiles_.capacity_bytes() + low_rank_.capacity_bytes();
+    for (const PreparedRows& rows : gathered_) sum += rows.bytes();
+    return sum;
   }
 
  private:
@@ -87,9 +89,9 @@ class FeedForwardScratch {
   };
   std::vector<Network> networks_;
   std::vector<Item> items_;
-  AlignedBuffer<float> hidden_, d_, tiles_, low_rank_;
-  AlignedBuffer<std::int8_t> q_;
-  AlignedBuffer<std::int16_t> sum_;
+  AlignedBuffer<float> hidden_, tiles_, low_rank_;
+  AlignedBuffer<kernels::Int8Block> q_;
+  std::vector<PreparedRows> gathered_;  // of each thread
 };
 
 /// One run of networks over a batch of rows: add() them, then run().
@@ -116,9 +118,8 @@ class FeedForwardPass {
   void run(const kernels::ActivationRows& x, Combine&& combine) {
     if (s_.networks_.empty()) return;
     s_.hidden_.resize(f32_ ? n_hidden_ : 0);
-    s_.q_.resize(int8_ ? n_hidden_ : 0);
-    s_.d_.resize(int8_ ? n_hidden_ / kernels::block_k : 0);
-    s_.sum_.resize(int8_ ? n_hidden_ / 16 : 0);
+    s_.q_.resize(int8_ ? n_hidden_ / kernels::block_k : 0);
+    s_.gathered_.resize(static_cast<std::size_t>(context_.threads.count()));
     const StageScope stage(context_.profile(), Stage::experts);
     if (n_low_rank_ > 0) {
       s_.low_rank_.resize(static_cast<std::size_t>(n_low_rank_));
@@ -130,10 +131,13 @@ class FeedForwardPass {
   }
 
  private:
-  // Rows of x stay in the second-level cache while gate and up go over them: 64 x 4096 int8 are 256 KB.
-  static constexpr Index tile_rows = 64;
-  // Columns of an item stay in the second-level cache while tiles of rows go over them: at most 384 KB of packed weights.
+  // Rows that go over the weights of an item together, a multiple of what a kernel's tile holds: 48 rows of 4096 int8 inputs are
+  // 310 KB of a second-level cache.
+  static constexpr Index tile_rows = 4 * kernels::Int8Rows::group;
+  // The weights of an item with more rows stay in the second-level cache: at most 384 KB, packed.
   static constexpr std::size_t item_bytes = 384 * 1024;
+  // The results of gate and up of an item stay there too: 512 columns are 192 KB.
+  static constexpr Index item_columns = 512;
   // Eight items a thread even out unequal speeds and sizes.
   static constexpr Index items_per_thread = 8;
 
@@ -178,11 +182,8 @@ class FeedForwardPass {
             float* u = projected(n, matrix);
             if (!u) continue;
             const bool hidden = matrix == &FeedForwardWeights::down;
-            const kernels::ActivationRows from = hidden   ? rows_from(hidden_floats(n), item.begin, linear.inputs())
-                                                 : n.rows ? x
-                                                          : rows_from(x, item.begin, linear.inputs());
-            linear.low_rank()->project(from, hidden || !n.rows ? nullptr : n.rows + item.begin, item.end - item.begin,
-                                       u + item.begin * linear.rank());
+            linear.low_rank()->project(hidden ? hidden_floats(n) : x, item.begin, item.end - item.begin,
+                                       u + item.begin * linear.rank(), hidden ? nullptr : n.rows);
           }
         },
         work < worth_a_team ? n_items : 1);
@@ -200,7 +201,9 @@ class FeedForwardPass {
     for (std::size_t i = 0; i < networks.size(); ++i) {
       const FeedForwardWeights& w = *networks[i].weights;
       const Index unit = std::lcm(std::lcm(w.gate.granularity(), w.up.granularity()), Index{kernels::block_k});
-      const auto most = static_cast<Index>(item_bytes / (column_bytes(w.gate) + column_bytes(w.up)));
+      const Index most = networks[i].n_rows <= tile_rows
+                             ? item_columns
+                             : static_cast<Index>(item_bytes / (column_bytes(w.gate) + column_bytes(w.up)));
       const Index step = clamp_columns((item_volume + networks[i].n_rows - 1) / networks[i].n_rows, most, unit);
       widest = std::max(widest, step);
       for (Index c = 0; c < w.width(); c += step) items.push_back({static_cast<Index>(i), c, std::min(w.width(), c + step)});
@@ -230,23 +233,25 @@ class FeedForwardPass {
     const auto width = static_cast<Index>(round_up(static_cast<std::size_t>(w.width()), kernels::block_k));
     const bool int8 = w.down.takes_int8(context_.activations), f32 = w.down.takes_f32(context_.activations);
     const float *u_gate = projected(network, &FeedForwardWeights::gate), *u_up = projected(network, &FeedForwardWeights::up);
+    const kernels::ActivationRows hidden = hidden_rows(network);
+    PreparedRows& gathered = s_.gathered_[static_cast<std::size_t>(thread)];
     for (Index first = 0; first < network.n_rows; first += tile_rows) {
       const Index rows = std::min(tile_rows, network.n_rows - first);
-      // Without a list, rows are counted from the start of x.
-      const kernels::ActivationRows from = network.rows ? x : rows_from(x, first, w.hidden_size());
-      const std::int32_t* list = network.rows ? network.rows + first : nullptr;
-      w.gate.multiply(from, context_.activations, list, rows, item.begin, item.end, gate - item.begin, n,
+      if (network.rows) gathered.gather(x, network.rows + first, rows, w.hidden_size(), gathers_int8(w), gathers_f32(w));
+      const kernels::ActivationRows& from = network.rows ? gathered.view() : x;
+      const Index first_row = network.rows ? 0 : first;
+      w.gate.multiply(from, context_.activations, first_row, rows, item.begin, item.end, gate - item.begin, n,
                       u_gate ? u_gate + first * w.gate.rank() : nullptr);
-      w.up.multiply(from, context_.activations, list, rows, item.begin, item.end, up - item.begin, n,
+      w.up.multiply(from, context_.activations, first_row, rows, item.begin, item.end, up - item.begin, n,
                     u_up ? u_up + first * w.up.rank() : nullptr);
       const StageScope stage(context_.profile(), Stage::other, thread);
       for (Index r = 0; r < rows; ++r) {
-        const std::size_t at = network.hidden + static_cast<std::size_t>((first + r) * width + item.begin);
-        float* activated = f32 ? s_.hidden_.data() + at : gate + r * n;
+        float* activated =
+            f32 ? s_.hidden_.data() + network.hidden + static_cast<std::size_t>((first + r) * width + item.begin) : gate + r * n;
         context_.kernels->swiglu(gate + r * n, up + r * n, n, activated);
         if (int8)
-          context_.kernels->quantize(activated, n, s_.q_.data() + at, s_.d_.data() + at / kernels::block_k,
-                                     s_.sum_.data() + at / 16);
+          context_.kernels->quantize(activated, n, hidden.q.block(first + r, item.begin / kernels::block_k),
+                                     hidden.q.step(first + r));
         if (f32 && item.end == w.width()) std::fill(activated + n, activated + (width - item.begin), 0.0f);
       }
     }
@@ -270,7 +275,7 @@ class FeedForwardPass {
           const Index begin = i * step, end = std::min(columns, begin + step);
           float* results = s_.tiles_.data() + tile * static_cast<std::size_t>(thread);
           for (const FeedForwardScratch::Network& network : s_.networks_)
-            network.weights->down.multiply(hidden_rows(network), context_.activations, nullptr, network.n_rows, begin, end,
+            network.weights->down.multiply(hidden_rows(network), context_.activations, 0, network.n_rows, begin, end,
                                            results + network.position * step - begin, step,
                                            projected(network, &FeedForwardWeights::down));
           const StageScope stage(context_.profile(), Stage::other, thread);
@@ -279,26 +284,20 @@ class FeedForwardPass {
         static_cast<Index>(n_hidden_) * columns < worth_a_team ? n_items : 1);
   }
 
-  static kernels::ActivationRows rows_from(const kernels::ActivationRows& rows, Index first, Index k) {
-    const auto padded = static_cast<Index>(round_up(static_cast<std::size_t>(k), kernels::block_k));
-    return shifted(rows, static_cast<std::size_t>(first * padded));
+  /// Which forms of rows gate and up multiply.
+  bool gathers_int8(const FeedForwardWeights& w) const noexcept {
+    return w.gate.takes_int8(context_.activations) || w.up.takes_int8(context_.activations);
   }
-  static kernels::ActivationRows shifted(kernels::ActivationRows rows, std::size_t elements) {
-    if (rows.x) rows.x += elements;
-    if (rows.q) {
-      rows.q += elements;
-      rows.d += elements / kernels::block_k;
-      rows.sum += elements / 16;
-    }
-    return rows;
+  bool gathers_f32(const FeedForwardWeights& w) const noexcept {
+    return !w.gate.takes_int8(context_.activations) || !w.up.takes_int8(context_.activations);
   }
   /// Of a network, in the form that down multiplies.
   kernels::ActivationRows hidden_rows(const FeedForwardScratch::Network& network) const {
     if (!network.weights->down.takes_int8(context_.activations)) return hidden_floats(network);
-    return shifted({nullptr, s_.q_.data(), s_.d_.data(), s_.sum_.data()}, network.hidden);
+    return {nullptr, {s_.q_.data() + network.hidden / kernels::block_k, network.n_rows, network.weights->width()}};
   }
   kernels::ActivationRows hidden_floats(const FeedForwardScratch::Network& network) const {
-    return {s_.hidden_.data() + network.hidden, nullptr, nullptr, nullptr};
+    return {s_.hidden_.data() + network.hidden, {}};
   }
 
   const Context& context_;
