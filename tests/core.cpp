@@ -29,6 +29,7 @@
 #include <moxie/core/tensor.hpp>
 #include <moxie/core/threads.hpp>
 
+#include "checks.hpp"
 #include "io_files.hpp"
 #include "safetensors_mini.hpp"
 #include "shared.hpp"
@@ -37,15 +38,8 @@ using namespace moxie;
 
 namespace {
 
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+using test::message_of;
+using test::contains;
 
 std::uint32_t bits(float f) { return std::bit_cast<std::uint32_t>(f); }
 

@@ -8,11 +8,17 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include <moxie/generate/forward.hpp>
 #include <moxie/generate/session.hpp>
 #include <moxie/io/safetensors.hpp>
 
+#include "shared.hpp"
+
 namespace test {
+
+inline nlohmann::json read_json(const std::string& path) { return nlohmann::json::parse(read_text(path)); }
 
 /// A tensor of a golden file as floats or ids.
 template <class T>

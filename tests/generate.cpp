@@ -23,6 +23,7 @@
 #include <moxie/generate/batch.hpp>
 #include <moxie/generate/session.hpp>
 
+#include "checks.hpp"
 #include "child_process.hpp"
 #include "fidelity.hpp"
 #include "io_files.hpp"
@@ -47,17 +48,9 @@ std::vector<std::int32_t> kept_ids(const std::vector<float>& logits, const Gener
   return ids;
 }
 
-std::string embedded() { return std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf"; }
-
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+using test::message_of;
+using test::contains;
+using test::same_bits;
 
 /// Ids drawn by a session of its own.
 std::vector<Sample> samples_alone(const Model& model, const Ids& prompt, const GenerateOptions& options, std::uint64_t stream) {
@@ -74,7 +67,6 @@ bool same(const Sample& a, const Sample& b) {
 bool same(const std::vector<Sample>& a, const std::vector<Sample>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Sample& x, const Sample& y) { return same(x, y); });
 }
-bool same_bits(std::span<const float> a, std::span<const float> b) { return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0; }
 
 std::vector<float> fresh_logits(const Model& model, std::span<const std::int32_t> ids) {
   Session session(model);
@@ -367,7 +359,7 @@ TEST_CASE("stop texts: what is shown is the text before the one that is complete
 TEST_CASE("a session gives the same logits as a fresh one after any feeds, rewinds and forks") {
   const test::TemporaryFolder folder;
   std::mt19937 random(12);
-  std::vector<Model> models = {Model::load(embedded(), {.threads = 2, .chunk = 17})};
+  std::vector<Model> models = {Model::load(test::embedded_model(), {.threads = 2, .chunk = 17})};
   models.push_back(Model::load(test::write_random_model(folder.file("model.gguf"), test::mixtral_config(Dtype::Q5_1), Dtype::Q5_1), {.threads = 1, .chunk = 9}));
   for (const Model& model : models) {
     std::vector<Session> sessions;
@@ -404,7 +396,7 @@ TEST_CASE("a session gives the same logits as a fresh one after any feeds, rewin
 }
 
 TEST_CASE("text comes in pieces that join to the decoded answer, and a stop text across tokens ends it") {
-  const Model model = Model::load(embedded(), {.threads = 1});
+  const Model model = Model::load(test::embedded_model(), {.threads = 1});
   Session prompt(model);
   prompt.feed(model.chat({{"user", "What is 57+5?"}}));
   const auto answer = [&](const GenerateOptions& options) {
@@ -440,7 +432,7 @@ TEST_CASE("text comes in pieces that join to the decoded answer, and a stop text
 }
 
 TEST_CASE("seeds repeat draws, other seeds and streams draw otherwise") {
-  const Model model = Model::load(embedded(), {.threads = 1});
+  const Model model = Model::load(test::embedded_model(), {.threads = 1});
   const Ids prompt = model.chat({{"user", "What is 3*6-9?"}});
   GenerateOptions options{.temperature = 1.5f, .seed = 5, .max_tokens = 30, .ignore_eos = true};
   const auto first = samples_alone(model, prompt, options, 0);
@@ -451,7 +443,7 @@ TEST_CASE("seeds repeat draws, other seeds and streams draw otherwise") {
 }
 
 TEST_CASE("cancel from another thread stops a feed or an answer, and the session goes on as if it had not happened") {
-  const Model model = Model::load(embedded(), {.threads = 1, .chunk = 4});
+  const Model model = Model::load(test::embedded_model(), {.threads = 1, .chunk = 4});
   std::mt19937 random(1);
   const Ids first = test::random_ids(random, 10, model.config().vocab_size), rest = test::random_ids(random, 60, model.config().vocab_size);
   Session session(model);
@@ -555,7 +547,7 @@ TEST_CASE("errors leave a session as it was") {
 
 TEST_CASE("a batch draws for each sequence what a session alone draws: groups, forks, leaders that leave") {
   for (const std::int64_t chunk : {5, 64}) {
-    const Model model = Model::load(embedded(), {.threads = 2, .chunk = chunk});
+    const Model model = Model::load(test::embedded_model(), {.threads = 2, .chunk = chunk});
     const GenerateOptions options{.temperature = 1.2f, .seed = 9, .max_tokens = 20};
     const Ids prompt = model.chat({{"user", "Sort these numbers: 4, 2, 9"}}), other = model.chat({{"user", "What is 12*7-5?"}});
     REQUIRE(prompt.size() > 6);

@@ -15,7 +15,7 @@ using namespace moxie;
 
 namespace {
 
-nlohmann::json read_json(const std::string& path) { return nlohmann::json::parse(test::read_text(path)); }
+using test::read_json;
 
 void compare_with_transformers(const std::string& name) {
   const auto folder = test::shared_path("models/" + name);

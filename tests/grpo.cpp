@@ -18,6 +18,7 @@
 #include <moxie/grpo/advantages.hpp>
 #include <moxie/grpo/logprobs.hpp>
 
+#include "checks.hpp"
 #include "child_process.hpp"
 #include "fidelity.hpp"
 #include "io_files.hpp"
@@ -31,20 +32,9 @@ namespace {
 
 using Ids = std::vector<std::int32_t>;
 
-std::string embedded() { return std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf"; }
-
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
+using test::message_of;
+using test::contains;
+using test::same_bits;
 
 std::vector<double> as_doubles(const test::MiniTensor& tensor) { return tensor.as<double>(); }
 
@@ -52,7 +42,7 @@ std::vector<double> as_doubles(const test::MiniTensor& tensor) { return tensor.a
 
 TEST_CASE("scores are the bits that sampling reported, at every temperature and with every truncation and penalty") {
   const test::TemporaryFolder folder;
-  std::vector<std::string> paths = {embedded()};
+  std::vector<std::string> paths = {test::embedded_model()};
   paths.push_back(test::write_random_model(folder.file("gqa.gguf"), test::qwen3_moe_config(Dtype::Q4_K), Dtype::Q4_K));
   paths.push_back(test::write_random_model(folder.file("mla.gguf"), test::deepseek_v2_config(Dtype::F16), Dtype::F16));
   std::mt19937 random(7);
@@ -93,7 +83,7 @@ TEST_CASE("scores are the bits that sampling reported, at every temperature and 
 
 TEST_CASE("logprobs, entropies, log-sum-exp and the most probable tokens are those of the logits") {
   const test::TemporaryFolder folder;
-  std::vector<Model> models = {Model::load(embedded(), {.threads = 2})};
+  std::vector<Model> models = {Model::load(test::embedded_model(), {.threads = 2})};
   models.push_back(Model::load(test::write_random_model(folder.file("gqa.gguf"), test::qwen2_moe_config(Dtype::Q5_0), Dtype::Q5_0), {.threads = 2}));
   std::mt19937 random(3);
   for (const Model& model : models) {
@@ -133,7 +123,7 @@ TEST_CASE("logprobs, entropies, log-sum-exp and the most probable tokens are tho
 
 TEST_CASE("a replay of a rollout's own routes changes no bit; routes that do not fit are errors") {
   const test::TemporaryFolder folder;
-  const Model model = Model::load(embedded(), {.threads = 2, .chunk = 33});
+  const Model model = Model::load(test::embedded_model(), {.threads = 2, .chunk = 33});
   std::mt19937 random(5);
   std::vector<Ids> sequences;
   for (const std::int64_t n : {70, 1, 40}) sequences.push_back(test::random_ids(random, n, model.config().vocab_size));
@@ -184,7 +174,7 @@ TEST_CASE("a replay of a rollout's own routes changes no bit; routes that do not
 }
 
 TEST_CASE("scoring says what is wrong; empty sequences, single tokens, budgets and progress") {
-  const Model model = Model::load(embedded(), {.threads = 1, .chunk = 16});
+  const Model model = Model::load(test::embedded_model(), {.threads = 1, .chunk = 16});
   std::mt19937 random(5);
   const std::vector<Ids> sequences = {{}, {3}, test::random_ids(random, 100, 300), {}, test::random_ids(random, 20, 300)};
   const auto expected = grpo::logprobs(model, sequences);

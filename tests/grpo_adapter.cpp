@@ -18,6 +18,7 @@
 #include <moxie/grpo/logprob_gradients.hpp>
 #include <moxie/grpo/logprobs.hpp>
 
+#include "checks.hpp"
 #include "child_process.hpp"
 #include "io_files.hpp"
 #include "random_model.hpp"
@@ -31,29 +32,11 @@ namespace {
 
 using Ids = std::vector<std::int32_t>;
 
-std::string embedded() { return std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf"; }
+using test::message_of;
+using test::contains;
+using test::same_bits;
+using test::random_matrix;
 
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-bool same_bits(const RowMatrix& a, const RowMatrix& b) {
-  return a.rows() == b.rows() && a.cols() == b.cols() &&
-         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
-}
-
-RowMatrix random_matrix(std::mt19937& random, Index rows, Index columns, float deviation) {
-  std::normal_distribution<float> normal(0.0f, deviation);
-  return RowMatrix::NullaryExpr(rows, columns, [&] { return normal(random); });
-}
 RowMatrix matrix_of(const test::MiniTensor& tensor) {
   const auto values = tensor.as<float>();
   return Eigen::Map<const RowMatrix>(values.data(), tensor.shape[0], tensor.shape[1]);
@@ -330,7 +313,7 @@ TEST_CASE("gradients are the same bits for any number of threads, and sums over 
 
 TEST_CASE("with an adapter, scores are the bits that sampling reported; an adapter whose b is zero changes no bit") {
   const test::TemporaryFolder folder;
-  std::vector<std::string> paths = {embedded()};
+  std::vector<std::string> paths = {test::embedded_model()};
   paths.push_back(test::write_random_model(folder.file("gqa.gguf"), test::qwen3_moe_config(Dtype::Q4_K), Dtype::Q4_K));
   paths.push_back(test::write_random_model(folder.file("mla.gguf"), test::deepseek_v2_config(Dtype::F16), Dtype::F16));
   std::mt19937 random(7);
@@ -388,7 +371,7 @@ TEST_CASE("with an adapter, scores are the bits that sampling reported; an adapt
 }
 
 TEST_CASE("gradients of sequences are those of their hidden rows, and those of scoring") {
-  const Model model = Model::load(embedded(), {.threads = 2, .activations = Activations::f32, .chunk = 40});
+  const Model model = Model::load(test::embedded_model(), {.threads = 2, .activations = Activations::f32, .chunk = 40});
   const Index hidden = model.config().hidden_size, vocab = model.config().vocab_size;
   OutputAdapter adapter = random_adapter(model.context(), hidden, vocab, 4, 3);
   std::mt19937 random(5);
@@ -446,7 +429,7 @@ TEST_CASE("gradients of sequences are those of their hidden rows, and those of s
 }
 
 TEST_CASE("adapters and heads that do not fit are errors") {
-  const Model model = Model::load(embedded(), {.threads = 1});
+  const Model model = Model::load(test::embedded_model(), {.threads = 1});
   const Index hidden = model.config().hidden_size, vocab = model.config().vocab_size;
   const OutputAdapter unpacked = OutputAdapter::create(hidden, vocab, 2, 4.0f, 1);
   CHECK(unpacked.scale == 2.0f);

@@ -15,7 +15,7 @@ using namespace moxie::grpo;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-void check_cases(const std::string& folder) {
+void check_advantage_cases(const std::string& folder) {
   const test::GoldenBatch golden(folder + "/advantages.safetensors");
   for (const nlohmann::json& c : nlohmann::json::parse(test::read_text(folder + "/advantages.json"))) {
     INFO(c["id"].get<std::string>());
@@ -38,11 +38,11 @@ void check_cases(const std::string& folder) {
 }
 
 TEST_CASE("advantages and reward metrics are TRL's, by group, batch, none and GDPO, with absent rewards: a small part") {
-  check_cases(test::data_path("grpo"));
+  check_advantage_cases(test::data_path("grpo"));
 }
 
 TEST_CASE("advantages and reward metrics are TRL's, by group, batch, none and GDPO, with absent rewards: all cases") {
-  if (const auto folder = test::shared_path("grpo")) check_cases(*folder);
+  if (const auto folder = test::shared_path("grpo")) check_advantage_cases(*folder);
 }
 
 TEST_CASE("advantages of one reward need no more than the group size") {

@@ -31,7 +31,7 @@ void check_metrics(const Metrics& got, const nlohmann::json& want) {
   }
 }
 
-void check_case(const nlohmann::json& c, const test::GoldenBatch& golden) {
+void check_loss_case(const nlohmann::json& c, const test::GoldenBatch& golden) {
   INFO(c["id"].get<std::string>());
   const LossOptions options = test::loss_options(c);
   const LossBatch batch = golden.inputs(c);
@@ -58,7 +58,7 @@ void check_case(const nlohmann::json& c, const test::GoldenBatch& golden) {
 }
 
 /// Every case of a cases.json, with the batch files beside it.
-void check_cases(const std::string& folder) {
+void check_loss_cases(const std::string& folder) {
   const nlohmann::json index = nlohmann::json::parse(test::read_text(folder + "/cases.json"));
   for (const auto& item : index["batches"].items()) {
     const std::string& name = item.key();
@@ -72,16 +72,16 @@ void check_cases(const std::string& folder) {
       check_metrics(correction.metrics, sampling["metrics"]);
     }
     for (const nlohmann::json& c : index["cases"])
-      if (c["batch"] == name) check_case(c, golden);
+      if (c["batch"] == name) check_loss_case(c, golden);
   }
 }
 
 TEST_CASE("losses, gradients and metrics are TRL's in every combination of options: a small part") {
-  check_cases(test::data_path("grpo"));
+  check_loss_cases(test::data_path("grpo"));
 }
 
 TEST_CASE("losses, gradients and metrics are TRL's in every combination of options: all cases") {
-  if (const auto folder = test::shared_path("grpo")) check_cases(*folder);
+  if (const auto folder = test::shared_path("grpo")) check_loss_cases(*folder);
 }
 
 TEST_CASE("losses of an output matrix's log-probabilities are those of the end-to-end reference") {
@@ -326,10 +326,10 @@ TEST_CASE("what stands in the padding does not matter") {
 }
 
 TEST_CASE("a sampler's missing log-probabilities count as no difference") {
-  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double missing = std::numeric_limits<double>::quiet_NaN();
   TokenArray old(1, 3), sampled(1, 3);
   old << -1.0, -2.0, -3.0;
-  sampled << -1.5, nan, -2.0;
+  sampled << -1.5, missing, -2.0;
   const TokenMask mask = TokenMask::Constant(1, 3, true);
   const ImportanceOptions token{.vllm_importance_sampling_mode = ImportanceSamplingMode::token_mask,
                                 .vllm_importance_sampling_clip_max = 1.6};

@@ -23,6 +23,7 @@
 #include <moxie/grpo/rollout.hpp>
 #include <moxie/io/peft.hpp>
 
+#include "checks.hpp"
 #include "fidelity.hpp"
 #include "io_files.hpp"
 #include "random_model.hpp"
@@ -32,20 +33,10 @@ using namespace moxie;
 
 namespace {
 
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-RowMatrix random_matrix(std::mt19937& random, Index rows, Index columns, float deviation) {
-  std::normal_distribution<float> normal(0.0f, deviation);
-  return RowMatrix::NullaryExpr(rows, columns, [&] { return normal(random); });
-}
+using test::message_of;
+using test::contains;
+using test::same_bits;
+using test::random_matrix;
 
 /// A folder with these matrices and this configuration.
 std::string write_adapter(const std::string& folder, const std::vector<std::pair<std::string, RowMatrix>>& matrices, const nlohmann::json& config) {
@@ -112,8 +103,6 @@ std::string random_adapter(const std::string& folder, const ModelConfig& c, floa
 std::vector<std::pair<std::string, ModelConfig>> all_configs(Dtype type) {
   return {{"qwen2_moe", test::qwen2_moe_config(type)}, {"deepseek_v2", test::deepseek_v2_config(type)}, {"deepseek_v3", test::deepseek_v3_config(type)}};
 }
-
-bool same_bits(std::span<const float> a, std::span<const float> b) { return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size_bytes()) == 0); }
 
 /// Largest difference of log-probabilities.
 double logprob_difference(const std::vector<float>& logits, const std::vector<float>& reference, std::size_t vocab) {

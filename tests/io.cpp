@@ -21,6 +21,7 @@
 #include <moxie/io/hf_folder.hpp>
 #include <moxie/io/safetensors.hpp>
 
+#include "checks.hpp"
 #include "io_files.hpp"
 #include "shared.hpp"
 
@@ -31,15 +32,7 @@ using moxie::TensorView;
 
 namespace {
 
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const moxie::Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using test::message_of;
 
 bool has(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
@@ -206,9 +199,9 @@ TEST_CASE("a failed write leaves no file, and an older file as it was") {
   const float values[5] = {};
   const auto bytes = std::as_bytes(std::span(values));
   CHECK_THROWS_AS(write([](const GgufWriter::Sink&) { throw std::runtime_error("stop"); }), std::runtime_error);
-  CHECK(has(error_of([&] { write([&](const GgufWriter::Sink& sink) { sink(bytes); }); }),
+  CHECK(has(message_of([&] { write([&](const GgufWriter::Sink& sink) { sink(bytes); }); }),
             "'bad': the producer gave more than the tensor's 16 bytes"));
-  CHECK(has(error_of([&] { write([&](const GgufWriter::Sink& sink) { sink(bytes.first(12)); }); }), "gave fewer"));
+  CHECK(has(message_of([&] { write([&](const GgufWriter::Sink& sink) { sink(bytes.first(12)); }); }), "gave fewer"));
   CHECK(folder.empty());
 
   write([&](const GgufWriter::Sink& sink) { sink(bytes.first(16)); });
@@ -216,22 +209,22 @@ TEST_CASE("a failed write leaves no file, and an older file as it was") {
   CHECK_THROWS(write([&](const GgufWriter::Sink& sink) { sink(bytes); }));
   CHECK(test::read_text(path) == before);
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
-  CHECK(has(error_of([&] { GgufWriter(folder.file("none/model.gguf")).finish(); }), "none/model.gguf: cannot create"));
+  CHECK(has(message_of([&] { GgufWriter(folder.file("none/model.gguf")).finish(); }), "none/model.gguf: cannot create"));
 }
 
 TEST_CASE("what GGUF cannot hold is refused when it is declared") {
   GgufWriter writer("unused.gguf");
   const GgufWriter::Producer nothing = [](const GgufWriter::Sink&) {};
   writer.add_tensor("t", Dtype::Q4_K, {2, 256}, nothing);
-  CHECK(has(error_of([&] { writer.add_tensor("t", Dtype::F32, {1}, nothing); }), "the name is there already"));
-  CHECK(has(error_of([&] { writer.add_tensor("u", Dtype::Q4_K, {256, 32}, nothing); }), "needs a multiple of 256"));
-  CHECK(has(error_of([&] { writer.add_tensor("u", Dtype::U8, {1}, nothing); }), "GGUF has no tensor type U8"));
-  CHECK(has(error_of([&] { writer.add_tensor("u", Dtype::F32, {}, nothing); }), "1 to 4 dimensions"));
-  CHECK(has(error_of([&] { writer.add_tensor("u", Dtype::F32, {0}, nothing); }), "must be positive"));
-  CHECK(has(error_of([&] { writer.add_tensor("u", Dtype::F32, {1LL << 40, 1LL << 40}, nothing); }), "product"));
-  CHECK(has(error_of([&] { writer.add_tensor(std::string(64, 'x'), Dtype::F32, {1}, nothing); }), "1 to 63 bytes"));
-  CHECK(has(error_of([&] { writer.set("", 1); }), "1 to 65535 bytes"));
-  CHECK(has(error_of([&] { writer.set("general.alignment", 33u); }), "power of two"));
+  CHECK(has(message_of([&] { writer.add_tensor("t", Dtype::F32, {1}, nothing); }), "the name is there already"));
+  CHECK(has(message_of([&] { writer.add_tensor("u", Dtype::Q4_K, {256, 32}, nothing); }), "needs a multiple of 256"));
+  CHECK(has(message_of([&] { writer.add_tensor("u", Dtype::U8, {1}, nothing); }), "GGUF has no tensor type U8"));
+  CHECK(has(message_of([&] { writer.add_tensor("u", Dtype::F32, {}, nothing); }), "1 to 4 dimensions"));
+  CHECK(has(message_of([&] { writer.add_tensor("u", Dtype::F32, {0}, nothing); }), "must be positive"));
+  CHECK(has(message_of([&] { writer.add_tensor("u", Dtype::F32, {1LL << 40, 1LL << 40}, nothing); }), "product"));
+  CHECK(has(message_of([&] { writer.add_tensor(std::string(64, 'x'), Dtype::F32, {1}, nothing); }), "1 to 63 bytes"));
+  CHECK(has(message_of([&] { writer.set("", 1); }), "1 to 65535 bytes"));
+  CHECK(has(message_of([&] { writer.set("general.alignment", 33u); }), "power of two"));
 }
 
 TEST_CASE("any part of a split model opens all parts") {
@@ -255,14 +248,14 @@ TEST_CASE("any part of a split model opens all parts") {
 
   write_part(parts[1], 1, 2, 3);
   write_part(parts[0], 0, 2, 3);
-  CHECK(has(error_of([&] { GgufFile::open(parts[0]); }), "the parts hold 2 tensors, but the model should have 3"));
+  CHECK(has(message_of([&] { GgufFile::open(parts[0]); }), "the parts hold 2 tensors, but the model should have 3"));
   write_part(parts[1], 0, 2, 2);
-  CHECK(has(error_of([&] { GgufFile::open(parts[0]); }), "'split.no': is 0, but by the name of the file it must be 1"));
+  CHECK(has(message_of([&] { GgufFile::open(parts[0]); }), "'split.no': is 0, but by the name of the file it must be 1"));
   std::filesystem::rename(parts[0], folder.file("renamed.gguf"));
-  CHECK(has(error_of([&] { GgufFile::open(folder.file("renamed.gguf")); }), "its name must end with '-00001-of-00002.gguf'"));
+  CHECK(has(message_of([&] { GgufFile::open(folder.file("renamed.gguf")); }), "its name must end with '-00001-of-00002.gguf'"));
   write_part(parts[0], 0, 2, 2);
   std::filesystem::remove(parts[1]);
-  const std::string error = error_of([&] { GgufFile::open(parts[0]); });
+  const std::string error = message_of([&] { GgufFile::open(parts[0]); });
   CHECK(error.starts_with(parts[1] + ": part 2 of 2"));
 }
 
@@ -275,7 +268,7 @@ TEST_CASE("one name in two parts of a split model is refused") {
     add_floats(writer, "same", {1});
     writer.finish();
   }
-  CHECK(has(error_of([&] { GgufFile::open(folder.file("m-00001-of-00002.gguf")); }), "'same' (byte"));
+  CHECK(has(message_of([&] { GgufFile::open(folder.file("m-00001-of-00002.gguf")); }), "'same' (byte"));
 }
 
 TEST_CASE("golden safetensors files open with the shapes that their notes give") {
@@ -338,12 +331,12 @@ TEST_CASE("a folder with nothing but a tokenizer opens for text only") {
   CHECK(folder.tokenizer_config.is_object());
   CHECK(folder.load_tokenizer_json().contains("model"));
   CHECK_FALSE(folder.load_chat_template());
-  CHECK(has(error_of([&] { moxie::HfFolder::open(*path); }), "config.json: the file is missing"));
+  CHECK(has(message_of([&] { moxie::HfFolder::open(*path); }), "config.json: the file is missing"));
 }
 
 TEST_CASE("a folder that is not complete says what is missing") {
   const test::TemporaryFolder folder;
-  const auto open = [&] { return error_of([&] { moxie::HfFolder::open(folder.path()); }); };
+  const auto open = [&] { return message_of([&] { moxie::HfFolder::open(folder.path()); }); };
   CHECK(has(open(), "config.json: the file is missing"));
   test::write_file(folder.file("config.json"), "{\"a\": tru}");
   CHECK(has(open(), "config.json: JSON (byte 9): "));
@@ -383,7 +376,7 @@ TEST_CASE("a folder that is not complete says what is missing") {
 
 TEST_CASE("a path that is no model is refused with what to do") {
   const test::TemporaryFolder folder;
-  const auto detect = [&](const std::string& path) { return error_of([&] { moxie::detect_model(path); }); };
+  const auto detect = [&](const std::string& path) { return message_of([&] { moxie::detect_model(path); }); };
   CHECK(has(detect(folder.file("none")), "none: no such file or folder"));
   CHECK(has(detect(folder.path()), "the folder is empty"));
   test::write_file(folder.file("README"), "text");
@@ -397,8 +390,8 @@ TEST_CASE("a path that is no model is refused with what to do") {
   test::write_file(folder.file("m.safetensors"), "");
   CHECK(has(detect(folder.file("m.safetensors")), "name the folder"));
   CHECK(moxie::detect_model(folder.path()) == moxie::ModelFileKind::hf_folder);
-  CHECK(has(error_of([&] { GgufFile::open(folder.path()); }), "not a regular file"));
-  CHECK(has(error_of([&] { GgufFile::open(folder.file("none")); }), "cannot open the file"));
+  CHECK(has(message_of([&] { GgufFile::open(folder.path()); }), "not a regular file"));
+  CHECK(has(message_of([&] { GgufFile::open(folder.file("none")); }), "cannot open the file"));
   REQUIRE(::mkfifo(folder.file("pipe").c_str(), 0600) == 0);
   CHECK(has(detect(folder.file("pipe")), "not a regular file"));  // and at once, though nobody writes to it
 }

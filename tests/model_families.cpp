@@ -25,6 +25,7 @@
 #include <moxie/model/families/gguf_names.hpp>
 #include <moxie/model/family.hpp>
 
+#include "checks.hpp"
 #include "shared.hpp"
 
 namespace {
@@ -53,7 +54,7 @@ std::string error_of(F&& f) {
   }
   return "";
 }
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+using test::contains;
 
 ModelConfig of_family(const char* name) {
   ModelConfig config;

@@ -14,6 +14,8 @@
 #include <moxie/moe/routing_rule.hpp>
 #include <moxie/moe/routing_trace.hpp>
 
+#include "checks.hpp"
+
 using moxie::ArgumentError;
 using moxie::Dispatch;
 using moxie::GroupScore;
@@ -89,16 +91,8 @@ struct Reference {
   }
 };
 
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const moxie::Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+using test::message_of;
+using test::contains;
 
 }  // namespace
 

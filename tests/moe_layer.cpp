@@ -18,6 +18,8 @@
 #include <moxie/moe/moe_layer.hpp>
 #include <moxie/quant/formats.hpp>
 
+#include "checks.hpp"
+
 using moxie::Activations;
 using moxie::ArgumentError;
 using moxie::Dtype;
@@ -32,15 +34,8 @@ using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowM
 
 namespace {
 
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const moxie::Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+using test::message_of;
+using test::contains;
 
 RowMatrix random_matrix(Index rows, Index cols, unsigned seed, float scale = 1.0f) {
   std::mt19937 random(seed);

@@ -1,10 +1,12 @@
 #pragma once
-// Small models with random weights, written as GGUF files: every attention, router and weight type without reference data.
+// Random matrices, and small models with random weights, written as GGUF files: every attention, router and weight type without
+// reference data.
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <span>
 #include <string>
@@ -22,6 +24,15 @@ namespace test {
 inline const std::vector<moxie::Dtype> weight_types = {
     moxie::Dtype::F32,  moxie::Dtype::F16,  moxie::Dtype::BF16, moxie::Dtype::Q8_0, moxie::Dtype::Q4_0, moxie::Dtype::Q4_1,
     moxie::Dtype::Q5_0, moxie::Dtype::Q5_1, moxie::Dtype::Q4_K, moxie::Dtype::Q5_K, moxie::Dtype::Q6_K};
+
+inline moxie::RowMatrix random_matrix(std::mt19937& random, moxie::Index rows, moxie::Index columns, float deviation, float mean = 0.0f) {
+  std::normal_distribution<float> normal(mean, deviation);
+  return moxie::RowMatrix::NullaryExpr(rows, columns, [&] { return normal(random); });
+}
+inline bool same_bits(const moxie::RowMatrix& a, const moxie::RowMatrix& b) {
+  return a.rows() == b.rows() && a.cols() == b.cols() &&
+         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
+}
 
 /// The type itself where rows of `columns` can have it, else Q8_0, else F16.
 inline moxie::Dtype type_of_rows(moxie::Dtype type, std::int64_t columns) {
@@ -232,9 +243,7 @@ class RandomModelWriter {
         return;
       }
       std::mt19937 random(seed);
-      std::normal_distribution<float> normal(mean, deviation);
-      const moxie::RowMatrix values = moxie::RowMatrix::NullaryExpr(rows, columns, [&] { return normal(random); });
-      sink(moxie::encode_matrix(type, values, moxie::Threads(2)));
+      sink(moxie::encode_matrix(type, random_matrix(random, rows, columns, deviation, mean), moxie::Threads(2)));
     });
   }
 

@@ -17,6 +17,9 @@
 
 namespace test {
 
+/// The model that lies in the repository.
+inline std::string embedded_model() { return std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf"; }
+
 inline std::string data_path(const std::string& relative) { return std::string(MOXIE_SOURCE_DIR) + "/tests/data/" + relative; }
 
 /// A file or folder of the large reference data ($MOXIE_SHARED, else ../shared beside the checkout); says that the test is skipped where it is missing.

@@ -13,6 +13,7 @@
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
+#include "checks.hpp"
 #include "shared.hpp"
 
 using moxie::StreamDecoder;
@@ -269,15 +270,7 @@ TEST_CASE("tokens are found by their text, and special ones are known") {
 
 namespace {
 
-template <class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const moxie::Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using test::message_of;
 
 void check_contains(const std::string& text, std::initializer_list<std::string> parts) {
   for (const std::string& part : parts) {

@@ -16,38 +16,14 @@
 
 #include <nlohmann/json.hpp>
 
+#include "io_files.hpp"
 #include "shared.hpp"
 
 namespace test {
 
 using Args = std::vector<std::string>;
 
-inline std::string tiny_r1() { return std::string(MOXIE_SOURCE_DIR) + "/examples/models/tiny-r1.gguf"; }
-
-/// A folder that is removed with what it holds.
-class TemporaryFolder {
- public:
-  TemporaryFolder() : path_((std::filesystem::temp_directory_path() / "moxie_tool_XXXXXX").string()) {
-    if (!::mkdtemp(path_.data())) throw std::runtime_error("cannot create a folder");
-  }
-  ~TemporaryFolder() {
-    std::error_code error;
-    std::filesystem::remove_all(path_, error);
-  }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  std::string write(const std::string& name, const std::string& text) const {
-    std::ofstream(*this / name, std::ios::binary) << text;
-    return *this / name;
-  }
-  std::vector<std::string> names() const {
-    std::vector<std::string> all;
-    for (const auto& entry : std::filesystem::directory_iterator(path_)) all.push_back(entry.path().filename().string());
-    return all;
-  }
-
- private:
-  std::string path_;
-};
+inline std::string tiny_r1() { return embedded_model(); }
 
 /// The program, running; its output goes to files.
 class Process {
