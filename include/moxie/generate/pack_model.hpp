@@ -1,9 +1,10 @@
 #pragma once
 // A model to a packed model: one file with everything, whose weights are mapped as they are (io/packed.hpp).
 //
-// Matrices that are only multiplied, of all types but F32 and BF16, lie in it as panels. Everything else lies in it as in the source:
-// embeddings, norms, biases, routers, kv_b of latent attention, F32 and BF16 matrices (oneDNN has a layout of its own for each CPU),
-// and matrices whose rows are no multiple of 16. Memory: some megabytes of panels at a time. The file appears when it is complete.
+// Matrices that are only multiplied, of all types but F32 and BF16, lie in it as panels. Everything else lies in it as in the
+// source: embeddings, norms, biases, routers, kv_b of latent attention, F32 and BF16 matrices (oneDNN has a layout of its own for
+// each CPU), and matrices whose rows are no multiple of 16. Memory: some megabytes of panels at a time. The file appears when it
+// is complete.
 
 #include <algorithm>
 #include <cstddef>
@@ -198,7 +199,8 @@ inline void add_packed_tensors(const Context& context, const TensorMap& source, 
     }
     const auto write = [=, &source](const GgufWriter::Sink& sink) { write_rows(*tensor, source, sink, done); };
     report.bytes_out += tensor->bytes;
-    if (gguf::find_tensor_type(static_cast<std::uint32_t>(tensor->dtype)) && !tensor->shape.empty() && tensor->shape.size() <= 4) {
+    if (gguf::find_tensor_type(static_cast<std::uint32_t>(tensor->dtype)) && !tensor->shape.empty() &&
+        tensor->shape.size() <= 4) {
       writer.add_tensor(tensor->name, tensor->dtype, tensor->shape, write);
     } else {
       tables.add(*tensor, 0);
@@ -237,8 +239,8 @@ inline void write_digest(GgufWriter& writer) {
 
 }  // namespace detail
 
-/// Packs the model at `from`, a GGUF file or a Hugging Face folder, into the file `to`. Throws what loading throws, and SystemError;
-/// the file does not exist then, or is as it was.
+/// Packs the model at `from`, a GGUF file or a Hugging Face folder, into the file `to`. Throws what loading throws, and
+/// SystemError; the file does not exist then, or is as it was.
 inline PackReport pack_model(const std::string& from, const std::string& to, const PackOptions& options = {}) {
   std::error_code ignored;  // where the file cannot be made, the writer says so
   if (std::filesystem::is_directory(to, ignored)) throw SystemError({to, {}, {}}, "is a folder; name the file to write");
@@ -269,7 +271,8 @@ inline PackReport pack_model(const std::string& from, const std::string& to, con
                                    std::pair("tokenizer_config", &texts.tokenizer_config),
                                    std::pair("tokenizer", &texts.tokenizer), std::pair("chat_template", &texts.chat_template)})
     if (!text->empty()) writer.set(packed::key("folder." + std::string(name)), *text);
-  for (const char* name : {"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"})
+  for (const char* name :
+       {"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"})
     if (const std::filesystem::path file = std::filesystem::path(from) / name; std::filesystem::is_regular_file(file, ignored))
       files.insert(file.string());
   write(folder.tensors(), describe_hf(folder.config, folder.tensors(), from));

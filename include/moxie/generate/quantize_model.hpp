@@ -293,6 +293,7 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
   };
   if (detect_model(from) == ModelFileKind::gguf) {
     const GgufFile file = GgufFile::open(from);
+    if (is_packed(file)) throw ArgumentError({from, {}, {}}, "is a packed model; quantize the model that it was packed from");
     const ModelDescription description = describe_gguf(file.metadata(), file.tensors(), from);  // what is written can be loaded
     writer.copy_metadata(file);
     for (const auto& [name, tensor] : file.tensors().all()) sources.push_back({name, tensor.shape, {{tensor, {}}}, {}});

@@ -1,8 +1,9 @@
 #pragma once
 // Whether a file is still the one that something was made from.
 //
-// Its size and a sample of its bytes (both ends and 32 pages between them) must be the same, and all bytes unless it still has its
-// time of modification. So a changed file is noticed whatever the change, unless the time was set back and the sample missed it.
+// Its size and a sample of its bytes (both ends and 32 pages between them) must be the same, and all bytes unless it still has
+// its time of modification. So a changed file is noticed whatever the change, unless the time was set back and the sample missed
+// it.
 
 #include <algorithm>
 #include <cstddef>

@@ -81,7 +81,8 @@ class HfFolder {
   std::optional<std::string> load_chat_template() const {
     if (!has("chat_template.jinja")) return std::nullopt;
     std::string text = read_text("chat_template.jinja");
-    if (text.size() > 16'000'000) throw FormatError({file("chat_template.jinja"), {}, {}}, "a chat template may have at most 16 MB");
+    if (text.size() > 16'000'000)
+      throw FormatError({file("chat_template.jinja"), {}, {}}, "a chat template may have at most 16 MB");
     return text;
   }
 

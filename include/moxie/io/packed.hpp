@@ -6,10 +6,11 @@
 //   moxie.packed.version              u32      1
 //   moxie.packed.digest               u64      XXH64 of all tables of the file, this value taken as 0
 //   moxie.packed.arch                 string   whose kernels packed it; for messages
-//   moxie.packed.formats, .layouts    string[] and u64[]: formats that lie in panels, and the hash of their layout (panel_layout())
-//   moxie.packed.names, .types        string[] tensors that lie in the file as bytes (I8, one dimension), and their element types;
-//   moxie.packed.ranks, .shapes       u32[]    how many dimensions each has; i64[] the dimensions, fastest last, of one after the
-//   moxie.packed.panel_bytes          u64[]    other; bytes of a panel of 16 rows, 0: rows of blocks
+//   moxie.packed.formats, .layouts    string[] and u64[]: formats that lie in panels, and the hash of their layout,
+//                                     panel_layout()
+//   moxie.packed.names, .types        string[] tensors that lie in the file as bytes (I8, one dimension), and their types;
+//   moxie.packed.ranks, .shapes       u32[]    how many dimensions each has; i64[] the dimensions, fastest last, of one after
+//   moxie.packed.panel_bytes          u64[]    the other; bytes of a panel of 16 rows, 0: rows of blocks
 //   moxie.packed.source.files, .sizes, .modified, .samples, .hashes     what it was made from: FileIdentity
 //   moxie.packed.folder.config, .generation_config, .tokenizer_config, .tokenizer, .chat_template
 //                                     string   the files of a Hugging Face folder, where it was made from one
@@ -68,8 +69,8 @@ class Reader {
   void check_version() const {
     const auto found = integer<std::uint32_t>(get("version"), "version");
     if (found != version)
-      fail("version", "is " + std::to_string(found) + "; this moxie reads version " + std::to_string(version) +
-                          ": pack the model again");
+      fail("version",
+           "is " + std::to_string(found) + "; this moxie reads version " + std::to_string(version) + ": pack the model again");
   }
 
   void check_digest() const {
@@ -94,7 +95,7 @@ class Reader {
       const kernels::FormatKernels* format = info ? kernels_.find(info->dtype) : nullptr;
       if (!format) fail("formats", "has " + in_quotes(names[i]) + ", which this moxie does not multiply");
       if (panel_layout(*format) != hashes[i])
-        fail("layouts", "the weights of type " + names[i] + " are packed for " + in_quotes(text("arch")) +
+        fail("layouts", "the weights of type " + names[i] + " are packed for " + in_quotes(arch()) +
                             " in another layout than that of this program's kernels, '" + kernels_.arch +
                             "'; pack the model again, with this program");
       panels_.push_back(format);
@@ -102,7 +103,7 @@ class Reader {
   }
 
   void check_sources(Threads threads) const {
-    const std::vector<std::string> files = strings("source.files");
+    const std::vector<std::string> files = this->files();
     const auto sizes = integers<std::uint64_t>("source.sizes", files.size()),
                samples = integers<std::uint64_t>("source.samples", files.size()),
                hashes = integers<std::uint64_t>("source.hashes", files.size());
@@ -145,6 +146,8 @@ class Reader {
     return file_.tensors().with_tensors(std::move(views));
   }
 
+  std::string arch() const { return text("arch"); }
+  std::vector<std::string> files() const { return strings("source.files"); }
   std::optional<HfTexts> folder() const {
     if (!file_.metadata().contains(key("folder.config"))) return std::nullopt;
     return HfTexts{text("folder.config"), text("folder.generation_config"), text("folder.tokenizer_config"),
@@ -231,6 +234,8 @@ inline bool is_packed(const GgufFile& file) { return file.metadata().contains(pa
 struct PackedModel {
   TensorMap tensors;               ///< with the names, types and shapes that they have in the source
   std::optional<HfFolder> folder;  ///< where it was packed from one; else the metadata are those of a GGUF file
+  std::string arch;                ///< whose kernels packed it
+  std::vector<std::string> files;  ///< that it was packed from
 };
 
 /// Throws FormatError.
@@ -240,7 +245,7 @@ inline PackedModel read_packed(const GgufFile& file, const kernels::Table& kerne
   reader.check_digest();
   reader.check_layouts();
   reader.check_sources(threads);
-  PackedModel model{reader.tensors(), {}};
+  PackedModel model{reader.tensors(), {}, reader.arch(), reader.files()};
   if (std::optional<HfTexts> texts = reader.folder())
     model.folder = HfFolder::from_texts(file.path(), *std::move(texts), model.tensors);
   return model;

@@ -97,8 +97,8 @@ MOXIE_INLINE void exchange(Bytes16& a, Bytes16& b) noexcept {
   a ^= t << shift;
 }
 
-/// 16 bytes at `at` of each of 16 rows, four fields of 2 bits a byte: field f of the four bytes of word j of row r to bits 2 j and
-/// up of the four bytes at out + f * stride + 4 r.
+/// 16 bytes at `at` of each of 16 rows, four fields of 2 bits a byte: field f of the four bytes of word j of row r to bits 2 j
+/// and up of the four bytes at out + f * stride + 4 r.
 MOXIE_INLINE void place_pairs(const std::byte* const* rows, int at, std::uint8_t* out, int stride) noexcept {
   for (int r = 0; r < 16; r += 4) {
     Bytes16 v[4] = {load16(rows[r] + at), load16(rows[r + 1] + at), load16(rows[r + 2] + at), load16(rows[r + 3] + at)};
@@ -109,8 +109,8 @@ MOXIE_INLINE void place_pairs(const std::byte* const* rows, int at, std::uint8_t
   }
 }
 
-/// 32 bytes at `at` of each of 16 rows: bit f of the four bytes of word j of row r to bit j of the four bytes at out + f * stride +
-/// 4 r.
+/// 32 bytes at `at` of each of 16 rows: bit f of the four bytes of word j of row r to bit j of the four bytes at out + f * stride
+/// + 4 r.
 MOXIE_INLINE void place_bits(const std::byte* const* rows, int at, std::uint8_t* out, int stride) noexcept {
   for (int r = 0; r < 16; r += 4) {
     Bytes16 low[4], high[4];
