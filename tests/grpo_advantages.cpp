@@ -54,6 +54,37 @@ TEST_CASE("advantages of one reward need no more than the group size") {
   CHECK((got.segment(3, 3) == 0.0).all());
 }
 
+TEST_CASE("leave-one-out advantages and their metrics are those of TRL's RLOOTrainer") {
+  int cases = 0;
+  for (const nlohmann::json& c : nlohmann::json::parse(test::read_text(test::data_path("grpo/rloo.json")))) {
+    INFO(c.dump());
+    const auto& table = c["rewards"];
+    Rewards rewards{.values = TokenArray(static_cast<Index>(table.size()), static_cast<Index>(table[0].size())),
+                    .num_generations = c["num_generations"],
+                    .reward_weights = c["reward_weights"]};
+    Eigen::ArrayXd kl(rewards.values.rows()), want(rewards.values.rows());
+    for (std::size_t i = 0; i < table.size(); ++i) {
+      for (std::size_t k = 0; k < table[i].size(); ++k)
+        rewards.values(static_cast<Index>(i), static_cast<Index>(k)) = test::number_or_nan(table[i][k]);
+      kl[static_cast<Index>(i)] = c["kl"][i];
+      want[static_cast<Index>(i)] = c["advantages"][i];
+    }
+    LeaveOneOutOptions options{.normalize_advantages = c["normalize_advantages"], .beta = c["beta"]};
+    if (!c["reward_clip_range"].is_null())
+      options.reward_clip_range = std::pair<double, double>(c["reward_clip_range"][0], c["reward_clip_range"][1]);
+    const Advantages result = leave_one_out_advantages(rewards, options, kl);
+    CHECK((want - result.advantages).abs().maxCoeff() <= 1e-12 * std::max(1.0, want.abs().maxCoeff()));
+    CHECK(result.metrics.size() == c["metrics"].size());
+    for (const auto& [name, value] : c["metrics"].items()) {
+      INFO(name);
+      REQUIRE(result.metrics.count(name) == 1);
+      CHECK(test::relative_error(result.metrics.at(name), test::number_or_nan(value)) <= 1e-7);
+    }
+    ++cases;
+  }
+  CHECK(cases == 60);
+}
+
 TEST_CASE("leave-one-out: a completion against the mean of the others that have a reward") {
   Rewards rewards{.values = TokenArray(8, 2), .num_generations = 4};
   rewards.values << 1.0, 0.5,                  //
