@@ -68,7 +68,7 @@ int parse_and_run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   occupy_standard_streams();
-  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of writing
+  for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);  // a closed pipe or a file limit: errors of writing
   try {
     return parse_and_run(argc, argv);
   } catch (const moxie::Cancelled& error) {

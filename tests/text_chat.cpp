@@ -147,6 +147,17 @@ TEST_CASE("conversations that cannot be rendered are errors") {
   moxie::Message call{"assistant", ""};
   call.tool_calls = ordered_json::parse(R"([{"function":{"arguments":{}}}])");
   CHECK_THROWS_AS(moxie::render_chat(moxie::ChatFormat::qwen3, std::span(&call, 1)), ArgumentError);
+
+  // A format that has no tools says so instead of dropping them, and says which formats have.
+  using moxie::ChatFormat;
+  const moxie::Message question{"user", "Hi"};
+  moxie::ChatOptions with_tools;
+  with_tools.tools = ordered_json::parse(R"([{"type":"function","function":{"name":"f"}}])");
+  for (const ChatFormat format : {ChatFormat::chatml, ChatFormat::qwen2, ChatFormat::deepseek_v2, ChatFormat::mixtral}) {
+    CHECK_THROWS_WITH_AS(moxie::render_chat(format, std::span(&question, 1), with_tools), doctest::Contains("qwen3, qwen3_thinking"), ArgumentError);
+    CHECK_THROWS_WITH_AS(moxie::render_chat(format, std::span(&call, 1)), doctest::Contains("tool calls"), ArgumentError);
+  }
+  CHECK(moxie::render_chat(ChatFormat::qwen3, std::span(&question, 1), with_tools).find("\"name\": \"f\"") != std::string::npos);
 }
 
 TEST_CASE("numbers in JSON are written as Python writes them") {

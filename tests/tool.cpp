@@ -162,6 +162,21 @@ TEST_CASE("tokenize gives the reference's ids, from a GGUF file and from a folde
       CHECK(lines[i]["ids"] == expected[i]["ids"]);
       CHECK(lines[i]["text"] == (expected[i].contains("decoded") ? expected[i]["decoded"] : expected[i]["s"]));
     }
+    CHECK(run_well({"inspect", model, "--json"}).lines().at(0)["tokenizer"]["tokens"] == 384);
+  }
+}
+
+TEST_CASE("a file that has tokens and does not say of which tokenizer is broken for every command") {
+  const TemporaryFolder folder;
+  std::string bytes = read_text(tiny_r1());
+  const std::string key = "tokenizer.ggml.model";
+  bytes.replace(bytes.find(key), key.size(), "tokenizer.ggml.modex");
+  const std::string broken = folder.write("broken.gguf", bytes);
+  for (const Args& args : {Args{"inspect", broken}, Args{"tokenize", broken, "-"}, Args{"generate", broken, "--ids", "1", "-n", "1"}}) {
+    const Result result = run_tool(args);
+    CHECK(result.code == 1);
+    CHECK(is_one_error_line(result.err));
+    CHECK(result.err.find("broken.gguf, tokenizer.ggml.model") != std::string::npos);
   }
 }
 
@@ -200,6 +215,8 @@ TEST_CASE("wrong usage ends with code 2 and one line that says what would be rig
       {{"generate", m, "--ids", "-1"}, "1,2,3"},
       {{"generate", m, "-p", "a", "--temperature", "-1"}, "0.001"},
       {{"generate", m, "-p", "a", "--top-p", "2"}, "--top-p"},
+      {{"generate", m, "-p", "a", "--seed", "18446744073709551616"}, "2^64"},
+      {{"generate", m, "-p", "a", "--seed", "-1"}, "2^64"},
       {{"generate", m, "-p", "a", "--threads", "many"}, "--threads"},
       {{"generate", m, "-p", "a", "--kv", "q8"}, "f16"},
       {{"generate", m, "-p", "a", "--activations", "int4"}, "int8"},
@@ -305,6 +322,15 @@ TEST_CASE("a conversation goes through a pipe: questions, /regenerate, /reset, u
   CHECK(result.err.find("tokens/s") != std::string::npos);
   CHECK(result.err.find("no question yet") != std::string::npos);
   CHECK(result.err.find("/help") != std::string::npos);
+}
+
+TEST_CASE("a conversation goes on when the context is full: the oldest questions are forgotten, and a question too long is refused") {
+  std::string lines;
+  for (int i = 0; i < 12; ++i) lines += "Sort 31 2 17 40 5 12 " + std::to_string(i) + std::string(30, ' ') + "\n";
+  const Result result = run_well({"chat", tiny_r1(), "--temperature", "0", "--threads", "1"}, lines + std::string(3000, 'x') + "\n/reset\nWhat is 7*8-5?\n");
+  CHECK(result.err.find("the oldest question is forgotten; /reset") != std::string::npos);
+  CHECK(result.err.find("error: the question alone takes 3003 tokens") != std::string::npos);
+  CHECK(result.out.ends_with("<think>\n7*8=56\n56-5=51\n</think>\n\n51\n"));
 }
 
 TEST_CASE("a conversation's second answer is that of its whole text") {

@@ -1,6 +1,7 @@
 // moxie quantize: the file loads, says the same, has the types that llama.cpp's quantizer chooses, and is there only when it is complete.
 
 #include <csignal>
+#include <cstdlib>
 #include <string>
 #include <thread>
 #include <vector>
@@ -117,4 +118,13 @@ TEST_CASE("an interrupted run leaves the file as it was") {
     CHECK(read_text(folder / "out.gguf") == "what was there before");
     if (signal != SIGKILL) CHECK(folder.names().size() == 1);
   }
+}
+
+TEST_CASE("a file limit or a full disk is an error that leaves nothing behind") {
+  const TemporaryFolder folder;
+  const std::string run = std::string(" '") + MOXIE_TOOL + "' quantize '" + tiny_r1() + "' '" + folder / "out.gguf" + "' --type f32 --threads 1 2> '" + folder / "err" + "'";
+  const int status = std::system(("ulimit -f 100;" + run).c_str());
+  CHECK(WEXITSTATUS(status) == 1);
+  CHECK(read_text(folder / "err").find("out.gguf: cannot write: File too large") != std::string::npos);
+  CHECK(folder.names() == std::vector<std::string>{"err"});
 }

@@ -60,16 +60,43 @@ class Conversation {
   void answer() {
     interrupted().store(0);
     try {
-      feed(model_.chat(messages_));
+      feed(prompt());
       generate();
     } catch (const moxie::Cancelled&) {
       std::fprintf(stderr, "[stopped while reading the prompt]\n");
       messages_.pop_back();
-    } catch (const moxie::ArgumentError& error) {  // the context is full, or the format cannot say this
+    } catch (const moxie::ArgumentError& error) {  // the question is too long, or the format cannot say this
       messages_.pop_back();
-      std::fprintf(stderr, "error: %s; /reset begins anew\n", error.what());
+      std::fprintf(stderr, "error: %s\n", error.what());
     }
     interrupted().store(0);
+  }
+
+  /// Ids of the conversation. Where they leave less than an eighth of the context for an answer, the oldest questions are
+  /// forgotten with their answers.
+  std::vector<std::int32_t> prompt() {
+    const auto context = static_cast<std::size_t>(model_.config().context_length);
+    std::vector<moxie::Message> kept = messages_;
+    std::vector<std::int32_t> ids = model_.chat(kept);
+    int forgotten = 0;
+    for (; ids.size() > context - context / 8 && forget_oldest(kept); ++forgotten) ids = model_.chat(kept);
+    if (ids.size() >= context)
+      throw moxie::ArgumentError("the question alone takes " + std::to_string(ids.size()) + " tokens with what the chat format " +
+                                 "adds; the model's context has " + std::to_string(context) + ": ask a shorter one");
+    messages_ = std::move(kept);
+    if (forgotten > 0)
+      std::fprintf(stderr, "[the context of %zu tokens is full: the oldest %s forgotten; /reset forgets all]\n", context,
+                   forgotten == 1 ? "question is" : (std::to_string(forgotten) + " questions are").c_str());
+    return ids;
+  }
+  /// False where the last question is the only one.
+  static bool forget_oldest(std::vector<moxie::Message>& messages) {
+    const auto is_question = [](const moxie::Message& message) { return message.role == "user"; };
+    const auto first = std::find_if(messages.begin(), messages.end(), is_question);
+    const auto second = first == messages.end() ? first : std::find_if(first + 1, messages.end(), is_question);
+    if (second == messages.end()) return false;
+    messages.erase(first, second);
+    return true;
   }
 
   /// Makes the session's tokens those of `prompt`; the tokens both begin with stay.
@@ -109,7 +136,7 @@ class Conversation {
   const char* why(const moxie::Generation& generation) const {
     if (generation.finish_reason() == moxie::FinishReason::cancelled) return ", stopped";
     if (generation.finish_reason() != moxie::FinishReason::length) return "";
-    return session_.length() >= model_.config().context_length ? ", the context is full: /reset begins anew"
+    return session_.length() >= model_.config().context_length ? ", cut: the context is full"
                                                                : ", cut at --max-tokens";
   }
 
@@ -125,6 +152,7 @@ class Conversation {
 inline int chat(const ChatCommand& command) {
   const moxie::Model model = load_model(command.model, command.common, command.adapter);
   model.tokenizer();  // throws where there is none
+  model.chat_format();
   take_interrupts();
   Conversation conversation(command, model);
   const bool asks = ::isatty(STDIN_FILENO) == 1 && ::isatty(STDERR_FILENO) == 1;

@@ -44,7 +44,14 @@ inline void add_sampling_options(CLI::App& command, moxie::GenerateOptions& opti
   command.add_option("--frequency-penalty", options.frequency_penalty, "the same, for each time they occur")
       ->check(CLI::Range(-1e3, 1e3))
       ->capture_default_str();
-  command.add_option("--seed", options.seed, "the same seed gives the same answer")->capture_default_str();
+  command.add_option("--seed", options.seed, "the same seed gives the same answer")
+      ->check([](const std::string& text) {
+        std::uint64_t value = 0;
+        const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        return error == std::errc() && stop == text.data() + text.size() ? std::string()
+                                                                         : text + " is not a number from 0 to 2^64 - 1";
+      })
+      ->capture_default_str();
 }
 
 struct GenerateCommand {

@@ -1,6 +1,6 @@
 #pragma once
-// moxie inspect: what a model is, from its description; the weights are not read. Of a file that holds no model (a safetensors
-// file alone, a GGUF file without an embedding or the sizes of a model, as those with only a vocabulary), what the container
+// moxie inspect: what a model is, from its description; the weights are not read. Of what holds no model (a safetensors file
+// alone, a GGUF file without an embedding or the sizes of a model, a folder with tokenizer.json and without config.json), what it
 // holds is shown.
 
 #include <cstdint>
@@ -118,7 +118,7 @@ inline OrderedJson inspect_chat_format(const std::string& chat_template, const s
   }
 }
 
-/// A container without a model: its tensors, and the tokenizer of a vocabulary-only file.
+/// A container without a model: its tensors, and the tokenizer of a file or folder with only a vocabulary.
 inline OrderedJson inspect_container(const std::string& path, const char* kind, const moxie::TensorMap& tensors,
                                      OrderedJson tokenizer) {
   OrderedJson list = OrderedJson::array();
@@ -148,20 +148,20 @@ inline OrderedJson inspect_model(const std::string& path) {
     };
     out["kind"] = "gguf";
     tensors = file.tensors();
-    const std::string kind = text("tokenizer.ggml.model");
-    if (!kind.empty() && kind != "none" && kind != "no_vocab")
-      tokenizer = inspect_tokenizer(kind, [&] { return moxie::Tokenizer::from_gguf(file.metadata(), path); });
+    if (const auto model = moxie::gguf_tokenizer_kind({file.metadata(), path}))
+      tokenizer = inspect_tokenizer(*model, [&] { return moxie::Tokenizer::from_gguf(file.metadata(), path); });
     if (!tensors.find("token_embd.weight") || !file.metadata().contains(text("general.architecture") + ".attention.head_count"))
       return inspect_container(path, "gguf", tensors, tokenizer);
     description = moxie::describe_gguf(file.metadata(), tensors, path);
     chat_template = text("tokenizer.chat_template");
   } else {
+    const auto has = [&](const char* name) { return std::filesystem::exists(std::filesystem::path(path) / name); };
+    if (has("tokenizer.json")) tokenizer = inspect_tokenizer("tokenizer.json", [&] { return load_tokenizer(path); });
+    if (!has("config.json") && has("tokenizer.json")) return inspect_container(path, "hf", tensors, tokenizer);
     const moxie::HfFolder folder = moxie::HfFolder::open(path);
     out["kind"] = "hf";
     tensors = folder.tensors();
     description = moxie::describe_hf(folder.config, tensors, path);
-    if (std::filesystem::exists(std::filesystem::path(path) / "tokenizer.json"))
-      tokenizer = inspect_tokenizer("tokenizer.json", [&] { return load_tokenizer(path); });
     chat_template = moxie::hf_chat_template(folder);
   }
   const moxie::ModelConfig& config = description.config;
@@ -228,7 +228,7 @@ inline std::string inspect_text(const OrderedJson& j) {
     line("tokenizer", j["tokenizer"].is_null() ? "none" : fields(j["tokenizer"], true));
   };
   if (j["family"].is_null()) {
-    line("file", show(j["path"]) + ", " + j["kind"].get<std::string>() + ", holds no model");
+    line(j["kind"] == "hf" ? "folder" : "file", show(j["path"]) + ", " + j["kind"].get<std::string>() + ", holds no model");
     formats();
     for (const OrderedJson& tensor : j["tensors"])
       line("tensor", show(tensor["name"]) + " " + tensor["type"].get<std::string>() + " " + tensor["shape"].dump());

@@ -20,9 +20,6 @@ struct TokenizeOptions {
 inline moxie::Tokenizer load_tokenizer(const std::string& path) {
   if (moxie::detect_model(path) == moxie::ModelFileKind::gguf) {
     const moxie::GgufFile file = moxie::GgufFile::open(path);
-    const auto kind = file.metadata().find("tokenizer.ggml.model");
-    if (kind == file.metadata().end() || *kind == "none" || *kind == "no_vocab")
-      throw moxie::UnsupportedError({path, {}, {}}, "the file has no tokenizer");
     return moxie::Tokenizer::from_gguf(file.metadata(), path);
   }
   const moxie::HfFolder folder = moxie::HfFolder::open_tokenizer(path);

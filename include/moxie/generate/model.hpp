@@ -28,6 +28,7 @@
 #include <moxie/model/family.hpp>
 #include <moxie/text/chat.hpp>
 #include <moxie/text/tokenizer.hpp>
+#include <moxie/text/tokenizer_gguf.hpp>
 
 namespace moxie {
 
@@ -167,19 +168,14 @@ class Model {
       if (packed.folder) return load_folder(state, *packed.folder, path);
       tensors = packed.tensors;
     }
-    const auto text = [&](const char* key) {
-      const auto it = metadata.find(key);
-      return it != metadata.end() && it->is_string() ? it->get<std::string>() : std::string();
-    };
-    const std::string kind = text("tokenizer.ggml.model");
-    if (!kind.empty() && kind != "none" && kind != "no_vocab")
-      take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
+    const GgufTokenizerKeys keys(metadata, path);
+    if (gguf_tokenizer_kind(keys)) take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
     build(state, describe_gguf(metadata, tensors, path), tensors, true);
-    take_chat_format(state, text("tokenizer.chat_template"));
+    take_chat_format(state, keys.string("tokenizer.chat_template").value_or(""));
     if (!state.tokenizer) return;
+    const auto tokens = static_cast<std::size_t>(state.tokenizer->vocab_size());
     for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"})
-      if (const auto it = metadata.find(key); it != metadata.end() && it->is_number_integer())
-        state.end_ids.push_back(it->get<std::int32_t>());
+      if (const auto id = keys.id(key, tokens)) state.end_ids.push_back(*id);
     add_known_end_tokens(state);
   }
 

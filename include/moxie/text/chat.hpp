@@ -8,6 +8,7 @@
 // The formats give what the models' own templates give. Messages with roles that a template does not know are left out where the
 // template leaves them out, and an ArgumentError where it fails.
 
+#include <algorithm>
 #include <span>
 #include <string>
 #include <string_view>
@@ -24,10 +25,14 @@ enum class ChatFormat { chatml, deepseek_r1, deepseek_v2, deepseek_v3, mixtral, 
 
 namespace chat {
 
+/// What a format does with ChatOptions::tools; as the models' templates do, where those say anything else than nothing.
+enum class Tools { refuses, leaves_out, describes };
+
 struct FormatEntry {
   ChatFormat format;
   std::string_view name;
   std::string (*render)(std::span<const Message>, const ChatOptions&);
+  Tools tools;
 };
 
 /// Mixtral-8x7B-Instruct-v0.1: BOS [INST] TEXT [/INST]TEXT EOS ...; user and assistant take turns, nothing else is allowed.
@@ -45,20 +50,32 @@ inline std::string render_mixtral(std::span<const Message> messages, const ChatO
 }
 
 inline constexpr FormatEntry formats[] = {
-    {ChatFormat::chatml, "chatml", render_chatml},
-    {ChatFormat::deepseek_r1, "deepseek_r1", render_deepseek_r1},
-    {ChatFormat::deepseek_v2, "deepseek_v2", render_deepseek_v2},
-    {ChatFormat::deepseek_v3, "deepseek_v3", render_deepseek_v3},
-    {ChatFormat::mixtral, "mixtral", render_mixtral},
-    {ChatFormat::qwen2, "qwen2", render_qwen2},
-    {ChatFormat::qwen3, "qwen3", render_qwen3},
-    {ChatFormat::qwen3_thinking, "qwen3_thinking", render_qwen3_thinking},
+    {ChatFormat::chatml, "chatml", render_chatml, Tools::refuses},
+    {ChatFormat::deepseek_r1, "deepseek_r1", render_deepseek_r1, Tools::leaves_out},
+    {ChatFormat::deepseek_v2, "deepseek_v2", render_deepseek_v2, Tools::refuses},
+    {ChatFormat::deepseek_v3, "deepseek_v3", render_deepseek_v3, Tools::leaves_out},
+    {ChatFormat::mixtral, "mixtral", render_mixtral, Tools::refuses},
+    {ChatFormat::qwen2, "qwen2", render_qwen2, Tools::refuses},
+    {ChatFormat::qwen3, "qwen3", render_qwen3, Tools::describes},
+    {ChatFormat::qwen3_thinking, "qwen3_thinking", render_qwen3_thinking, Tools::describes},
 };
 
 inline std::string format_names() {
   std::string names;
   for (const FormatEntry& entry : formats) (names += names.empty() ? "" : ", ") += entry.name;
   return names;
+}
+
+/// Throws ArgumentError where a format would drop tools or their calls without a word.
+inline void check_tools(const FormatEntry& format, std::span<const Message> messages, const ChatOptions& options) {
+  if (format.tools != Tools::refuses) return;
+  const bool calls = std::any_of(messages.begin(), messages.end(), [](const Message& m) { return !m.tool_calls.empty(); });
+  if (options.tools.empty() && !calls) return;
+  std::string able;
+  for (const FormatEntry& entry : formats)
+    if (entry.tools == Tools::describes) (able += able.empty() ? "" : ", ") += entry.name;
+  throw ArgumentError("the chat format \"" + std::string(format.name) + "\" has no " + (calls ? "tool calls" : "tools") +
+                      "; those with tools are " + able + ". Describe the tools in a system message instead");
 }
 
 /// White space at both ends off.
@@ -103,6 +120,7 @@ inline std::string render_chat(ChatFormat format, std::span<const Message> messa
   if (messages.empty()) throw ArgumentError("a conversation needs at least one message");
   for (const chat::FormatEntry& entry : chat::formats) {
     if (entry.format != format) continue;
+    chat::check_tools(entry, messages, options);
     if (!options.continue_final_message) return entry.render(messages, options);
     ChatOptions without_prompt = options;
     without_prompt.add_generation_prompt = false;

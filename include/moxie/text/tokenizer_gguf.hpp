@@ -232,15 +232,23 @@ inline Tokenizer sentencepiece_from_gguf(const GgufTokenizerKeys& keys) {
   return Tokenizer(std::move(parts));
 }
 
+/// tokenizer.ggml.model, or nothing where the file has no tokenizer. Throws FormatError where it has one and does not say which.
+inline std::optional<std::string> gguf_tokenizer_kind(const GgufTokenizerKeys& keys) {
+  const std::string model_key = "tokenizer.ggml.model";
+  std::optional<std::string> model = keys.string(model_key);
+  if (!model && keys.array("tokenizer.ggml.tokens"))
+    throw FormatError(keys.place(model_key), "is missing: the file has tokens, but does not say which kind of tokenizer they are of");
+  return model == "none" || model == "no_vocab" ? std::nullopt : model;
+}
+
 inline Tokenizer Tokenizer::from_gguf(const nlohmann::json& metadata, std::string file) {
   const GgufTokenizerKeys keys(metadata, std::move(file));
   const std::string model_key = "tokenizer.ggml.model";
-  const auto model = keys.string(model_key);
+  const auto model = gguf_tokenizer_kind(keys);
   if (model == "gpt2") return byte_level_from_gguf(keys);
   if (model == "llama") return sentencepiece_from_gguf(keys);
-  if (model == "none") throw UnsupportedError(keys.place(model_key), "is \"none\": the file has no tokenizer; use token ids");
+  if (!model) throw UnsupportedError(keys.place(model_key), "the file has no tokenizer; use token ids");
   gguf_tokens(keys, [](const std::string& text, TokenKind) { return text; });  // says what is broken before what is not supported
-  if (!model) throw FormatError(keys.place(model_key), "is missing: the file does not say which kind of tokenizer it has");
   throw UnsupportedError(
       keys.place(model_key),
       "the tokenizer \"" + *model + "\" is not supported; moxie has \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece BPE)");
