@@ -16,6 +16,7 @@
 #include "tool/generate.hpp"
 #include "tool/grpo.hpp"
 #include "tool/inspect.hpp"
+#include "tool/pack.hpp"
 #include "tool/quantize.hpp"
 #include "tool/rollout.hpp"
 #include "tool/score.hpp"
@@ -48,6 +49,7 @@ int parse_and_run(int argc, char** argv) {
   tool::add_score(app, run);
   tool::add_tokenize(app, run);
   tool::add_quantize(app, run);
+  tool::add_pack(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // --help

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -140,6 +141,7 @@ inline OrderedJson inspect_model(const std::string& path) {
   moxie::TensorMap tensors;
   OrderedJson tokenizer;
   std::string chat_template;
+  std::optional<moxie::HfFolder> folder;
   if (moxie::detect_model(path) == moxie::ModelFileKind::gguf) {
     const moxie::GgufFile file = moxie::GgufFile::open(path);
     const auto text = [&](const char* key) {
@@ -148,21 +150,34 @@ inline OrderedJson inspect_model(const std::string& path) {
     };
     out["kind"] = "gguf";
     tensors = file.tensors();
-    if (const auto model = moxie::gguf_tokenizer_kind({file.metadata(), path}))
-      tokenizer = inspect_tokenizer(*model, [&] { return moxie::Tokenizer::from_gguf(file.metadata(), path); });
-    if (!tensors.find("token_embd.weight") || !file.metadata().contains(text("general.architecture") + ".attention.head_count"))
-      return inspect_container(path, "gguf", tensors, tokenizer);
-    description = moxie::describe_gguf(file.metadata(), tensors, path);
-    chat_template = text("tokenizer.chat_template");
+    if (moxie::is_packed(file)) {
+      moxie::PackedModel packed = moxie::read_packed(file, moxie::kernels::native_table(), moxie::Threads());
+      out["kind"] = "packed";
+      out["packed"] = {{"arch", packed.arch}, {"from", packed.files}};
+      tensors = packed.tensors;
+      folder = std::move(packed.folder);
+    }
+    if (folder) {
+      if (folder->has_tokenizer()) tokenizer = inspect_tokenizer("tokenizer.json", [&] { return folder_tokenizer(*folder); });
+    } else {
+      if (const auto model = moxie::gguf_tokenizer_kind({file.metadata(), path}))
+        tokenizer = inspect_tokenizer(*model, [&] { return moxie::Tokenizer::from_gguf(file.metadata(), path); });
+      if (!tensors.find("token_embd.weight") || !file.metadata().contains(text("general.architecture") + ".attention.head_count"))
+        return inspect_container(path, "gguf", tensors, tokenizer);
+      description = moxie::describe_gguf(file.metadata(), tensors, path);
+      chat_template = text("tokenizer.chat_template");
+    }
   } else {
     const auto has = [&](const char* name) { return std::filesystem::exists(std::filesystem::path(path) / name); };
     if (has("tokenizer.json")) tokenizer = inspect_tokenizer("tokenizer.json", [&] { return load_tokenizer(path); });
     if (!has("config.json") && has("tokenizer.json")) return inspect_container(path, "hf", tensors, tokenizer);
-    const moxie::HfFolder folder = moxie::HfFolder::open(path);
+    folder = moxie::HfFolder::open(path);
     out["kind"] = "hf";
-    tensors = folder.tensors();
-    description = moxie::describe_hf(folder.config, tensors, path);
-    chat_template = moxie::hf_chat_template(folder);
+    tensors = folder->tensors();
+  }
+  if (folder) {
+    description = moxie::describe_hf(folder->config, tensors, path);
+    chat_template = moxie::hf_chat_template(*folder);
   }
   const moxie::ModelConfig& config = description.config;
   const moxie::ModelInfo info = moxie::count_parameters(config, tensors);
@@ -238,6 +253,10 @@ inline std::string inspect_text(const OrderedJson& j) {
   line("family", j["family"].get<std::string>() + ", " + show(j["n_layers"]) + " layers (" + show(j["n_moe_layers"]) +
                      " MoE), hidden " + show(j["hidden_size"]) + ", vocabulary " + show(j["vocab_size"]) + ", context " +
                      show(j["context_length"]));
+  if (j.contains("packed"))
+    line("packed", "for " + j["packed"]["arch"].get<std::string>() + ", from " +
+                       (j["packed"]["from"].empty() ? "nothing known" : show(j["packed"]["from"][0])) +
+                       (j["packed"]["from"].size() > 1 ? " and " + std::to_string(j["packed"]["from"].size() - 1) + " more" : ""));
   line("parameters", count(j["parameters"]) + ", " + count(j["active_parameters"]) + " active per token");
   line("size", number("%.1f MB", j["file_bytes"].get<double>() * 1e-6) + ", " +
                    number("%.2f bits per weight", j["bits_per_weight"].get<double>()));

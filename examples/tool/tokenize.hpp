@@ -16,15 +16,22 @@ struct TokenizeOptions {
   CommonOptions common;
 };
 
+inline moxie::Tokenizer folder_tokenizer(const moxie::HfFolder& folder) {
+  return moxie::Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config,
+                                   (std::filesystem::path(folder.path()) / "tokenizer.json").string());
+}
+
 /// The tokenizer of a model, a folder with tokenizer files only, or a GGUF file with a vocabulary only.
 inline moxie::Tokenizer load_tokenizer(const std::string& path) {
   if (moxie::detect_model(path) == moxie::ModelFileKind::gguf) {
     const moxie::GgufFile file = moxie::GgufFile::open(path);
+    if (moxie::is_packed(file)) {
+      const moxie::PackedModel packed = moxie::read_packed(file, moxie::kernels::native_table(), moxie::Threads());
+      if (packed.folder) return folder_tokenizer(*packed.folder);
+    }
     return moxie::Tokenizer::from_gguf(file.metadata(), path);
   }
-  const moxie::HfFolder folder = moxie::HfFolder::open_tokenizer(path);
-  return moxie::Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config,
-                                   (std::filesystem::path(path) / "tokenizer.json").string());
+  return folder_tokenizer(moxie::HfFolder::open_tokenizer(path));
 }
 
 inline int tokenize(const TokenizeOptions& options) {
