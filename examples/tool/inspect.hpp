@@ -254,9 +254,10 @@ inline std::string inspect_text(const OrderedJson& j) {
                      " MoE), hidden " + show(j["hidden_size"]) + ", vocabulary " + show(j["vocab_size"]) + ", context " +
                      show(j["context_length"]));
   if (j.contains("packed"))
-    line("packed", "for " + j["packed"]["arch"].get<std::string>() + ", from " +
-                       (j["packed"]["from"].empty() ? "nothing known" : show(j["packed"]["from"][0])) +
-                       (j["packed"]["from"].size() > 1 ? " and " + std::to_string(j["packed"]["from"].size() - 1) + " more" : ""));
+    line("packed",
+         "for " + j["packed"]["arch"].get<std::string>() + ", from " +
+             (j["packed"]["from"].empty() ? "nothing known" : show(j["packed"]["from"][0])) +
+             (j["packed"]["from"].size() > 1 ? " and " + std::to_string(j["packed"]["from"].size() - 1) + " more" : ""));
   line("parameters", count(j["parameters"]) + ", " + count(j["active_parameters"]) + " active per token");
   line("size", number("%.1f MB", j["file_bytes"].get<double>() * 1e-6) + ", " +
                    number("%.2f bits per weight", j["bits_per_weight"].get<double>()));
