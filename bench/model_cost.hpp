@@ -51,16 +51,23 @@ struct Work {
 
 class ModelCost {
  public:
-  ModelCost(const std::string& path, moxie::Activations activations) : int8_(activations == moxie::Activations::int8) {
-    const bool gguf = moxie::detect_model(path) == moxie::ModelFileKind::gguf;
+  ModelCost(const std::string& path, const moxie::Context& context) : int8_(context.activations == moxie::Activations::int8) {
     std::optional<moxie::GgufFile> file;
     std::optional<moxie::HfFolder> folder;
-    if (gguf)
+    moxie::TensorMap tensors;
+    if (moxie::detect_model(path) == moxie::ModelFileKind::gguf) {
       file.emplace(moxie::GgufFile::open(path));
-    else
+      tensors = file->tensors();
+      if (moxie::is_packed(*file)) {
+        moxie::PackedModel packed = moxie::read_packed(*file, *context.kernels, context.threads);
+        tensors = packed.tensors;
+        if (packed.folder) folder.emplace(std::move(*packed.folder));
+      }
+    } else {
       folder.emplace(moxie::HfFolder::open(path));
-    const auto description = gguf ? moxie::describe_gguf(file->metadata(), file->tensors(), path)
-                                  : moxie::describe_hf(folder->config, folder->tensors(), path);
+    }
+    const auto description = folder ? moxie::describe_hf(folder->config, folder->tensors(), path)
+                                    : moxie::describe_gguf(file->metadata(), tensors, path);
     const auto network = [this](Cost& cost, const moxie::FeedForwardTensors& t, double times = 1.0) {
       for (const auto* w : {&t.gate, &t.up, &t.down}) cost.add(w->tensor, int8_, times);
     };

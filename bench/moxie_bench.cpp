@@ -62,7 +62,7 @@ struct Row {
 class Bench {
  public:
   Bench(const moxie::Model& model, const Options& options, const bench::LimitMeter& meter, moxie::Profile& profile)
-      : model_(model), options_(options), meter_(meter), profile_(profile), cost_(options.model, options.activations) {}
+      : model_(model), options_(options), meter_(meter), profile_(profile), cost_(options.model, model.context()) {}
 
   template <class Done>
   void run(Done&& done) {
@@ -248,8 +248,9 @@ T choice(const std::string& option, const std::string& text, const std::vector<s
 }
 
 moxie::KvType kv_type(const std::string& text) {
-  return choice<moxie::KvType>("--kv", text,
-                               {{"f16", moxie::KvType::f16}, {"bf16", moxie::KvType::bf16}, {"f32", moxie::KvType::f32}});
+  return choice<moxie::KvType>(
+      "--kv", text,
+      {{"f16", moxie::KvType::f16}, {"bf16", moxie::KvType::bf16}, {"f32", moxie::KvType::f32}, {"int8", moxie::KvType::int8}});
 }
 
 Options parse(int argc, char** argv) {
@@ -364,11 +365,12 @@ int main(int argc, char** argv) {
     options = parse(argc, argv);
     table = &kernels(options.arch);
   } catch (const std::exception& error) {
-    std::fprintf(stderr,
-                 "%s\nusage: moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--threads N]\n"
-                 "       [--arch generic|avx2|avx512|..] [--kv f16|bf16|f32] [--activations int8|f32] [--repeat N] [--json | "
-                 "--markdown]\n",
-                 error.what());
+    std::fprintf(
+        stderr,
+        "%s\nusage: moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--threads N]\n"
+        "       [--arch generic|avx2|avx512|..] [--kv f16|bf16|f32|int8] [--activations int8|f32] [--repeat N] [--json | "
+        "--markdown]\n",
+        error.what());
     return 2;
   }
   try {
