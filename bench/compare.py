@@ -14,7 +14,7 @@ where they do that, KV cache f16, flash attention as they choose).
 The table goes to standard output, and with --results between the markers of that file. Needs nothing but Python 3.9.
 """
 import argparse
-import ctypes
+import html
 import json
 import os
 import re
@@ -219,7 +219,9 @@ def svg(results):
     for model in results["models"]:
         group = max(104, len(names) * bar + 26)
         width = max(width, left + right + group * len(model["rows"]))
-        out.append(f'<text x="{left}" y="{top - 12}" class="t">{model["name"]}: speed, in percent of the limit of this machine</text>')
+        title = f"{model['name']}: percent of the machine's limit"
+        width = max(width, left + right + 8 * len(title))
+        out.append(f'<text x="{left}" y="{top - 12}" class="t">{html.escape(title, quote=False)}</text>')
         for percent in range(0, 101, 20):
             y = top + height * (1 - percent / 100)
             out.append(f'<line x1="{left}" x2="{left + group * len(model["rows"])}" y1="{y:.1f}" y2="{y:.1f}" class="g"/>'
