@@ -60,7 +60,7 @@ inline AttentionKernel attention_kernel(const Context& context, bool latent, std
   const bool all_small = std::all_of(rows.begin(), rows.end(), [](const AttendRow& row) {
     return row.sequence != nullptr && row.sequence->shape().type != KvType::f32;
   });
-  if (context.activations == Activations::int8 && int16 != nullptr && all_small) return {int16, true, latent ? 128 : 256};
+  if (context.activations == Activations::int8 && int16 != nullptr && all_small) return {int16, true, latent ? 192 : 256};
   return {latent ? context.kernels->attend_mla : context.kernels->attend_gqa, false, 64};
 }
 
@@ -110,7 +110,8 @@ inline void check_attention(const AttentionConfig& config, const KvShape& wanted
 }
 
 /// Tiles of one row each, their pages shared out in pieces: partial results of a stretch of pages at once, then merged in
-/// page order. A stretch's partial results take at most 512 KiB for each thread, so that they are merged out of the cache.
+/// page order by queries. A stretch's partial results take at most 1 MiB for each thread, so that they are merged out of the
+/// cache.
 template <class TileOf>
 void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kernel)(const kernels::AttentionTile&),
                      std::span<const AttendRow> rows, std::int64_t window, std::int64_t v_dim, std::int64_t queries,
@@ -124,8 +125,9 @@ void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kerne
     return std::pair(first / kv_page, position / kv_page + 1);
   };
   for (std::int64_t i = 0; i < n; ++i) longest = std::max(longest, pages_of(i).second - pages_of(i).first);
-  const std::int64_t stretch = std::clamp<std::int64_t>((threads << 17) / (size * n), 1, longest);
-  const std::int64_t piece = std::max<std::int64_t>(1, stretch * n / (4 * threads));  // four for each thread, for an even load
+  const std::int64_t stretch = std::clamp<std::int64_t>((threads << 18) / (size * n), 1, longest);
+  const std::int64_t piece = (stretch * n + 4 * threads - 1) / (4 * threads);  // four for each thread, for an even load
+  const std::int64_t shares = (threads + n - 1) / n;                           // of a tile's queries
   scratch.partials.resize(static_cast<std::size_t>(n * (stretch + 1) * size));
   float* states = scratch.partials.data() + n * stretch * size;
 
@@ -147,7 +149,8 @@ void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kerne
       tile.page_end = part.end;
       kernel(tile);
     });
-    context.threads.for_each(n, [&](std::int64_t i, int thread) {
+    context.threads.for_each(n * shares, [&](std::int64_t share, int thread) {
+      const std::int64_t i = share / shares, at = share % shares;
       const auto [first, last] = pages_of(i);
       const std::int64_t pages = std::min(last - first - done, stretch);
       if (pages <= 0) return;
@@ -156,6 +159,8 @@ void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kerne
                                         .pages = pages,
                                         .queries = tile.heads,
                                         .v_dim = v_dim,
+                                        .begin = tile.heads * at / shares,
+                                        .end = tile.heads * (at + 1) / shares,
                                         .state = states + i * size,
                                         .first = done == 0,
                                         .out = first + done + pages == last ? tile.out : nullptr});

@@ -252,25 +252,35 @@ void attend(const AttentionTile& t) {
 template <class A>
 void merge_attention(const AttentionMerge& t) {
   using F = Floats<A>;
+  constexpr auto step = static_cast<std::int64_t>(F::size);
   const std::int64_t lanes = (t.queries + 15) / 16 * 16, values = kv_row_stride(t.v_dim),
                      size = attention_partial(t.queries, t.v_dim);
-  float *max = t.state + t.queries * values, *sum = max + lanes, *alpha = sum + lanes, *beta = alpha + lanes;
-  if (t.first) {
-    for (std::int64_t i = 0; i < t.queries * values; ++i) t.state[i] = 0.0f;
-    for (std::int64_t i = 0; i < lanes; ++i) max[i] = -__builtin_inff(), sum[i] = 0.0f;
+  float *maxima = t.state + t.queries * values, *sums = maxima + lanes;
+  for (std::int64_t begin = t.begin; begin < t.end; begin += step) {
+    const std::int64_t n = t.end - begin < step ? t.end - begin : step;
+    alignas(64) float max[F::size], sum[F::size], page_max[F::size] = {}, page_sum[F::size] = {}, alpha[F::size], beta[F::size];
+    for (std::int64_t i = 0; i < step; ++i) max[i] = -__builtin_inff(), sum[i] = 0.0f;
+    if (!t.first)
+      for (std::int64_t i = 0; i < n; ++i) max[i] = maxima[begin + i], sum[i] = sums[begin + i];
+    for (std::int64_t page = 0; page < t.pages; ++page) {
+      const float* partial = t.partials + page * size;
+      for (std::int64_t i = 0; i < n; ++i)
+        page_max[i] = partial[t.queries * values + begin + i], page_sum[i] = partial[t.queries * values + lanes + begin + i];
+      attention_merge<A>(n, page_max, page_sum, max, sum, alpha, beta);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const float* from = partial + (begin + i) * values;
+        float* to = t.state + (begin + i) * values;
+        for (std::int64_t d = 0; d < values; d += step) {
+          const F old = t.first && page == 0 ? F(0.0f) : F::load_unaligned(to + d);
+          madd(old, F(alpha[i]), F::load_unaligned(from + d) * F(beta[i])).store_unaligned(to + d);
+        }
+      }
+    }
+    for (std::int64_t i = 0; i < n; ++i) maxima[begin + i] = max[i], sums[begin + i] = sum[i];
+    if (t.out)
+      for (std::int64_t i = begin; i < begin + n; ++i)
+        for (std::int64_t d = 0; d < t.v_dim; ++d) t.out[i * t.v_dim + d] = t.state[i * values + d] / sums[i];
   }
-  for (std::int64_t page = 0; page < t.pages; ++page) {
-    const float* partial = t.partials + page * size;
-    const float* page_max = partial + t.queries * values;
-    attention_merge<A>(t.queries, page_max, page_max + lanes, max, sum, alpha, beta);
-    for (std::int64_t i = 0; i < t.queries; ++i)
-      for (std::int64_t d = i * values; d < (i + 1) * values; d += static_cast<std::int64_t>(F::size))
-        madd(F::load_unaligned(t.state + d), F(alpha[i]), F::load_unaligned(partial + d) * F(beta[i]))
-            .store_unaligned(t.state + d);
-  }
-  if (t.out)
-    for (std::int64_t i = 0; i < t.queries; ++i)
-      for (std::int64_t d = 0; d < t.v_dim; ++d) t.out[i * t.v_dim + d] = t.state[i * values + d] / sum[i];
 }
 
 }  // namespace moxie::kernels

@@ -226,7 +226,7 @@ void code_key_rows(const std::byte* rows, std::int64_t stride, const std::byte* 
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t begin = b * kv_block, end = begin + kv_block < stride ? begin + kv_block : stride;
       const std::byte* first = rows + j * stride * size;
-      alignas(64) float factors[L];
+      alignas(64) float factors[L] = {};
       if constexpr (type == KvType::int8) {
         for (std::int64_t r = 0; r < L; ++r)
           scales[b * kv_page + j + r] = bf16_to_f32(scale_bits(row_scales, (j + r) * blocks + b));
@@ -235,11 +235,13 @@ void code_key_rows(const std::byte* rows, std::int64_t stride, const std::byte* 
         power_of_two<A>(-unit).store_aligned(factors);
         nan_where_not_finite<A, Type>(raw, power_of_two<A>(unit)).store_aligned(scales + b * kv_page + j);
       }
-      for (std::int64_t i = 0; i < pairs_of_block; i += L) {
+      __asm__(""
+              : "+m"(factors));  // else compilers take them from the register, lane by lane, instead of broadcasting from memory
+      const auto convert = [&](std::int64_t i, auto whole) MOXIE_INLINE_LAMBDA {
         W x[L];
         unroll<static_cast<int>(L)>([&](int r) MOXIE_INLINE_LAMBDA {
           const auto element = [&](std::int64_t d) MOXIE_INLINE_LAMBDA {
-            if (d >= end) return W(0);
+            if (!whole.value && d >= end) return W(0);
             if constexpr (type == KvType::int8)
               return PairOps<A>::load_i8(reinterpret_cast<const std::int8_t*>(first) + r * stride + d);
             else
@@ -250,6 +252,12 @@ void code_key_rows(const std::byte* rows, std::int64_t stride, const std::byte* 
         PairOps<A>::transpose(x);
         unroll<static_cast<int>(L)>(
             [&](int p) MOXIE_INLINE_LAMBDA { x[p].store_aligned(codes + (b * pairs_of_block + i + p) * kv_page + j); });
+      };
+      for (std::int64_t i = 0; i < pairs_of_block; i += L) {
+        if (end - begin == kv_block)
+          convert(i, Constant<true>{});
+        else
+          convert(i, Constant<false>{});
       }
     }
 }

@@ -81,9 +81,10 @@ MOXIE_INLINE constexpr Span page_rows(const AttentionTile& t, std::int64_t page)
 struct AttentionMerge {
   const float* partials;
   std::int64_t pages, queries, v_dim;
-  float* state;  ///< attention_partial(..) floats
-  bool first;    ///< the state is new
-  float* out;    ///< [queries, v_dim] after the last page, else nullptr
+  std::int64_t begin, end;  ///< the queries to fold
+  float* state;             ///< attention_partial(..) floats
+  bool first;               ///< the state is new
+  float* out;               ///< [queries, v_dim] after the last page, else nullptr
 };
 
 /// Floats of scratch memory for a tile of rows * heads queries.
@@ -100,10 +101,10 @@ MOXIE_INLINE constexpr std::int64_t attention_int16_scratch(std::int64_t queries
   return lanes * a_query + blocks * 17 * kv_page + panels * 32 * 64 + 4 * kv_page;
 }
 
-/// Floats of a partial result: values [queries][kv_row_stride(v_dim)], then largest score and sum of each query, and room
-/// for two factors; 64 byte multiples.
+/// Floats of a partial result: values [queries][kv_row_stride(v_dim)], then largest score and sum of each query; 64 byte
+/// multiples.
 MOXIE_INLINE constexpr std::int64_t attention_partial(std::int64_t queries, std::int64_t v_dim) noexcept {
-  return queries * kv_row_stride(v_dim) + 4 * ((queries + 15) / 16 * 16);
+  return queries * kv_row_stride(v_dim) + 2 * ((queries + 15) / 16 * 16);
 }
 
 }  // namespace moxie::kernels
