@@ -111,8 +111,11 @@ MOXIE_INLINE void quantize_blocks(const float* x, const std::int32_t (&bits)[n],
   unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
     const auto scales = load_four<Four>(scale[i]);
     const Four error = tree_sums(errors[i]) * (scales * scales);
-    const int low = error[1] < error[0] ? 1 : 0, high = error[3] < error[2] ? 3 : 2;
-    chosen[i] = (high == 3 ? error[3] : error[2]) < (low == 1 ? error[1] : error[0]) ? high : low;
+    alignas(16) float e[candidates];
+    __builtin_memcpy(e, &error, sizeof error);
+    // Without branches, which nothing could predict.
+    const int low = static_cast<int>(e[1] < e[0]), high = 2 + static_cast<int>(e[3] < e[2]);
+    chosen[i] = low + static_cast<int>(e[high] < e[low]) * (high - low);
   });
   // value times code, code squared, codes of the first and of the last 16: exact integers but the first
   alignas(64) float terms[n][4][16];
@@ -143,36 +146,41 @@ MOXIE_INLINE void quantize_blocks(const float* x, const std::int32_t (&bits)[n],
 
 }  // namespace detail
 
-/// See Table::quantize. Blocks with infinities or NaN get a d that is one too and codes 0, so that they do not pass as numbers;
-/// blocks below 1e-30 become zeros, as the inverse of their scale may not be finite.
+namespace detail {
+
+MOXIE_INLINE bool is_regular(std::int32_t bits) noexcept {
+  return __builtin_bit_cast(float, bits) >= 1e-30f && bits < 0x7f800000;
+}
+
+/// Blocks with infinities or NaN get a d that is one too and codes 0, so that they do not pass as numbers; blocks below 1e-30
+/// become zeros, as the inverse of their scale may not be finite.
+template <class A>
+[[gnu::noinline]] void quantize_one(const float* x, Int8Block* to) noexcept {
+  const std::int32_t bits = largest_bits<A>(x);
+  if (is_regular(bits)) return quantize_blocks<A, 1>(x, {bits}, to, 1);
+  *to = {};
+  to->d = to->sum_d = bits < 0x7f800000 ? 0.0f : __builtin_bit_cast(float, bits);
+}
+
+}  // namespace detail
+
+/// See Table::quantize.
 template <class A>
 void quantize(const float* x, std::int64_t k, Int8Block* to, std::int64_t step) noexcept {
-  const auto regular = [](std::int32_t bits) MOXIE_INLINE_LAMBDA {
-    return __builtin_bit_cast(float, bits) >= 1e-30f && bits < 0x7f800000;
-  };
-  const auto one = [&](std::int32_t bits) MOXIE_INLINE_LAMBDA {
-    if (regular(bits)) {
-      detail::quantize_blocks<A, 1>(x, {bits}, to, step);
-    } else {
-      *to = {};
-      to->d = to->sum_d = bits < 0x7f800000 ? 0.0f : __builtin_bit_cast(float, bits);
-    }
-    x += block_k;
-    to += step;
-  };
+  constexpr int together = 4;  // one block's chain of operations takes some 200 cycles, its operations 50
   std::int64_t blocks = k / block_k;
-  for (; blocks >= 2; blocks -= 2) {
-    const std::int32_t bits[2] = {detail::largest_bits<A>(x), detail::largest_bits<A>(x + block_k)};
-    if (regular(bits[0]) && regular(bits[1])) {
-      detail::quantize_blocks<A, 2>(x, bits, to, step);
-      x += 2 * block_k;
-      to += 2 * step;
+  for (; blocks >= together; blocks -= together, x += together * block_k, to += together * step) {
+    std::int32_t bits[together];
+    unroll<together>([&](int i) MOXIE_INLINE_LAMBDA { bits[i] = detail::largest_bits<A>(x + i * block_k); });
+    bool regular = true;
+    for (const std::int32_t b : bits) regular = regular && detail::is_regular(b);
+    if (regular) {
+      detail::quantize_blocks<A, together>(x, bits, to, step);
     } else {
-      one(bits[0]);
-      one(bits[1]);
+      for (int i = 0; i < together; ++i) detail::quantize_one<A>(x + i * block_k, to + i * step);
     }
   }
-  if (blocks > 0) one(detail::largest_bits<A>(x));
+  for (; blocks > 0; --blocks, x += block_k, to += step) detail::quantize_one<A>(x, to);
 }
 
 /// See Table::make_block.

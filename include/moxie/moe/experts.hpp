@@ -137,7 +137,7 @@ class FeedForwardPass {
   // The weights of an item with more rows stay in the second-level cache: at most 384 KB, packed.
   static constexpr std::size_t item_bytes = 384 * 1024;
   // The results of gate and up of an item stay there too: 512 columns are 192 KB.
-  static constexpr Index item_columns = 512;
+  static constexpr Index item_columns = 768;
   // Eight items a thread even out unequal speeds and sizes.
   static constexpr Index items_per_thread = 8;
 
@@ -264,7 +264,7 @@ class FeedForwardPass {
     for (const auto& n : s_.networks_) unit = std::lcm(unit, n.weights->down.granularity());
     // The results of an item stay in cache until they are combined: at most 2 MB of them, a thread's part of the last level.
     // Narrower items would read the hidden rows more often.
-    const Index most = (Index{1} << 19) / n_positions_;
+    const Index most = (Index{1} << 20) / n_positions_;
     const Index step = clamp_columns(columns / (items_per_thread * context_.threads.count()), most, unit);
     const std::size_t tile = static_cast<std::size_t>(n_positions_) * static_cast<std::size_t>(step);
     s_.tiles_.resize(tile * static_cast<std::size_t>(context_.threads.count()));
