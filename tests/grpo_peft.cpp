@@ -153,7 +153,9 @@ TEST_CASE("models with a PEFT adapter give PEFT's log-probabilities, from their 
 TEST_CASE("beside Q4_K weights an adapter gives the same bits whatever the batch, the chunk, the threads, and whether tokens are decoded, prefilled or scored") {
   const test::TemporaryFolder folder;
   std::mt19937 random(3);
-  for (const auto& [name, config] : all_configs(Dtype::Q4_K)) {
+  for (const auto& entry : all_configs(Dtype::Q4_K)) {
+    const std::string& name = entry.first;
+    const ModelConfig& config = entry.second;
     CAPTURE(name);
     const std::string path = test::write_random_model(folder.file(name + ".gguf"), config, Dtype::Q4_K), adapter = random_adapter(folder.file(name), config, 0.3f);
     const auto ids = test::random_ids(random, 75, config.vocab_size), others = test::random_ids(random, 131, config.vocab_size);
@@ -200,7 +202,9 @@ TEST_CASE("beside Q4_K weights an adapter gives the same bits whatever the batch
 TEST_CASE("scores of a rollout with an adapter of inner layers are its logprobs bit for bit, in both modes, and with a second adapter on the output matrix") {
   const test::TemporaryFolder folder;
   std::mt19937 random(4);
-  for (const auto& [name, config] : all_configs(Dtype::Q4_K)) {
+  for (const auto& entry : all_configs(Dtype::Q4_K)) {
+    const std::string& name = entry.first;
+    const ModelConfig& config = entry.second;
     CAPTURE(name);
     const std::string path = test::write_random_model(folder.file(name + ".gguf"), config, Dtype::Q4_K), adapter = random_adapter(folder.file(name), config, 0.2f);
     std::vector<std::vector<std::int32_t>> prompts;
@@ -233,7 +237,9 @@ TEST_CASE("scores of a rollout with an adapter of inner layers are its logprobs 
 TEST_CASE("beside F32 weights an adapter gives the logits and the gradients of the merged model, and one of zeros changes no bit") {
   const test::TemporaryFolder folder;
   std::mt19937 random(6);
-  for (const auto& [name, config] : all_configs(Dtype::F32)) {
+  for (const auto& entry : all_configs(Dtype::F32)) {
+    const std::string& name = entry.first;
+    const ModelConfig& config = entry.second;
     CAPTURE(name);
     const std::string path = test::write_random_model(folder.file(name + ".gguf"), config, Dtype::F32), adapter = random_adapter(folder.file(name), config, 0.3f),
                       zeros = random_adapter(folder.file(name + "_zeros"), config, 0.0f);
