@@ -111,39 +111,41 @@ template <int sums, bool sign>
 BENCH_TARGET("avx2,fma")
 double vpmaddubsw(std::int64_t n) {
   constexpr int lanes = 6;
-  __m256i acc[lanes], lane[lanes], p, w = _mm256_set1_epi8(3), a = _mm256_set1_epi8(5), ones = _mm256_set1_epi16(1);
+  __m256i acc[lanes], w = _mm256_set1_epi8(3), a = _mm256_set1_epi8(5), ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 16
   for (int c = 0; c < lanes; ++c) acc[c] = _mm256_setzero_si256();
   for (std::int64_t i = 0; i < n; ++i) {
+    __m256i lane[lanes];
 #pragma GCC unroll 8
     for (int j = 0; j < sums; ++j) {
 #pragma GCC unroll 16
       for (int c = 0; c < lanes; ++c) {
-        __m256i& product = j == 0 ? lane[c] : p;
-        if constexpr (sign) {
-          __asm__ volatile("vpsignb %2, %1, %0" : "=x"(p) : "x"(a), "x"(w));
-          __asm__ volatile("vpmaddubsw %2, %1, %0" : "=x"(product) : "x"(w), "x"(p));
-        } else {
-          __asm__ volatile("vpmaddubsw %2, %1, %0" : "=x"(product) : "x"(w), "x"(a));
-        }
-        if (j > 0) __asm__ volatile("vpaddw %1, %0, %0" : "+x"(lane[c]) : "x"(p));
+        __m256i b = a, p;
+        if constexpr (sign) __asm__ volatile("vpsignb %2, %1, %0" : "=x"(b) : "x"(a), "x"(w));
+        __asm__ volatile("vpmaddubsw %2, %1, %0" : "=x"(p) : "x"(w), "x"(b));
+        if (j == 0)
+          lane[c] = p;
+        else
+          __asm__ volatile("vpaddw %1, %0, %0" : "+x"(lane[c]) : "x"(p));
       }
     }
 #pragma GCC unroll 16
     for (int c = 0; c < lanes; ++c) {
-      __asm__ volatile("vpmaddwd %1, %0, %0" : "+x"(lane[c]) : "x"(ones));
-      __asm__ volatile("vpaddd %1, %0, %0" : "+x"(acc[c]) : "x"(lane[c]));
+      __m256i p;
+      __asm__ volatile("vpmaddwd %2, %1, %0" : "=x"(p) : "x"(lane[c]), "x"(ones));
+      __asm__ volatile("vpaddd %1, %0, %0" : "+x"(acc[c]) : "x"(p));
     }
   }
   return static_cast<double>(n) * lanes * sums * 32 * 2;
 }
 BENCH_TARGET("avx2,fma") inline double vpmaddwd_256(std::int64_t n) {
-  __m256i acc[chains], p, w = _mm256_set1_epi16(3), a = _mm256_set1_epi16(5);
+  __m256i acc[chains], w = _mm256_set1_epi16(3), a = _mm256_set1_epi16(5);
 #pragma GCC unroll 16
   for (int c = 0; c < chains; ++c) acc[c] = _mm256_setzero_si256();
   for (std::int64_t i = 0; i < n; ++i) {
 #pragma GCC unroll 16
     for (int c = 0; c < chains; ++c) {
+      __m256i p;
       __asm__ volatile("vpmaddwd %2, %1, %0" : "=x"(p) : "x"(w), "x"(a));
       __asm__ volatile("vpaddd %1, %0, %0" : "+x"(acc[c]) : "x"(p));
     }
@@ -166,13 +168,13 @@ BENCH_TARGET("avx2,fma") inline double fma_256(std::int64_t n) {
 }
 
 inline double pmaddwd_128(std::int64_t n) {
-  __m128i acc[chains], p, w = _mm_set1_epi16(3), a = _mm_set1_epi16(5);
+  __m128i acc[chains], w = _mm_set1_epi16(3), a = _mm_set1_epi16(5);
 #pragma GCC unroll 16
   for (int c = 0; c < chains; ++c) acc[c] = _mm_setzero_si128();
   for (std::int64_t i = 0; i < n; ++i) {
 #pragma GCC unroll 16
     for (int c = 0; c < chains; ++c) {
-      p = w;
+      __m128i p = w;
       __asm__ volatile("pmaddwd %1, %0" : "+x"(p) : "x"(a));
       __asm__ volatile("paddd %1, %0" : "+x"(acc[c]) : "x"(p));
     }
@@ -180,13 +182,13 @@ inline double pmaddwd_128(std::int64_t n) {
   return static_cast<double>(n) * chains * 8 * 2;
 }
 inline double mulps_128(std::int64_t n) {
-  __m128 acc[chains], p, w = _mm_set1_ps(0.5f), a = w;
+  __m128 acc[chains], w = _mm_set1_ps(0.5f), a = w;
 #pragma GCC unroll 16
   for (int c = 0; c < chains; ++c) acc[c] = _mm_setzero_ps();
   for (std::int64_t i = 0; i < n; ++i) {
 #pragma GCC unroll 16
     for (int c = 0; c < chains; ++c) {
-      p = w;
+      __m128 p = w;
       __asm__ volatile("mulps %1, %0" : "+x"(p) : "x"(a));
       __asm__ volatile("addps %1, %0" : "+x"(acc[c]) : "x"(p));
     }
