@@ -40,7 +40,9 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
   using W = Words<A>;
 
   MOXIE_INLINE static W add(const W& sum, const W& x, const W& y) noexcept {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
+    __m256i total = _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
+    __asm__("" : "+x"(total));  // compilers must not balance the additions of a sum into a tree, whose leaves no register holds
+    return total;
   }
   MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm256_max_epu16(x, y); }
   MOXIE_INLINE static W load_i8(const std::int8_t* p) noexcept {
