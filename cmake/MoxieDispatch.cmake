@@ -1,7 +1,10 @@
 # moxie::dispatch: a static library with the kernels of every CPU architecture, which picks at run time, so that a program
-# compiled for any x86-64 runs the widest kernels of the machine it meets. Programs that link it do not compile kernels themselves.
+# compiled for any x86-64 or any aarch64 runs the best kernels of the machine it meets. Programs that link it do not compile
+# kernels themselves.
 set(MOXIE_AVX2_FLAGS -mavx2 -mfma -mf16c)
+set(MOXIE_AVXVNNI_FLAGS -mavxvnni ${MOXIE_AVX2_FLAGS})
 set(MOXIE_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni ${MOXIE_AVX2_FLAGS})
+set(MOXIE_NEON_FLAGS -march=armv8.2-a+dotprod)
 
 set(dispatch_folder ${CMAKE_CURRENT_LIST_DIR}/dispatch)
 if(MOXIE_BUILD_DISPATCH)
@@ -14,8 +17,13 @@ if(MOXIE_BUILD_DISPATCH)
     target_compile_options(moxie_dispatch PRIVATE ${MOXIE_WARNINGS})
   endif()
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-    target_sources(moxie_dispatch PRIVATE ${dispatch_folder}/avx2.cpp ${dispatch_folder}/avx512.cpp)
-    set_source_files_properties(${dispatch_folder}/avx2.cpp PROPERTIES COMPILE_OPTIONS "${MOXIE_AVX2_FLAGS}")
-    set_source_files_properties(${dispatch_folder}/avx512.cpp PROPERTIES COMPILE_OPTIONS "${MOXIE_AVX512_FLAGS}")
+    set(architectures avx2 avxvnni avx512)
+  elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+    set(architectures neon)
   endif()
+  foreach(architecture IN LISTS architectures)
+    string(TOUPPER ${architecture} name)
+    target_sources(moxie_dispatch PRIVATE ${dispatch_folder}/${architecture}.cpp)
+    set_source_files_properties(${dispatch_folder}/${architecture}.cpp PROPERTIES COMPILE_OPTIONS "${MOXIE_${name}_FLAGS}")
+  endforeach()
 endif()

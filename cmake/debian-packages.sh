@@ -9,7 +9,8 @@ packages="g++ cmake ninja-build pkg-config libeigen3-dev nlohmann-json3-dev libx
   libpcre2-dev libutf8proc-dev libcli11-dev"
 case "${1-}" in
   build) ;;
-  tests) packages="$packages doctest-dev libbenchmark-dev libsimde-dev clang-14 libomp-14-dev ccache" ;;
+  tests) packages="$packages doctest-dev libbenchmark-dev libsimde-dev clang-14 libomp-14-dev ccache
+    g++-aarch64-linux-gnu qemu-user-static" ;;
   *) echo "usage: $0 build|tests" >&2; exit 2 ;;
 esac
 

@@ -1,4 +1,4 @@
-// Promises of the kernels, for every architecture that this CPU runs.
+// Promises of the kernels, for every architecture that this CPU runs or emulates.
 
 #include <doctest/doctest.h>
 
@@ -23,11 +23,14 @@ using kernels::FormatKernels;
 using kernels::MatmulArgs;
 using kernels::Table;
 
+namespace moxie::kernels {
+const Table* find_table(const char* arch) noexcept;  // of moxie::dispatch
+}
+
 namespace test {
-const Table& generic_table();
-const Table& avx2_table();
-const Table& avx512_table();
-const Table& emulated_table();
+const Table& avx512_emulated_table();
+const Table& avxvnni_emulated_table();
+const Table& avxvnni_as_avx512_table();
 }  // namespace test
 
 namespace {
@@ -38,13 +41,24 @@ struct Tested {
 };
 
 std::vector<Tested> tables() {
-  std::vector<Tested> list{{&test::generic_table(), false}};
-  const CpuFeatures cpu = cpu_features();
-  if (cpu.avx2) list.push_back({&test::avx2_table(), true});
-#if !defined(MOXIE_NO_SIMDE)
-  if (cpu.avx2) list.push_back({&test::emulated_table(), true});
+  std::vector<Tested> list;
+  for (const char* arch : {"generic", "avx2", "avxvnni", "avx512", "neon"})
+    if (const Table* table = kernels::find_table(arch)) {
+#if defined(__x86_64__)
+      const bool fused = table->arch != std::string("generic");
+#else
+      const bool fused = true;
 #endif
-  if (cpu.avx512) list.push_back({&test::avx512_table(), true});
+      list.push_back({table, fused});
+    }
+#if defined(__x86_64__)
+  [[maybe_unused]] const CpuFeatures cpu = cpu_features();
+#if !defined(MOXIE_NO_SIMDE)
+  if (cpu.avx2) list.insert(list.end(), {{&test::avx512_emulated_table(), true}, {&test::avxvnni_emulated_table(), true}});
+#endif
+  if (cpu.avx512) list.push_back({&test::avxvnni_as_avx512_table(), true});
+#endif
+  REQUIRE_FALSE(list.empty());
   return list;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
-// The AVX-512 intrinsics of kernels/ops_avx512.hpp, emulated for a CPU without them: by SIMDe, or here where SIMDe 0.7.4 lacks one.
+// The intrinsics of kernels/ops_avx512.hpp and kernels/ops_avxvnni.hpp, emulated for a CPU with AVX2 alone: by SIMDe, or here
+// where SIMDe 0.7.4 lacks one.
 
 #include <immintrin.h>
 #include <simde/x86/avx512.h>
@@ -59,6 +60,14 @@ inline simde__m512 fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
   return simde__m512_from_private(out);
 }
 
+/// Called, not inlined: SIMDe's many operations at each use would take a compiler a minute.
+[[gnu::noinline]] inline simde__m512i dpbusd_epi32(simde__m512i sum, simde__m512i a, simde__m512i b) {
+  return simde_mm512_dpbusd_epi32(sum, a, b);
+}
+[[gnu::noinline]] inline __m256i dpbusd_epi32(__m256i sum, __m256i a, __m256i b) {
+  return simde_mm256_dpbusd_epi32(sum, a, b);
+}
+
 }  // namespace test
 
 #define __m512i simde__m512i
@@ -81,7 +90,7 @@ inline simde__m512 fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
 #define _mm512_xor_si512(a, b) simde_mm512_xor_si512(a, b)
 #define _mm512_add_epi32(a, b) simde_mm512_add_epi32(a, b)
 #define _mm512_mullo_epi32(a, b) simde_mm512_mullo_epi32(a, b)
-#define _mm512_dpbusd_epi32(s, a, b) simde_mm512_dpbusd_epi32(s, a, b)
+#define _mm512_dpbusd_epi32(s, a, b) test::dpbusd_epi32(s, a, b)
 #define _mm512_add_ps(a, b) simde_mm512_add_ps(a, b)
 #define _mm512_mul_ps(a, b) simde_mm512_mul_ps(a, b)
 #define _mm512_fmadd_ps(a, b, c) test::fmadd_ps(a, b, c)
@@ -91,3 +100,4 @@ inline simde__m512 fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
 #define _mm512_cvtepu16_epi32(x) test::cvtepu16_epi32(x)
 #define _mm512_cvtepu8_epi32(x) test::cvtepu8_epi32(x)
 #define _mm512_cvtepi8_epi32(x) test::cvtepi8_epi32(x)
+#define _mm256_dpbusd_avx_epi32(s, a, b) test::dpbusd_epi32(s, a, b)

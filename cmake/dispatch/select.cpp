@@ -8,7 +8,9 @@ namespace moxie::kernels {
 
 const Table& generic_table() noexcept;
 const Table& avx2_table() noexcept;
+const Table& avxvnni_table() noexcept;
 const Table& avx512_table() noexcept;
+const Table& neon_table() noexcept;
 const Table& native_table() noexcept;
 const Table* find_table(const char* arch) noexcept;
 
@@ -19,7 +21,11 @@ const Table* first_table(F&& f) noexcept {
 #if defined(__x86_64__)
   static const CpuFeatures cpu = cpu_features();
   if (cpu.avx512 && f(avx512_table())) return &avx512_table();
+  if (cpu.avx_vnni && f(avxvnni_table())) return &avxvnni_table();
   if (cpu.avx2 && f(avx2_table())) return &avx2_table();
+#elif defined(__aarch64__)
+  static const CpuFeatures cpu = cpu_features();
+  if (cpu.neon_dotprod && f(neon_table())) return &neon_table();
 #endif
   return f(generic_table()) ? &generic_table() : nullptr;
 }

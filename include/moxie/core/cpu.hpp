@@ -1,19 +1,24 @@
 #pragma once
-// What the CPU can do, and the operating system lets it do (it must save the wide registers). x86-64; nothing elsewhere.
+// What the CPU can do, and the operating system lets it do (it must save the wide registers): x86-64, and aarch64 with Linux;
+// nothing elsewhere.
 //
-// Source: Intel Software Developer's Manual, volume 2, CPUID and XGETBV.
+// Sources: Intel Software Developer's Manual, volume 2, CPUID and XGETBV; Linux, Documentation/arm64/elf_hwcaps.rst.
 
 #include <cstdint>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace moxie {
 
 struct CpuFeatures {
-  bool avx2 = false;    ///< AVX2, FMA and F16C
-  bool avx512 = false;  ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
+  bool avx2 = false;          ///< AVX2, FMA and F16C
+  bool avx_vnni = false;      ///< vpdpbusd on registers of 32 bytes without AVX-512, beside all of avx2
+  bool avx512 = false;        ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
+  bool neon_dotprod = false;  ///< sdot and udot (FEAT_DotProd)
 };
 
 inline CpuFeatures cpu_features() noexcept {
@@ -30,6 +35,10 @@ inline CpuFeatures cpu_features() noexcept {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
   features.avx2 = saves_ymm && fma && f16c && has(b, 5);
   features.avx512 = features.avx2 && saves_zmm && has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31) && has(c, 11);
+  const unsigned last_subleaf = a;
+  if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) features.avx_vnni = features.avx2 && has(a, 4);
+#elif defined(__aarch64__) && defined(__linux__)
+  features.neon_dotprod = (getauxval(AT_HWCAP) >> 20 & 1u) != 0;  // HWCAP_ASIMDDP
 #endif
   return features;
 }

@@ -19,7 +19,7 @@
 
 namespace moxie::kernels {
 
-/// Whatever xsimd finds in the compiler's flags (SSE2 on plain x86-64).
+/// Whatever xsimd finds in the compiler's flags (SSE2 on plain x86-64, NEON on aarch64).
 struct Generic {
   using simd = xsimd::default_arch;
   static constexpr const char* name = "generic";
@@ -32,12 +32,32 @@ struct Avx2 {
 };
 #endif
 
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(__AVXVNNI__)
+/// vpdpbusd on registers of 32 bytes.
+struct AvxVnni {
+  using simd = xsimd::fma3<xsimd::avx2>;
+  static constexpr const char* name = "avxvnni";
+};
+#endif
+
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+/// NEON with the dot products of Armv8.2 (sdot).
+struct Neon {
+  using simd = xsimd::neon64;
+  static constexpr const char* name = "neon";
+};
+#endif
+
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
 struct Avx512 {
   using simd = xsimd::avx512bw;
   static constexpr const char* name = "avx512";
 };
 using Native = Avx512;
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(__AVXVNNI__)
+using Native = AvxVnni;
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+using Native = Neon;
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 using Native = Avx2;
 #else

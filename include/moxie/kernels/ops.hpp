@@ -26,6 +26,12 @@
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <moxie/kernels/ops_avx2.hpp>
 #endif
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(__AVXVNNI__)
+#include <moxie/kernels/ops_avxvnni.hpp>
+#endif
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#include <moxie/kernels/ops_neon.hpp>
+#endif
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
 #include <moxie/kernels/ops_avx512.hpp>
 #endif

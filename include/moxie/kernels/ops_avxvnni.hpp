@@ -1,0 +1,109 @@
+#pragma once
+// Primitives for AVX-VNNI (vpdpbusd on registers of 32 bytes), beside AVX2, FMA and F16C. See kernels/ops.hpp.
+//
+// vpdpbusd adds the products of 4 unsigned and 4 signed bytes to an int32: one instruction where AVX2 alone takes vpmaddubsw and
+// an addition. Floats and codes are those of AVX2; only the dot products and the integer scales of halves are others.
+//
+// The instruction does not saturate: a product is at most 255 * 128 = 32640, an int16, and the sums are int32. Signed codes become
+// unsigned by an offset of 128, which joins the zero point in the start of the sums. The largest values, activations at +-127:
+//
+//   codes            products in a lane   largest sum of products       largest result
+//   u4, u5, u6       32                   32 *  63 * 127 =   256032     32 *  63 * 127 =   256032
+//   s8 as u8         32                   32 * 255 * 127 =  1036320     32 * 128 * 127 =   520192
+//   u6 in halves     16 for each          16 *  63 * 127 =   128016     2 * 128 * 16 * 32 * 127 = 16646144, below 2^24
+//
+// Template on the tag, so that a test can run it through an emulation of vpdpbusd.
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include <moxie/core/floats.hpp>
+#include <moxie/kernels/arch.hpp>
+#include <moxie/kernels/ops_avx2.hpp>
+#include <moxie/kernels/table.hpp>
+#include <moxie/kernels/unroll.hpp>
+#include <moxie/quant/panel.hpp>
+
+namespace moxie::kernels {
+
+template <class A>
+struct AvxVnniOps : Ops<Avx2> {
+  MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
+  }
+  MOXIE_INLINE static F halves_float(Ints x) noexcept { return to_float(x); }
+
+  enum Kind { whole, halves };
+  template <class P>
+  static constexpr int dot_kind = P::has_halves ? halves : whole;
+  template <class P>
+  static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
+  /// Of 16 registers a token takes 2 (the sums of 8 rows each); others: 2 of codes, one broadcast. 12 sums in flight also cover a
+  /// latency of 5 at 2 instructions a cycle. Float sums live in cache.
+  template <int kind>
+  static constexpr int tile = 6;
+
+  template <class P>
+  MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
+    if constexpr (P::codes == Codes::s8) {
+      const __m256i offset = _mm256_set1_epi8(-128);
+      return {_mm256_xor_si256(x.lo, offset), _mm256_xor_si256(x.hi, offset)};
+    }
+    return x;
+  }
+  MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
+    x[0] = -(low + high);
+    x[1] = -low;
+    x[2] = -high;
+  }
+
+  template <int kind, int zero, int T, class W>
+  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums)[T]) noexcept {
+    Ints whole[T];
+    if constexpr (kind == halves) {  // products of a sum and its scale are exact in f32, and so is their sum
+      F low[T];
+      dot_registers<0, 4, 1, zero, T>(w, x, whole);
+      const F h0 = to_float(h[0]);
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+        low[t] = mul(to_float(whole[t]), h0);
+        __asm__("" : "+m"(low[t]));  // waits in memory: the registers are for the sums of the other half
+      });
+      dot_registers<4, 4, 2, zero, T>(w, x, whole);
+      const F h1 = to_float(h[1]);
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = fma(to_float(whole[t]), h1, low[t]); });
+    } else {
+      dot_registers<0, 8, 0, zero, T>(w, x, whole);
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = to_float(whole[t]); });
+    }
+  }
+
+ private:
+  /// Sums over `n` registers of codes from the first on, which start at zero * minus[part].
+  template <int first, int n, int part, int zero, int T, class W>
+  MOXIE_INLINE static void dot_registers(W&& w, const Int8Block* x, Ints (&sums)[T]) noexcept {
+    unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+      __m256i start = _mm256_setzero_si256();
+      if constexpr (zero != 0) start = _mm256_slli_epi32(_mm256_set1_epi32(x[t].minus[part]), __builtin_ctz(zero));
+      sums[t] = {start, start};
+    });
+    unroll_constant<n>([&](auto j) MOXIE_INLINE_LAMBDA {
+      const Bytes code = w(Constant<first + j.value>{});
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+        std::int32_t four;
+        __builtin_memcpy(&four, x[t].q + 4 * (first + j.value), 4);
+        const __m256i a = _mm256_set1_epi32(four);
+        sums[t] = {_mm256_dpbusd_avx_epi32(sums[t].lo, code.lo, a), _mm256_dpbusd_avx_epi32(sums[t].hi, code.hi, a)};
+      });
+    });
+  }
+};
+
+#if defined(__AVXVNNI__)
+template <>
+struct Ops<AvxVnni> : AvxVnniOps<AvxVnni> {};
+#endif
+
+}  // namespace moxie::kernels
