@@ -86,10 +86,11 @@ template <class A>
 MOXIE_INLINE Floats<A> power_of_two(const Words<A>& exponent) noexcept {
   return xsimd::bitwise_cast<Floats<A>>((exponent + Words<A>(127)) << 23);
 }
+/// x, or a NaN. (xsimd 8.1's select of integers does not compile for AVX-512 without optimization.)
 template <class A, class Type>
 MOXIE_INLINE Floats<A> nan_where_not_finite(const Words<A>& raw, const Floats<A>& x) noexcept {
-  return xsimd::bitwise_cast<Floats<A>>(
-      xsimd::select(raw >= Words<A>(Type::not_finite), Words<A>(nan_bits), xsimd::bitwise_cast<Words<A>>(x)));
+  const Words<A> not_finite = ~((raw - Words<A>(Type::not_finite)) >> 31);  // all bits, or none
+  return xsimd::bitwise_cast<Floats<A>>(xsimd::bitwise_cast<Words<A>>(x) | (not_finite & Words<A>(nan_bits)));
 }
 MOXIE_INLINE std::uint16_t scale_bits(const std::byte* scales, std::int64_t i) noexcept {
   std::uint16_t bits;
