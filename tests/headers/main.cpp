@@ -1,0 +1,2 @@
+// Starts with unit.cpp linked twice.
+int main() {}
