@@ -39,9 +39,21 @@ class Threads {
   /// All are in the caller's stage of the profile. The first exception is thrown again here after all threads have stopped.
   template <class F>
   void for_each(std::int64_t n, F&& f, std::int64_t grain = 1) const {
+    for_each_range(
+        n,
+        [&](std::int64_t begin, std::int64_t end, int thread) {
+          for (std::int64_t i = begin; i < end; ++i) f(i, thread);
+        },
+        grain);
+  }
+
+  /// The same with f(begin, end, thread) for ranges that together are [0, n): long ones first, so that a thread mostly goes on
+  /// where its memory does, down to `grain` at the end, so that all threads end together.
+  template <class F>
+  void for_each_range(std::int64_t n, F&& f, std::int64_t grain = 1) const {
     const int team = static_cast<int>(std::min<std::int64_t>(n_, (n + grain - 1) / grain));
     if (team <= 1) {
-      for (std::int64_t i = 0; i < n; ++i) f(i, 0);
+      if (n > 0) f(std::int64_t{0}, n, 0);
       return;
     }
     std::atomic<std::int64_t> next{0};
@@ -55,10 +67,14 @@ class Threads {
       if (profile_) profile_->enter(thread, stage);
       try {
         while (!failed.load(std::memory_order_relaxed)) {
-          const std::int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+          std::int64_t begin = next.load(std::memory_order_relaxed), end = 0;
+          do {
+            if (begin >= n) break;
+            const std::int64_t rest = n - begin;
+            end = begin + std::min(rest, std::max(grain, rest / (8 * team)));
+          } while (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed));
           if (begin >= n) break;
-          const std::int64_t end = std::min(n, begin + grain);
-          for (std::int64_t i = begin; i < end; ++i) f(i, thread);
+          f(begin, end, thread);
         }
       } catch (...) {
         failed.store(true, std::memory_order_relaxed);

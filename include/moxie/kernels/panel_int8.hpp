@@ -204,16 +204,32 @@ template <class A, class Format>
   });
 }
 
+/// Where memory is read: panels up to `end`, then what lies `jump` bytes further than what would follow them.
+struct Ahead {
+  const std::byte* end;
+  std::ptrdiff_t jump;
+
+  MOXIE_INLINE Ahead(const std::byte* end_of_panels, const std::byte* then) noexcept
+      : end(end_of_panels), jump(then ? then - end_of_panels : -direct_ahead) {}
+  /// Fetches a block that lies direct_ahead after the one at `at`.
+  template <int bytes>
+  MOXIE_INLINE void fetch(const std::byte* at) const noexcept {
+    at += direct_ahead;
+    at += at < end ? 0 : jump;
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+  }
+};
+
 /// A tile over a panel, unpacked in registers. Row t goes to out + t * out_stride.
 template <class A, class Format, int tokens>
 [[gnu::noinline]] void run_direct(const std::byte* panel, int blocks, const Int8Block* x, std::int64_t step, float* out,
-                                  std::int64_t out_stride) noexcept {
+                                  std::int64_t out_stride, const Ahead& ahead_of) noexcept {
+  const Ahead ahead = ahead_of;
   using O = Ops<A>;
   alignas(64) float memory[O::sums_in_registers ? 1 : tokens * panel_rows] = {};
   TileSums<A, tokens> acc(memory);
   for_blocks<Format>(panel, 0, blocks, [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
-    for (int i = 0; i < block_bytes<Format>; i += 64)
-      __builtin_prefetch(chunk + b * block_bytes<Format> + direct_ahead + i, 0, 2);
+    ahead.fetch<block_bytes<Format>>(chunk + b * block_bytes<Format>);
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk, b); };
     typename O::Ints halves[2]{};
     halves_of<A, Format>(chunk, b, halves);
@@ -226,8 +242,8 @@ template <class A, class Format, int tokens>
 
 /// One panel for rows [first, first + count), row by row to out + i * out_stride.
 template <class A, class Format>
-void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out,
-               std::int64_t out_stride) noexcept {
+void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
+               const Ahead& ahead) noexcept {
   using W = WayOf<A, Panel<Format>>;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
   if constexpr (Ops<A>::stages) {
@@ -239,14 +255,14 @@ void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first,
         const int n = k_blocks - b < stage_blocks ? k_blocks - b : stage_blocks;
         stage<A, Format>(panel, b, n, staged);
         // The first tile fetches the panel's next blocks, which would wait for memory when they are staged.
-        const std::byte* ahead = panel + (b + n) * block_bytes<Format>;
-        int ahead_step = block_bytes<Format>;
+        const std::byte* next = panel + (b + n) * block_bytes<Format>;
+        int next_step = block_bytes<Format>;
         for_tiles<W::tile>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
           with_tile<W::tile>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
-            run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + panel_rows * (row - first), ahead,
-                                         ahead_step);
+            run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + panel_rows * (row - first), next,
+                                         next_step);
           });
-          ahead_step = 0;
+          next_step = 0;
         });
       }
       for (int t = 0; t < count; ++t)
@@ -258,7 +274,7 @@ void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first,
   for_tiles<largest>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
     with_tile<largest>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
       run_direct<A, Format, tokens.value>(panel, k_blocks, rows.block(row, 0), rows.step(row), out + (row - first) * out_stride,
-                                          out_stride);
+                                          out_stride, ahead);
     });
   });
 }
@@ -273,14 +289,16 @@ void matmul_int8(const MatmulArgs& m) noexcept {
   const std::int64_t most = fit < Int8Rows::group ? Int8Rows::group : fit < max_tokens ? fit : max_tokens;
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
     const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
+    const bool last = row + most >= m.n_rows;
+    const Ahead ahead(m.panels + m.panel_end * bytes, last ? m.then : m.panels + m.panel_begin * bytes);
     for (std::int64_t p = m.panel_begin; p < m.panel_end; ++p) {
       float* out = m.out + row * m.out_stride + p * panel_rows;
       const std::int64_t columns = m.n - p * panel_rows;
       if (columns >= panel_rows) {
-        run_panel<A, Format>(m.panels + p * bytes, m.a.q, m.first_row + row, count, out, m.out_stride);
+        run_panel<A, Format>(m.panels + p * bytes, m.a.q, m.first_row + row, count, out, m.out_stride, ahead);
       } else {  // a matrix's last panel
         alignas(64) float all[max_tokens * panel_rows];
-        run_panel<A, Format>(m.panels + p * bytes, m.a.q, m.first_row + row, count, all, panel_rows);
+        run_panel<A, Format>(m.panels + p * bytes, m.a.q, m.first_row + row, count, all, panel_rows, ahead);
         for (int t = 0; t < count; ++t)
           __builtin_memcpy(out + t * m.out_stride, all + panel_rows * t, static_cast<std::size_t>(columns) * sizeof(float));
       }

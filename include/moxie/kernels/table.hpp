@@ -62,6 +62,7 @@ struct MatmulArgs {
   float* out;  ///< row i at out + i * out_stride
   std::int64_t out_stride;
   const std::int32_t* list = nullptr;  ///< f32 kernels: row i is row list[first_row + i]
+  const std::byte* then = nullptr;     ///< int8 kernels: what will be read after these panels, to be fetched before they end
 };
 
 /// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max)

@@ -107,9 +107,10 @@ class Linear {
   std::span<const std::byte> panels() const noexcept { return {panels_.get(), panels_ ? matrix_bytes() : 0}; }
 
   /// Columns [begin, end) of rows [first_row, first_row + n_rows), from any thread. Row i of them goes to out + i * out_stride,
-  /// column 0 at its start. `u` [n_rows, rank] is LowRank::project() of these rows; nullptr: the matrix alone.
+  /// column 0 at its start. `u` [n_rows, rank] is LowRank::project() of these rows; nullptr: the matrix alone. `then`: weights that
+  /// the thread will read next, memory_of() their matrix.
   void multiply(const kernels::ActivationRows& a, Activations activations, Index first_row, Index n_rows, Index begin, Index end,
-                float* out, Index out_stride, const float* u = nullptr) const {
+                float* out, Index out_stride, const float* u = nullptr, const std::byte* then = nullptr) const {
     if (onednn_) {
       onednn_->multiply(a.x + first_row * padded_inputs(), n_rows, begin, end, out, out_stride);
     } else {
@@ -122,10 +123,18 @@ class Linear {
                                      first_row,
                                      n_rows,
                                      out,
-                                     out_stride};
+                                     out_stride,
+                                     nullptr,
+                                     then};
       (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
     }
     if (u) low_rank_->add(u, n_rows, begin, end, out, out_stride);
+  }
+
+  /// Where the weights of outputs from `begin` on lie, for multiply() of what is read before them; nullptr: unknown.
+  const std::byte* memory_of(Index begin) const noexcept {
+    return panels_ && begin < outputs_ ? panels_.get() + static_cast<std::size_t>(begin / kernels::panel_rows) * panel_bytes()
+                                       : nullptr;
   }
 
   /// What multiply() leaves of n rows of activations, [n, inputs padded to a multiple of 32], so that the product with it can be
@@ -168,23 +177,20 @@ class Linear {
 
   /// All columns of all rows, with the low-rank part, shared out to the threads by column ranges.
   void forward(const Context& context, const PreparedRows& x, float* out, Index out_stride) const {
-    // Eight items a thread even out unequal speeds; an item has at least 64 outputs, so that taking it costs nothing beside its
-    // work.
-    const Index unit = std::max<Index>(64, granularity());
-    const Index step = std::max<Index>(1, outputs_ / unit / (8 * context.threads.count())) * unit;
-    const Index items = (outputs_ + step - 1) / step;
+    const Index unit = std::max<Index>(64, granularity());  // so that taking a range costs nothing beside its work
+    const Index units = (outputs_ + unit - 1) / unit;
     AlignedBuffer<float> projected;
     if (low_rank_) {
       projected.resize(static_cast<std::size_t>(x.rows() * rank()));
       low_rank_->project(context, x, projected.data());
     }
-    context.threads.for_each(
-        items,
-        [&](std::int64_t item, int) {
-          multiply(x.view(), context.activations, 0, x.rows(), item * step, std::min(outputs_, (item + 1) * step), out,
-                   out_stride, projected.data());
+    context.threads.for_each_range(
+        units,
+        [&](std::int64_t begin, std::int64_t end, int) {
+          multiply(x.view(), context.activations, 0, x.rows(), begin * unit, std::min(outputs_, end * unit), out, out_stride,
+                   projected.data(), memory_of(end * unit));
         },
-        x.rows() * outputs_ * inputs_ < worth_a_team ? std::max<Index>(1, items) : 1);
+        x.rows() * outputs_ * inputs_ < worth_a_team ? std::max<Index>(1, units) : 1);
   }
 
  private:

@@ -220,13 +220,18 @@ class FeedForwardPass {
         n_items,
         [&](std::int64_t i, int thread) {
           float* gate = s_.tiles_.data() + 2 * tile * static_cast<std::size_t>(thread);
-          gate_and_up_item(x, items[static_cast<std::size_t>(i)], gate, gate + tile, thread);
+          const std::byte* then = nullptr;
+          if (i + 1 < n_items) {
+            const FeedForwardScratch::Item& next = items[static_cast<std::size_t>(i) + 1];
+            then = networks[static_cast<std::size_t>(next.network)].weights->gate.memory_of(next.begin);
+          }
+          gate_and_up_item(x, items[static_cast<std::size_t>(i)], gate, gate + tile, thread, then);
         },
         2 * volume * networks.front().weights->hidden_size() < worth_a_team ? n_items : 1);
   }
 
   void gate_and_up_item(const kernels::ActivationRows& x, const FeedForwardScratch::Item& item, float* gate, float* up,
-                        int thread) const {
+                        int thread, const std::byte* then) const {
     const FeedForwardScratch::Network& network = s_.networks_[static_cast<std::size_t>(item.network)];
     const FeedForwardWeights& w = *network.weights;
     const Index n = item.end - item.begin;
@@ -241,9 +246,9 @@ class FeedForwardPass {
       const kernels::ActivationRows& from = network.rows ? gathered.view() : x;
       const Index first_row = network.rows ? 0 : first;
       w.gate.multiply(from, context_.activations, first_row, rows, item.begin, item.end, gate - item.begin, n,
-                      u_gate ? u_gate + first * w.gate.rank() : nullptr);
+                      u_gate ? u_gate + first * w.gate.rank() : nullptr, w.up.memory_of(item.begin));
       w.up.multiply(from, context_.activations, first_row, rows, item.begin, item.end, up - item.begin, n,
-                    u_up ? u_up + first * w.up.rank() : nullptr);
+                    u_up ? u_up + first * w.up.rank() : nullptr, then);
       const StageScope stage(context_.profile(), Stage::other, thread);
       for (Index r = 0; r < rows; ++r) {
         float* activated =
@@ -262,7 +267,7 @@ class FeedForwardPass {
     const Index columns = s_.networks_.front().weights->down.outputs();
     Index unit = kernels::panel_rows;
     for (const auto& n : s_.networks_) unit = std::lcm(unit, n.weights->down.granularity());
-    // The results of an item stay in cache until they are combined: at most 2 MB of them, a thread's part of the last level.
+    // The results of an item stay in cache until they are combined: at most 4 MB of them, a thread's part of the last level.
     // Narrower items would read the hidden rows more often.
     const Index most = (Index{1} << 20) / n_positions_;
     const Index step = clamp_columns(columns / (items_per_thread * context_.threads.count()), most, unit);
@@ -274,10 +279,14 @@ class FeedForwardPass {
         [&](std::int64_t i, int thread) {
           const Index begin = i * step, end = std::min(columns, begin + step);
           float* results = s_.tiles_.data() + tile * static_cast<std::size_t>(thread);
-          for (const FeedForwardScratch::Network& network : s_.networks_)
+          for (std::size_t n = 0; n < s_.networks_.size(); ++n) {
+            const FeedForwardScratch::Network& network = s_.networks_[n];
+            const bool last = n + 1 == s_.networks_.size();
             network.weights->down.multiply(hidden_rows(network), context_.activations, 0, network.n_rows, begin, end,
                                            results + network.position * step - begin, step,
-                                           projected(network, &FeedForwardWeights::down));
+                                           projected(network, &FeedForwardWeights::down),
+                                           s_.networks_[last ? 0 : n + 1].weights->down.memory_of(last ? end : begin));
+          }
           const StageScope stage(context_.profile(), Stage::other, thread);
           combine(results, step, begin, end);
         },
