@@ -357,6 +357,22 @@ TEST_CASE("200 random rollouts: scores are their logprobs bit for bit, the first
   MESSAGE(tokens << " tokens");
 }
 
+TEST_CASE("completions that were cut off count nowhere with mask_truncated_completions") {
+  const Model& model = tiny_r1();
+  const auto prompts = training::prompts_of(model, questions("tiny-r1-train.jsonl", 3));
+  const auto groups = rollout(model, prompts, {.group_size = 2, .generate = {.max_tokens = 2, .ignore_eos = true}});
+  TokenArray rewards(6, 1);
+  rewards << 1, 0, 1, 0, 1, 0;
+  for (const bool mask : {false, true}) {
+    AdapterTrainer trainer(model, OutputAdapter::create(model.config().hidden_size, model.config().vocab_size, 2, 4.0f, 1),
+                           {.mask_truncated_completions = mask});
+    const Metrics metrics = trainer.step(prompts, groups, rewards);
+    CHECK((trainer.adapter().b.cwiseAbs().maxCoeff() == 0.0f) == mask);
+    CHECK((metrics.at("grad_norm") == 0.0) == mask);
+    CHECK(metrics.at("reward") == 0.5);
+  }
+}
+
 TEST_CASE("a step makes rewarded completions more probable and others less, and results do not depend on the threads") {
   RowMatrix a[2], b[2];
   for (const int threads : {1, 2}) {

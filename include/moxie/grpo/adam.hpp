@@ -23,6 +23,7 @@
 
 namespace moxie::grpo {
 
+/// Names as in torch.optim.AdamW, where "beta1", "beta2" are `betas` and "epsilon" is `eps`.
 struct AdamOptions {
   double learning_rate = 1e-3;  ///< lr
   double beta1 = 0.9;
@@ -41,6 +42,7 @@ inline void check(const AdamOptions& o) {
   check_option(std::isfinite(o.weight_decay) && o.weight_decay >= 0.0, "weight_decay", o.weight_decay, "0 or more");
 }
 
+/// Sum of the squares of all elements, in double.
 inline double sum_of_squares(const RowMatrix& matrix) {
   double sum = 0.0;
   for (Index i = 0; i < matrix.size(); ++i) sum += static_cast<double>(matrix.data()[i]) * static_cast<double>(matrix.data()[i]);
@@ -65,11 +67,13 @@ struct AdamMoments {
   RowMatrix second;  ///< v
 };
 
+/// What a checkpoint keeps of the optimizer.
 struct AdamState {
   std::int64_t steps = 0;            ///< t
   std::vector<AdamMoments> moments;  ///< of each parameter, in the order in which step() is given them; none before the first
 };
 
+/// The optimizer of a fixed list of matrices, with the formula above.
 class Adam {
  public:
   struct Parameter {

@@ -36,10 +36,12 @@ struct TrainerOptions {
   std::vector<double> reward_weights = {};  ///< one for each reward function; empty: all 1
   AdamOptions adam = {};
   double max_grad_norm = 1.0;
-  Index num_iterations = 1;  ///< optimizer steps on one rollout
-  float temperature = 1.0f;  ///< at which the completions were sampled
+  Index num_iterations = 1;                 ///< optimizer steps on one rollout
+  bool mask_truncated_completions = false;  ///< tokens of completions that ended by their length count nowhere (DAPO)
+  float temperature = 1.0f;                 ///< at which the completions were sampled
 };
 
+/// The adapter, its optimizer, and the options of a run; one step() for each rollout. For one thread at a time.
 class AdapterTrainer {
  public:
   /// Trains `adapter`; `state` is the optimizer's, of a run to go on with. Throws ArgumentError for options out of their range.
@@ -113,9 +115,10 @@ class AdapterTrainer {
         if (completion.logprobs.size() != completion.ids.size())
           throw ArgumentError("completion " + std::to_string(b) + " has " + std::to_string(completion.logprobs.size()) +
                               " logprobs for " + std::to_string(completion.ids.size()) + " tokens");
+        const bool counts = !(options_.mask_truncated_completions && completion.finish == FinishReason::length);
         for (std::size_t t = 0; t < completion.logprobs.size(); ++t) {
           batch.old_logprobs(b, static_cast<Index>(t)) = static_cast<double>(completion.logprobs[t]);
-          batch.mask(b, static_cast<Index>(t)) = true;
+          batch.mask(b, static_cast<Index>(t)) = counts;
         }
         ++b;
       }

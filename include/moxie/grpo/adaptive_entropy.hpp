@@ -24,6 +24,7 @@ struct EntropySum {
   double mean() const { return sum / at_least_one(tokens); }
 };
 
+/// The coefficient of the entropy bonus over a run: applied() before a step's micro-batches, add() for each, step() after them.
 class AdaptiveEntropy {
  public:
   /// What a checkpoint keeps, between two optimizer steps; TRL's entropy_ctrl_state.json has the same two numbers.

@@ -26,6 +26,7 @@ namespace moxie::grpo {
 /// TRL's `scale_rewards`.
 enum class ScaleRewards { group, batch, none };
 
+/// The value of this name, as TRL spells it. Throws ArgumentError with the possible names.
 inline ScaleRewards scale_rewards(std::string_view name) {
   static constexpr OptionNames<ScaleRewards, 3> names{
       {{"group", ScaleRewards::group}, {"batch", ScaleRewards::batch}, {"none", ScaleRewards::none}}};
@@ -35,6 +36,7 @@ inline ScaleRewards scale_rewards(std::string_view name) {
 /// TRL's `multi_objective_aggregation`.
 enum class MultiObjectiveAggregation { sum_then_normalize, normalize_then_sum };
 
+/// The value of this name, as TRL spells it. Throws ArgumentError with the possible names.
 inline MultiObjectiveAggregation multi_objective_aggregation(std::string_view name) {
   static constexpr OptionNames<MultiObjectiveAggregation, 2> names{
       {{"sum_then_normalize", MultiObjectiveAggregation::sum_then_normalize},
@@ -42,6 +44,7 @@ inline MultiObjectiveAggregation multi_objective_aggregation(std::string_view na
   return option_value("multi_objective_aggregation", name, names);
 }
 
+/// Names and defaults of TRL's GRPOConfig.
 struct AdvantageOptions {
   ScaleRewards scale_rewards = ScaleRewards::group;  ///< not read by normalize_then_sum
   MultiObjectiveAggregation multi_objective_aggregation = MultiObjectiveAggregation::sum_then_normalize;

@@ -19,6 +19,7 @@
 
 namespace moxie::grpo {
 
+/// N rows, those of a completion in the order of its tokens.
 struct CompletionRows {
   struct Place {
     Index completion = 0, token = 0;  ///< row and column in the arrays of a LossBatch

@@ -73,6 +73,7 @@ struct GradientBlocks {
   Index rows;   ///< of a block
   Index tiles;  ///< of the vocabulary whose logits are in memory together
 };
+/// For an output matrix of `vocab` rows and an adapter of this rank (0: none).
 inline GradientBlocks gradient_blocks(Index vocab, Index rank) noexcept {
   constexpr Index budget = Index{40} << 20, lanes = kernels::panel_rows;
   const Index tiles = vocabulary_tiles(vocab), tile_row_bytes = (vocabulary_tile + rank + 3) * static_cast<Index>(sizeof(float));
@@ -173,8 +174,8 @@ class HiddenGradients {
                      output_.low_rank() ? s_.low_rank.data() : nullptr);
     if (has_rest_) {
       own.resize(static_cast<std::size_t>(n * vocabulary_tile));
-      output_.multiply({s_.rest.data(), {}}, context_.activations, 0, n, begin, begin + size,
-                       own.data() - begin, vocabulary_tile);
+      output_.multiply({s_.rest.data(), {}}, context_.activations, 0, n, begin, begin + size, own.data() - begin,
+                       vocabulary_tile);
       for (Index r = 0; r < n; ++r) kernels_.add(own.data() + r * vocabulary_tile, size, z + r * vocabulary_tile);
     }
     for (Index r = 0; r < n; ++r, z += vocabulary_tile) {

@@ -28,6 +28,7 @@ namespace moxie::grpo {
 
 enum class ImportanceSamplingMode { token_truncate, token_mask, sequence_truncate, sequence_mask };
 
+/// The value of this name, as TRL spells it. Throws ArgumentError with the possible names.
 inline ImportanceSamplingMode importance_sampling_mode(std::string_view name) {
   static constexpr OptionNames<ImportanceSamplingMode, 4> names{{{"token_truncate", ImportanceSamplingMode::token_truncate},
                                                                  {"token_mask", ImportanceSamplingMode::token_mask},
@@ -43,6 +44,7 @@ struct ImportanceOptions {
   std::optional<double> vllm_importance_sampling_clip_min = {};
 };
 
+/// w, which has no unit, and what TRL logs of it.
 struct ImportanceCorrection {
   TokenArray ratio = {};  ///< w [B, T] or [B, 1], for LossBatch::importance_sampling_ratio
   /// sampling/sampling_logp_difference/{mean,max}: |x_old - x_s| over tokens with m = 1 and x_s not NaN;

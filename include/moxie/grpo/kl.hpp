@@ -6,6 +6,7 @@
 
 namespace moxie::grpo {
 
+/// An estimate in nats with its gradient.
 struct KlEstimate {
   double value;
   double d_logprob;  ///< derivative with respect to x

@@ -18,6 +18,7 @@
 
 namespace moxie::grpo {
 
+/// The loss, without its coefficient, and its gradient.
 struct LoadBalancing {
   double loss;
   TokenArray d_router_logits;  ///< [layers * B * T, experts]

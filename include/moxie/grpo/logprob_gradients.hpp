@@ -16,6 +16,7 @@
 
 namespace moxie::grpo {
 
+/// Sums over all tokens of all sequences, where not said otherwise.
 struct LogprobGradients {
   RowMatrix d_a, d_b;               ///< [rank, hidden], [vocab, rank]; empty without an adapter
   std::vector<RowMatrix> d_hidden;  ///< of each sequence [T, hidden], when asked for

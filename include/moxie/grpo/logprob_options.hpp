@@ -15,10 +15,11 @@
 
 namespace moxie::grpo {
 
+/// How sequences are scored; batch and kv_budget_bytes change no bit.
 struct LogprobOptions {
-  float temperature = 1.0f;
-  std::int64_t top_n = 0;  ///< also the n most probable tokens of every position
-  std::int64_t batch = 8;  ///< sequences that run together at most
+  float temperature = 1.0f;  ///< logits are divided by it, as TRL does
+  std::int64_t top_n = 0;    ///< also the n most probable tokens of every position
+  std::int64_t batch = 8;    ///< sequences that run together at most
   bool record_routes = false;
   /// Experts to use instead of the router's choice, one trace for each sequence; empty: none.
   std::span<const RoutingTrace> replay = {};

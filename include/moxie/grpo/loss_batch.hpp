@@ -15,7 +15,8 @@ namespace moxie::grpo {
 /// brackets.
 struct LossBatch {
   TokenArray logprobs = {};    ///< [B, T] x, under the policy that is trained [per_token_logps]
-  TokenMask mask = {};         ///< [B, T] m, true where a token counts [completion_mask, times tool_mask]
+  TokenMask mask = {};         ///< [B, T] m, true where a token counts [completion_mask, times tool_mask]; false in rows
+                               ///< that mask_truncated_completions drops
   TokenArray advantages = {};  ///< [B, 1] A, or [B, T]
 
   /// [B, T] x_old, under the policy that generated; absent: x without gradient, so that ratios are 1 [old_per_token_logps]

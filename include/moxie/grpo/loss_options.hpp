@@ -23,6 +23,7 @@ enum class LossType {
   vespo,    ///< Gamma weight of the whole sequence, arXiv 2602.10693
 };
 
+/// The value of this name, as TRL spells it. Throws ArgumentError with the possible names.
 inline LossType loss_type(std::string_view name) {
   static constexpr OptionNames<LossType, 8> names{{{"grpo", LossType::grpo},
                                                    {"bnpo", LossType::bnpo},
@@ -38,12 +39,15 @@ inline LossType loss_type(std::string_view name) {
 /// TRL's `importance_sampling_level`: one ratio for each token, or one for each sequence (GSPO, arXiv 2507.18071).
 enum class ImportanceSamplingLevel { token, sequence };
 
+/// The value of this name, as TRL spells it. Throws ArgumentError with the possible names.
 inline ImportanceSamplingLevel importance_sampling_level(std::string_view name) {
   static constexpr OptionNames<ImportanceSamplingLevel, 2> names{
       {{"token", ImportanceSamplingLevel::token}, {"sequence", ImportanceSamplingLevel::sequence}}};
   return option_value("importance_sampling_level", name, names);
 }
 
+/// Options of Loss; check() says what is out of range. Ratios and coefficients have no unit, entropies and thresholds are in
+/// nats.
 struct LossOptions {
   LossType loss_type = LossType::dapo;
   ImportanceSamplingLevel importance_sampling_level = ImportanceSamplingLevel::token;

@@ -32,6 +32,7 @@
 
 namespace moxie::grpo {
 
+/// What a (micro-)batch gives: the scalar to minimize, its gradients, and what to log.
 struct LossResult {
   double loss = 0.0;
   TokenArray d_logprobs;    ///< [B, T] d loss / d x, 0 in the padding

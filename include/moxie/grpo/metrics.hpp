@@ -28,6 +28,7 @@ struct RowMeanRange {
   double largest = std::numeric_limits<double>::quiet_NaN();
 };
 
+/// Of v [B, T] or [B, 1].
 inline RowMeanRange row_mean_range(const ConstTokens& values, const ConstMask& mask) {
   RowMeanRange range;
   for (Index i = 0; i < values.rows(); ++i) {

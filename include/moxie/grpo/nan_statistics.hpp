@@ -8,6 +8,7 @@
 
 namespace moxie::grpo {
 
+/// Of the numbers that are there.
 struct NanStatistics {
   double count = 0.0;
   double sum = 0.0;
@@ -15,6 +16,7 @@ struct NanStatistics {
   double std = std::numeric_limits<double>::quiet_NaN();  ///< sqrt( sum (v - mean)^2 / (count - 1) ), of at least two
 };
 
+/// Of a vector; NaN counts nowhere.
 template <class Values>
 NanStatistics nan_statistics(const Eigen::DenseBase<Values>& values) {
   NanStatistics s;

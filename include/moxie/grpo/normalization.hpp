@@ -17,11 +17,13 @@
 
 namespace moxie::grpo {
 
+/// The weights of rows, and what the weighted sum is divided by.
 struct Normalization {
   Eigen::ArrayXd row_weight;  ///< [B] c
   double accumulation = 1.0;  ///< acc, the divisor of the policy loss
 };
 
+/// By loss_type, of a batch with shapes that fit.
 inline Normalization normalization(const LossOptions& o, const LossBatch& batch) {
   const Index rows = batch.rows();
   const auto all_rows = [&](double divisor, double accumulation) {

@@ -9,6 +9,7 @@
 
 namespace moxie::grpo {
 
+/// A term of one token's loss with its derivatives.
 struct TokenTerm {
   double value = 0.0;
   double d_ratio = 0.0;    ///< dl/dr

@@ -16,6 +16,7 @@
 
 namespace moxie::grpo {
 
+/// The rewards of a generated batch.
 struct Rewards {
   TokenArray values = {};                   ///< R [rows, functions]
   Index num_generations = 8;                ///< completions of a prompt; rows are a multiple of it
@@ -77,6 +78,7 @@ inline Metrics reward_metrics(const Rewards& rewards, const Eigen::ArrayXd& devi
   return metrics;
 }
 
+/// Advantages, in the order of the rewards' rows, and what TRL logs with them.
 struct Advantages {
   Eigen::ArrayXd advantages;  ///< [rows] A
   Metrics metrics;            ///< reward_metrics

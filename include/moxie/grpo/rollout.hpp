@@ -30,12 +30,14 @@
 
 namespace moxie::grpo {
 
+/// How far a rollout is.
 struct RolloutProgress {
   std::int64_t completions = 0;  ///< finished
   std::int64_t total = 0;
   std::int64_t tokens = 0;  ///< drawn so far
 };
 
+/// What is drawn (group_size, generate, adapter, first_prompt) and how; the rest changes no token and no bit.
 struct RolloutOptions {
   std::int64_t group_size = 8;
   GenerateOptions generate = {};    ///< stop texts are not supported
@@ -59,6 +61,7 @@ struct Completion {
   FinishReason finish = FinishReason::none;  ///< stop or length
   RoutingRecord routes;                      ///< when asked for: of prompt and completion without its last token
 };
+/// The completions of a prompt, by member.
 struct RolloutGroup {
   std::vector<Completion> completions;  ///< [group_size]
 };

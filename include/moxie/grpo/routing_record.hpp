@@ -20,6 +20,7 @@
 
 namespace moxie::grpo {
 
+/// The experts of the tokens of a sequence that were run.
 class RoutingRecord {
  public:
   RoutingRecord() = default;

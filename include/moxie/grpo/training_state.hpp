@@ -24,6 +24,7 @@
 
 namespace moxie::grpo {
 
+/// What load_training_state() gives back.
 struct TrainingState {
   OutputAdapter adapter;  ///< call pack() after loading
   AdamState optimizer;
