@@ -59,6 +59,7 @@ TEST_CASE("rollout gives one line for each completion, in order, with TRL's and 
     CHECK(line["seed"] == 7);
     CHECK(line["sampling"]["temperature"] == 1.5);
     CHECK(line["sampling"]["max_tokens"] == 30);
+    CHECK(line["system_fingerprint"].get<std::string>().starts_with("weights-"));
     const std::size_t n = line["completion_ids"].size();
     CHECK(n >= 1);
     CHECK(n <= 30);
@@ -153,6 +154,22 @@ TEST_CASE("a file of another run is left alone") {
     CHECK(result.code == 1);
     CHECK(result.err.find("out.jsonl:") != std::string::npos);
     CHECK(result.err.find("give another --out") != std::string::npos);
+    CHECK(read_text(out) == text);
+  }
+  // Another model, adapter, or precision: the error says which.
+  const std::string quantized = folder / "q8.gguf";
+  run_well({"quantize", tiny_r1(), quantized, "--type", "Q4_0"});
+  const std::string same_model = folder / "copy.gguf";
+  std::filesystem::copy_file(tiny_r1(), same_model);
+  const Args more = {in, "--group", "2", "-n", "5", "--out", out};
+  run_well(with({"rollout", same_model}, more));
+  for (const auto& [args, part] : {std::pair{with({"rollout", quantized}, more), "weights-"}, std::pair{with(base, {"--kv", "f32"}), "int8 f32 "},
+                                   std::pair{with(base, {"--activations", "f32"}), "f32 f16 "}}) {
+    const Result result = run_tool(args);
+    CHECK(result.code == 1);
+    CHECK(result.err.find("out.jsonl:1: is a completion of \"weights-") != std::string::npos);
+    CHECK(result.err.find(std::string("this command has \"weights-")) != std::string::npos);
+    CHECK(result.err.find(part, result.err.find("this command has")) != std::string::npos);
     CHECK(read_text(out) == text);
   }
   const std::string no_rollout = folder.write("notes.txt", "my notes\nand more");

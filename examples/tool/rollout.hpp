@@ -4,6 +4,7 @@
 //   prompt_index, index      which prompt, and which completion of its group (vLLM's CompletionOutput.index), from 0
 //   prompt, prompt_ids       a text or messages as given, or null; the token ids
 //   seed, sampling           what the completion was drawn with, by the names of vLLM's SamplingParams
+//   system_fingerprint       what else decides its bits: hashes of model and adapter, types of activations and KV cache, kernels
 //   completion_ids, text     an end-of-sequence token is the last id, and no part of the text; null without a tokenizer
 //   logprobs                 nats, of the tokens under the policy at the sampling temperature, over the whole vocabulary
 //   kept                     the mass that top-k, top-p and min-p kept at each token
@@ -13,7 +14,7 @@
 //
 // Other fields of a prompt's line follow, such as the answer that a reward function compares with. The names are TRL's and vLLM's
 // where they have one. A completion depends on the model, the options and its two numbers only, so a run that was killed goes on
-// with the next line.
+// with the next line. A file whose lines are of another model, adapter, precision or options is refused.
 
 #include <algorithm>
 #include <chrono>
@@ -29,6 +30,7 @@
 #include <moxie/text/stream_decoder.hpp>
 
 #include "common.hpp"
+#include "fingerprint.hpp"
 #include "generate.hpp"
 #include "prompts.hpp"
 #include "resumable_file.hpp"
@@ -44,6 +46,7 @@ struct RolloutCommand {
   std::int64_t group = 8;
   std::uint64_t kv_budget = 0;
   bool routes = false;
+  std::string fingerprint = {};  ///< of the loaded model
 };
 
 /// The beginning of a completion's line, which is known before it is drawn.
@@ -68,7 +71,9 @@ inline std::string rollout_line_begin(const RolloutCommand& command, const Promp
   }
   out += ",\"max_tokens\":";
   append_json(out, g.max_tokens);
-  return out + ",\"ignore_eos\":" + (g.ignore_eos ? "true" : "false") + "},\"completion_ids\":";
+  out += std::string(",\"ignore_eos\":") + (g.ignore_eos ? "true" : "false") + "},\"system_fingerprint\":";
+  append_json(out, std::string_view(command.fingerprint));
+  return out + ",\"completion_ids\":";
 }
 
 inline std::string rollout_line_end(const moxie::Model& model, const RolloutCommand& command, const Prompt& prompt,
@@ -109,9 +114,18 @@ class RolloutWriter {
 
   /// Keeps the lines that are there; begin(i) is how line i must begin. Returns their number.
   template <class F>
-  std::int64_t resume(std::int64_t total, bool routes, F&& begin) {
+  std::int64_t resume(std::int64_t total, bool routes, const std::string& fingerprint, F&& begin) {
     if (!file_) return 0;
     next_ = file_->resume([&](std::string_view line, std::int64_t i) {
+      constexpr std::string_view key = "\"system_fingerprint\":\"";
+      if (const std::size_t at = line.find(key); at != line.npos) {
+        const std::string_view there = line.substr(at + key.size(), line.find('"', at + key.size()) - at - key.size());
+        if (there != fingerprint)
+          throw moxie::FormatError({file_->place(i), {}, {}},
+                                   "is a completion of \"" + std::string(there) + "\", this command has \"" + fingerprint +
+                                       "\" (model, adapter, activations, KV cache, kernels); run it with the same, give another "
+                                       "--out, or remove the file");
+      }
       const bool fits = i < total && line.starts_with(begin(i)) && line.ends_with('}') &&
                         (line.find("\",\"routed_experts\":\"") != line.npos) == routes;
       if (!fits)
@@ -135,13 +149,14 @@ class RolloutWriter {
   std::int64_t next_ = 0;
 };
 
-inline int rollout(const RolloutCommand& command) {
+inline int rollout(RolloutCommand command) {
   take_interrupts();
   JsonLines lines(command.file);
   std::vector<Prompt> prompts =
       read_prompts(lines, {"prompt_index", "index", "prompt", "prompt_ids", "seed", "sampling", "completion_ids", "text",
-                           "logprobs", "kept", "sampler_logprobs", "finish_reason", "routed_experts"});
+                           "logprobs", "kept", "sampler_logprobs", "finish_reason", "routed_experts", "system_fingerprint"});
   const moxie::Model model = load_model(command.model, command.common, command.adapter);
+  command.fingerprint = system_fingerprint(model, command.model, command.common, command.adapter);
   std::vector<std::vector<std::int32_t>> ids;
   for (Prompt& prompt : prompts) {
     prompt.encode(model, lines);
@@ -154,7 +169,7 @@ inline int rollout(const RolloutCommand& command) {
     return rollout_line_begin(command, prompt_of(i), i / command.group, i % command.group);
   };
   RolloutWriter writer(command.out);
-  const std::int64_t done = writer.resume(total, command.routes, begin);
+  const std::int64_t done = writer.resume(total, command.routes, command.fingerprint, begin);
 
   moxie::grpo::RolloutOptions options;
   options.group_size = command.group;
