@@ -10,6 +10,8 @@
 //   s8               32                   32 * 128 * 127 = 520192       the same
 //   u6 in halves     16 for each          16 *  63 * 127 = 128016       2 * 128 * 16 * 32 * 127 = 16646144, below 2^24
 
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+
 #include <arm_neon.h>
 
 #include <cstddef>
@@ -214,3 +216,5 @@ struct Ops<Neon> {
 };
 
 }  // namespace moxie::kernels
+
+#endif
