@@ -131,21 +131,21 @@ class FeedForwardPass {
   }
 
  private:
-  // Rows that go over the weights of an item together, a multiple of what a kernel's tile holds: 48 rows of 4096 int8 inputs are
-  // 310 KB of a second-level cache.
-  static constexpr Index tile_rows = 4 * kernels::Int8Rows::group;
-  // The weights of an item with more rows stay in the second-level cache: at most 384 KB, packed.
-  static constexpr std::size_t item_bytes = 384 * 1024;
-  // The results of gate and up of an item stay there too: 512 columns are 192 KB.
-  static constexpr Index item_columns = 768;
+  // Rows that a thread projects to a low rank together.
+  static constexpr Index tile_rows = 48;
+  // Columns of gate and up that are computed before their activation function: with 48 rows their results are 96 KB, a small part
+  // of a second-level cache beside the rows (160 KB of 2048 inputs).
+  static constexpr Index tile_columns = 256;
   // Eight items a thread even out unequal speeds and sizes.
   static constexpr Index items_per_thread = 8;
 
-  static std::size_t column_bytes(const Linear& linear) {
-    return std::max<std::size_t>(1, linear.bytes() / static_cast<std::size_t>(linear.outputs()));
-  }
   static Index clamp_columns(Index columns, Index most, Index unit) {
     return std::max(unit, std::min(columns, most) / unit * unit);
+  }
+
+  /// Ranges of columns of gate and up begin at multiples of this.
+  static Index column_unit(const FeedForwardWeights& w) {
+    return std::lcm(std::lcm(w.gate.granularity(), w.up.granularity()), Index{kernels::block_k});
   }
 
   using Matrix = Linear FeedForwardWeights::*;
@@ -197,15 +197,12 @@ class FeedForwardPass {
     Index volume = 0;
     for (const auto& n : networks) volume += n.n_rows * n.weights->width();
     const Index item_volume = std::max<Index>(1, volume / (items_per_thread * context_.threads.count()));
-    Index widest = 0;
+    std::size_t tile = 0;
     for (std::size_t i = 0; i < networks.size(); ++i) {
       const FeedForwardWeights& w = *networks[i].weights;
-      const Index unit = std::lcm(std::lcm(w.gate.granularity(), w.up.granularity()), Index{kernels::block_k});
-      const Index most = networks[i].n_rows <= tile_rows
-                             ? item_columns
-                             : static_cast<Index>(item_bytes / (column_bytes(w.gate) + column_bytes(w.up)));
-      const Index step = clamp_columns((item_volume + networks[i].n_rows - 1) / networks[i].n_rows, most, unit);
-      widest = std::max(widest, step);
+      const Index unit = column_unit(w);
+      const Index step = clamp_columns((item_volume + networks[i].n_rows - 1) / networks[i].n_rows, w.width() + unit - 1, unit);
+      tile = std::max(tile, static_cast<std::size_t>(networks[i].n_rows * std::max(unit, std::min(step, tile_columns))));
       for (Index c = 0; c < w.width(); c += step) items.push_back({static_cast<Index>(i), c, std::min(w.width(), c + step)});
     }
     std::sort(items.begin(), items.end(), [&](const auto& a, const auto& b) {
@@ -213,7 +210,6 @@ class FeedForwardPass {
                   rows_b = networks[static_cast<std::size_t>(b.network)].n_rows;
       return std::tie(rows_b, a.network, a.begin) < std::tie(rows_a, b.network, b.begin);
     });
-    const std::size_t tile = static_cast<std::size_t>(tile_rows) * static_cast<std::size_t>(widest);
     s_.tiles_.resize(2 * tile * static_cast<std::size_t>(context_.threads.count()));
     const auto n_items = static_cast<std::int64_t>(items.size());
     context_.threads.for_each(
@@ -234,30 +230,27 @@ class FeedForwardPass {
                         int thread, const std::byte* then) const {
     const FeedForwardScratch::Network& network = s_.networks_[static_cast<std::size_t>(item.network)];
     const FeedForwardWeights& w = *network.weights;
-    const Index n = item.end - item.begin;
     const auto width = static_cast<Index>(round_up(static_cast<std::size_t>(w.width()), kernels::block_k));
     const bool int8 = w.down.takes_int8(context_.activations), f32 = w.down.takes_f32(context_.activations);
     const float *u_gate = projected(network, &FeedForwardWeights::gate), *u_up = projected(network, &FeedForwardWeights::up);
     const kernels::ActivationRows hidden = hidden_rows(network);
+    const Index rows = network.n_rows, unit = column_unit(w), step = std::max(unit, tile_columns / unit * unit);
     PreparedRows& gathered = s_.gathered_[static_cast<std::size_t>(thread)];
-    for (Index first = 0; first < network.n_rows; first += tile_rows) {
-      const Index rows = std::min(tile_rows, network.n_rows - first);
-      if (network.rows) gathered.gather(x, network.rows + first, rows, w.hidden_size(), gathers_int8(w), gathers_f32(w));
-      const kernels::ActivationRows& from = network.rows ? gathered.view() : x;
-      const Index first_row = network.rows ? 0 : first;
-      w.gate.multiply(from, context_.activations, first_row, rows, item.begin, item.end, gate - item.begin, n,
-                      u_gate ? u_gate + first * w.gate.rank() : nullptr, w.up.memory_of(item.begin));
-      w.up.multiply(from, context_.activations, first_row, rows, item.begin, item.end, up - item.begin, n,
-                    u_up ? u_up + first * w.up.rank() : nullptr, then);
+    if (network.rows) gathered.gather(x, network.rows, rows, w.hidden_size(), gathers_int8(w), gathers_f32(w));
+    const kernels::ActivationRows& from = network.rows ? gathered.view() : x;
+    for (Index begin = item.begin; begin < item.end; begin += step) {
+      const Index end = std::min(item.end, begin + step), n = end - begin;
+      w.gate.multiply(from, context_.activations, 0, rows, begin, end, gate - begin, n, u_gate, w.up.memory_of(begin));
+      w.up.multiply(from, context_.activations, 0, rows, begin, end, up - begin, n, u_up,
+                    end < item.end ? w.gate.memory_of(end) : then);
       const StageScope stage(context_.profile(), Stage::other, thread);
       for (Index r = 0; r < rows; ++r) {
         float* activated =
-            f32 ? s_.hidden_.data() + network.hidden + static_cast<std::size_t>((first + r) * width + item.begin) : gate + r * n;
+            f32 ? s_.hidden_.data() + network.hidden + static_cast<std::size_t>(r * width + begin) : gate + r * n;
         context_.kernels->swiglu(gate + r * n, up + r * n, n, activated);
         if (int8)
-          context_.kernels->quantize(activated, n, hidden.q.block(first + r, item.begin / kernels::block_k),
-                                     hidden.q.step(first + r));
-        if (f32 && item.end == w.width()) std::fill(activated + n, activated + (width - item.begin), 0.0f);
+          context_.kernels->quantize(activated, n, hidden.q.block(r, begin / kernels::block_k), hidden.q.step(r));
+        if (f32 && end == w.width()) std::fill(activated + n, activated + (width - begin), 0.0f);
       }
     }
   }
