@@ -536,8 +536,9 @@ TEST_CASE("errors leave a session as it was") {
   CHECK_THROWS_AS(empty.generate(), ArgumentError);
   CHECK_THROWS_AS(empty.next({}, 0), ArgumentError);
 
-  // The context is a limit for answers too.
-  Session full(model);
+  // The context is a limit for answers too. (In the poisoned model a draw of the poisoned token would end them.)
+  const Model healthy = Model::load(test::write_random_model(folder.file("healthy.gguf"), config, Dtype::Q8_0), {.threads = 2});
+  Session full(healthy);
   full.feed(ids);
   Generation generation = full.generate({.max_tokens = 1000});
   while (generation.step()) {}

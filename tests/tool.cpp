@@ -176,7 +176,7 @@ TEST_CASE("a file that has tokens and does not say of which tokenizer is broken 
     const Result result = run_tool(args);
     CHECK(result.code == 1);
     CHECK(is_one_error_line(result.err));
-    CHECK(result.err.find("broken.gguf, tokenizer.ggml.model") != std::string::npos);
+    CHECK(result.err.find("broken.gguf: tokenizer.ggml.model") != std::string::npos);
   }
 }
 
@@ -215,6 +215,7 @@ TEST_CASE("wrong usage ends with code 2 and one line that says what would be rig
       {{"generate", m, "--ids", "-1"}, "1,2,3"},
       {{"generate", m, "-p", "a", "--temperature", "-1"}, "0.001"},
       {{"generate", m, "-p", "a", "--top-p", "2"}, "--top-p"},
+      {{"generate", m, "-p", "a", "--min-p", "nan"}, "from 0 to 1"},
       {{"generate", m, "-p", "a", "--seed", "18446744073709551616"}, "2^64"},
       {{"generate", m, "-p", "a", "--seed", "-1"}, "2^64"},
       {{"generate", m, "-p", "a", "--threads", "many"}, "--threads"},
@@ -252,6 +253,9 @@ TEST_CASE("errors end with code 1 and one line that names the file and what to d
       {{"tokenize", folder / "", "-"}, "GGUF"},
       {{"quantize", m, folder / "no/folder/out.gguf", "--type", "Q8_0"}, "out.gguf"},
       {{"quantize", m, folder / "", "--type", "Q8_0"}, "folder"},
+      {{"quantize", m, "", "--type", "Q8_0"}, "no name"},
+      {{"quantize", m, "/dev/null", "--type", "Q8_0"}, "device"},
+      {{"score", m, folder / "broken.gguf", "--out", folder / ""}, "folder"},
       {{"quantize", broken, folder / "out.gguf", "--type", "Q8_0"}, "broken.gguf"},
   };
   for (const auto& [args, part] : cases) {

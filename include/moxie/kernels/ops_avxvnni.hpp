@@ -26,6 +26,7 @@
 #include <moxie/kernels/unroll.hpp>
 #include <moxie/quant/panel.hpp>
 
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 namespace moxie::kernels {
 
 template <class A>
@@ -107,3 +108,4 @@ struct Ops<AvxVnni> : AvxVnniOps<AvxVnni> {};
 #endif
 
 }  // namespace moxie::kernels
+#endif
