@@ -326,6 +326,9 @@ TEST_CASE("a file appears under its name only when it is complete") {
   CHECK(test::read_text(path) == "newer");
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
   CHECK(contains(message_of([&] { AtomicFile(folder.file("no/such/folder")); }), folder.file("no/such/folder")));
+  CHECK(contains(message_of([&] { AtomicFile(folder.path()); }), "is a folder"));
+  CHECK(contains(message_of([&] { AtomicFile("/dev/null"); }), "/dev/null: is a device"));
+  CHECK(contains(message_of([&] { AtomicFile(""); }), "no name"));
   const auto full = [] {
     AtomicFile file("/dev/full/x");
     file.commit();

@@ -27,6 +27,17 @@ using Run = std::function<int()>;
   throw CLI::ValidationError(option, message);
 }
 
+/// A check that a number is from `low` to `high`; CLI::Range lets NaN pass.
+inline auto number_range(double low, double high) {
+  return [low, high](const std::string& text) {
+    double value = 0.0;
+    if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return std::string();
+    char bounds[64];
+    std::snprintf(bounds, sizeof bounds, " is not from %g to %g", low, high);
+    return text + bounds;
+  };
+}
+
 struct CommonOptions {
   int threads = 0;
   std::string activations = "int8", kv = "f16";

@@ -30,19 +30,19 @@ inline void add_sampling_options(CLI::App& command, moxie::GenerateOptions& opti
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 30))
       ->capture_default_str();
   command.add_option("--top-p", options.top_p, "only the most probable tokens that have this probability together")
-      ->check(CLI::Range(1e-6, 1.0))
+      ->check(number_range(1e-6, 1.0))
       ->capture_default_str();
   command.add_option("--min-p", options.min_p, "only tokens with this share of the largest probability")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(number_range(0.0, 1.0))
       ->capture_default_str();
   command.add_option("--repeat-penalty", options.repetition_penalty, "above 1: tokens of prompt and answer become less likely")
-      ->check(CLI::Range(1e-3, 1e3))
+      ->check(number_range(1e-3, 1e3))
       ->capture_default_str();
   command.add_option("--presence-penalty", options.presence_penalty, "subtracted from the logits of the answer's tokens")
-      ->check(CLI::Range(-1e3, 1e3))
+      ->check(number_range(-1e3, 1e3))
       ->capture_default_str();
   command.add_option("--frequency-penalty", options.frequency_penalty, "the same, for each time they occur")
-      ->check(CLI::Range(-1e3, 1e3))
+      ->check(number_range(-1e3, 1e3))
       ->capture_default_str();
   command.add_option("--seed", options.seed, "the same seed gives the same answer")
       ->check([](const std::string& text) {

@@ -180,7 +180,7 @@ inline void add_score(CLI::App& app, Run& run) {
   command.add_option("--ref", options->ref,
                      "a reference model, without --adapter: also its logprobs, and the k3 estimate of the KL divergence from it");
   command.add_option("--temperature", options->temperature, "logits are divided by this")
-      ->check(CLI::Range(1e-3, 1e3))
+      ->check(number_range(1e-3, 1e3))
       ->capture_default_str();
   command.add_option("--out", options->out, "a file to write instead of standard output; it appears when all is done");
   options->adapter.add(command);

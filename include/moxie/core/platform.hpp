@@ -112,10 +112,15 @@ inline std::uint64_t peak_resident_bytes() noexcept {
 }
 
 /// A file that appears under its name only when commit() is called: written beside it under a temporary name, flushed to
-/// the disk, renamed. Without commit() nothing is left. Throws SystemError.
+/// the disk, renamed. Without commit() nothing is left. Replaces regular files only. Throws SystemError.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path) : path_(std::move(path)) {
+    struct stat there {};
+    if (path_.empty()) throw SystemError("the file to write has no name");
+    if (::stat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
+      throw SystemError({path_, {}, {}}, S_ISDIR(there.st_mode) ? "is a folder; name the file to write"
+                                                               : "is a device or pipe, which a finished file cannot replace");
     int fd = -1;  // not mkstemp, whose mode does not follow the umask
     for (int attempt = 0; attempt < 1000; ++attempt) {
       temporary_ = path_ + ".part" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
