@@ -75,7 +75,9 @@ TEST_CASE("leave-one-out advantages and their metrics are those of TRL's RLOOTra
     const Advantages result = leave_one_out_advantages(rewards, options, kl);
     CHECK((want - result.advantages).abs().maxCoeff() <= 1e-12 * std::max(1.0, want.abs().maxCoeff()));
     CHECK(result.metrics.size() == c["metrics"].size());
-    for (const auto& [name, value] : c["metrics"].items()) {
+    for (const auto& item : c["metrics"].items()) {
+      const std::string& name = item.key();
+      const nlohmann::json& value = item.value();
       INFO(name);
       REQUIRE(result.metrics.count(name) == 1);
       CHECK(test::relative_error(result.metrics.at(name), test::number_or_nan(value)) <= 1e-7);
