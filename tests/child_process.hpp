@@ -1,5 +1,5 @@
 #pragma once
-// Runs one test case of this program in a process of its own, to measure its memory.
+// Runs one test case of this program in a process of its own: to measure its memory, or for what happens once in a process.
 
 #include <array>
 #include <cstdint>

@@ -2,17 +2,22 @@
 
 #include <omp.h>
 
+#include <atomic>
+#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
 
 #include <moxie/core/threads.hpp>
 #include <moxie/linalg/onednn.hpp>
+
+#include "child_process.hpp"
 
 using moxie::Dtype;
 using moxie::Index;
@@ -174,6 +179,28 @@ TEST_CASE("oneDNN matrix: made and packed under any thread count, the bits are t
     }
   }
   omp_set_num_threads(before);
+}
+
+TEST_CASE("oneDNN matrix: first weights unpacked by all threads at once" * doctest::skip()) {
+  const Problem p(OneDnnMatrix::supports(Dtype::BF16) ? Dtype::BF16 : Dtype::F32, 512, 512, 1);
+  std::barrier start(4);
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (Index t = 0; t < 4; ++t)
+    threads.emplace_back([&, t] {
+      std::vector<float> out(at(256 * 64));
+      start.arrive_and_wait();
+      p.matrix.unpack(t * 128, t * 128 + 64, 256, 256, out.data(), 64);
+      for (Index i = 0; i < 256; ++i)
+        for (Index o = 0; o < 64; ++o) wrong += out[at(i * 64 + o)] != p.w[at((t * 128 + o) * 512 + 256 + i)];
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("oneDNN matrix: threads may be the first to unpack, in a new process") {
+  for (int run = 0; run < 60; ++run)
+    REQUIRE_NOTHROW(test::run_child("oneDNN matrix: first weights unpacked by all threads at once", ""));
 }
 
 TEST_CASE("oneDNN matrix: types it does not multiply and empty shapes are refused") {

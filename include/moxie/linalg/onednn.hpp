@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <cstring>
 #include <dnnl.hpp>
+#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -103,8 +104,7 @@ class OneDnnMatrix {
       AlignedBuffer<std::byte> rows(width * chunk_outputs);
       const dnnl::memory::desc dense({k, chunk_outputs}, element(), dnnl::memory::format_tag::ba);
       dnnl::memory from(dense, engine_, rows.data());
-      const dnnl::reorder::primitive_desc description(engine_, dense, engine_, weights_);
-      const dnnl::reorder reorder(description);
+      const dnnl::reorder reorder = reordering(dense, weights_);
       dnnl::stream stream(engine_);
       for (Index first = begin; first < end; first += chunk_outputs) {
         for (Index i = 0; i < chunk_outputs; ++i) {
@@ -139,7 +139,7 @@ class OneDnnMatrix {
       const dnnl::memory::desc dense({k, chunk_outputs}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ab);
       const dnnl::memory::desc part = weights_.submemory_desc({k, chunk_outputs}, {first, 0});
       dnnl::memory to(dense, engine_, columns.data());
-      const dnnl::reorder reorder(dnnl::reorder::primitive_desc(engine_, part, engine_, dense));
+      const dnnl::reorder reorder = reordering(part, dense);
       dnnl::stream stream(engine_);
       for (Index chunk = begin; chunk < end; chunk += chunk_outputs) {
         dnnl::memory from(part, engine_, chunks_[static_cast<std::size_t>(chunk / chunk_outputs)].get_data_handle());
@@ -233,6 +233,14 @@ class OneDnnMatrix {
     } catch (const dnnl::error& error) {
       throw Error(std::string("oneDNN failed: ") + error.what());
     }
+  }
+
+  /// One thread at a time, of all matrices: oneDNN 2.6 looks implementations up in a std::map of the process that it fills at the
+  /// first use of a pair of types, without a lock. Kernels come from its cache of primitives, so that repeating this is cheap.
+  dnnl::reorder reordering(const dnnl::memory::desc& from, const dnnl::memory::desc& to) const {
+    static std::mutex alone;
+    const std::lock_guard lock(alone);
+    return dnnl::reorder(dnnl::reorder::primitive_desc(engine_, from, engine_, to));
   }
 
   dnnl::memory::data_type element() const noexcept {
