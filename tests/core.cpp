@@ -75,6 +75,11 @@ TEST_CASE("a loop over threads calls each index once, on a thread below count()"
   }
 }
 
+TEST_CASE("a loop over nothing calls nothing, whatever the grain is") {
+  for (const std::int64_t n : {0, -1})
+    for (const std::int64_t grain : {0, 1, 5}) Threads(3).for_each(n, [](std::int64_t, int) { FAIL("called"); }, grain);
+}
+
 TEST_CASE("an exception of a thread is thrown to the caller after all have stopped, and the next loop works") {
   for (const int n : {1, 2, 4}) {
     const Threads threads(n);

@@ -51,9 +51,10 @@ class Threads {
   /// where its memory does, down to `grain` at the end, so that all threads end together.
   template <class F>
   void for_each_range(std::int64_t n, F&& f, std::int64_t grain = 1) const {
+    if (n <= 0) return;
     const int team = static_cast<int>(std::min<std::int64_t>(n_, (n + grain - 1) / grain));
     if (team <= 1) {
-      if (n > 0) f(std::int64_t{0}, n, 0);
+      f(std::int64_t{0}, n, 0);
       return;
     }
     std::atomic<std::int64_t> next{0};
