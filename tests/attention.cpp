@@ -174,6 +174,7 @@ std::vector<Problem> problems() {
   }
   all.emplace_back(mla(16, 512, 64), KvType::f16, 70, 7);
   all.emplace_back(mla(128, 512, 64), KvType::bf16, 66, 8);
+  all.emplace_back(mla(1, 16, 4096), KvType::f16, 66, 9);  // a query that is larger than all results of a tile
   for (const Problem& p : all)
     if (p.type == KvType::f16 || (p.type != KvType::f32 && (p.latent() || p.config.head_dim % 32 != 0)))
       coded.push_back(p), coded.back().activations = Activations::int8;

@@ -2,9 +2,10 @@
 // Attention over pages of the KV cache (FlashAttention's running softmax, arXiv 2205.14135, one step a page).
 //
 // For each query and each page, in page order:
-//   s_j = q . k_j * scale     one chain of multiply-adds over the dimensions, low to high (q is scaled first), in units of
-//   log2(e) p_j = 2^(s_j - m'), m' = the page's largest s o'  = sum of p_j v_j      one chain over the keys that the query sees,
-//   low to high m'' = max(m, m'), o = o 2^(m - m'') + o' 2^(m' - m''), and the same for the sum of p
+//   s_j = q . k_j * scale     one chain over the dimensions, low to high (q is scaled first), in units of log2(e)
+//   p_j = 2^(s_j - m')        m' = the page's largest s
+//   o'  = sum of p_j v_j      one chain over the keys that the query sees, low to high
+//   m'' = max(m, m'), o = o 2^(m - m'') + o' 2^(m' - m''), and the same for the sum of p
 // and at the end out = o / sum. Keys that a query does not see take no part, whatever their memory holds. So a query's
 // bits depend on its position, its window and the keys only: not on the tile's shape or on its other queries.
 //
@@ -42,7 +43,7 @@ MOXIE_INLINE void attention_block(const AttentionProduct& t, std::int64_t r, std
   using F = Floats<A>;
   constexpr auto lanes = static_cast<std::int64_t>(F::size);
   F sum[R][V];
-  unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { sum[i / V][i % V] = F(0.0f); });
+  clear(sum);
   const float* a = t.a + r * t.a_stride;
   const float* b = t.b + column;
   for (std::int64_t k = 0; k < t.depth; ++k, b += t.b_stride) {

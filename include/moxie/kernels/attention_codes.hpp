@@ -2,9 +2,8 @@
 // Keys and values of a page of the KV cache as 16-bit codes, for attention_int16.hpp.
 //
 //   codes of keys     words [blocks of 32 dimensions][16 pairs][64 keys], and f32 scales [blocks][64]
-//   codes of values   words [panels of 64 dimensions][32 pairs of positions][64 dimensions]; of each position the exponent e of
-//   its
-//                     codes' unit 2^e, and 8191 / 2^e
+//   codes of values   words [panels of 64 dimensions][32 pairs of positions][64 dimensions]; of each position the exponent e
+//                     of its codes' unit 2^e, and 8191 / 2^e
 //
 // A pair is of elements i and i + L, L lanes of a vector, so that pairs are made of whole vectors; every 2 L elements hold L.
 // The unit is the power of two that gives the largest element of a block of keys 13 bits, of a row of values 12 bits. Elements

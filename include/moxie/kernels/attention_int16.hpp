@@ -89,10 +89,10 @@ struct Scores {
     using F = Floats<A>;
     using W = Words<A>;
     F total[R][V];
-    unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { total[i / V][i % V] = F(0.0f); });
+    clear(total);
     for (std::int64_t b = 0; b < blocks; ++b) {
       W sum[R][V];
-      unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { sum[i / V][i % V] = W(0); });
+      clear(sum);
       add_pairs<A, R, V>(q + r * q_words + b * pairs_of_block, q_words, keys + b * pairs_of_block * kv_page + key, pairs_of_block,
                          ahead, sum);
       unroll<V>([&](int v) MOXIE_INLINE_LAMBDA {
@@ -124,7 +124,7 @@ struct Values {
     using F = Floats<A>;
     using W = Words<A>;
     W sum[R][V];
-    unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { sum[i / V][i % V] = W(0); });
+    clear(sum);
     add_pairs<A, R, V>(p + r * pairs_of_page, pairs_of_page, values + column, pairs_of_page, ahead, sum);
     unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
       const int i = j / V;
@@ -316,7 +316,7 @@ void attend_int16(const AttentionTile& t) {
 
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* from = t.q + i / t.heads * t.q_stride + i % t.heads * t.k_dim;
-    float* padded = out;  // not used yet
+    float* padded = reinterpret_cast<float*>(keys);  // not used yet, and 32 times as large
     for (std::int64_t d = 0; d < blocks * kv_block; ++d) padded[d] = d < t.k_dim ? from[d] : 0.0f;
     code_query<A>(padded, blocks * kv_block, t.scale * 1.44269504088896341f, q + i * q_words, q_scale + i, all);
   }

@@ -27,4 +27,10 @@ MOXIE_INLINE void unroll_constant(F&& f) noexcept {
 
 #define MOXIE_INLINE_LAMBDA __attribute__((always_inline))
 
+/// Zeros.
+template <class T, int R, int V>
+MOXIE_INLINE void clear(T (&x)[R][V]) noexcept {
+  unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { x[i / V][i % V] = T(0); });
+}
+
 }  // namespace moxie::kernels
