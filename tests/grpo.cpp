@@ -276,6 +276,19 @@ TEST_CASE("a target outside the vocabulary is an error") {
   CHECK(scores[1].entropy == doctest::Approx(std::log(10.0)));
 }
 
+TEST_CASE("weights of the vocabulary that are no numbers give log-probabilities that are none") {
+  const Context context{&kernels::native_table(), Threads(1), Activations::f32};
+  RowMatrix w = RowMatrix::Ones(1024, 4);
+  w.middleRows(960, 64).setConstant(std::nanf(""));
+  const Linear output = Linear::from_rows(context, Dtype::F32, w);
+  const std::vector<float> hidden(4, 1.0f);
+  std::vector<PositionScore> scores(1);
+  LogprobScratch scratch;
+  score_hidden(context, output, hidden.data(), Ids{3}, 1.0f, 0, scores, scratch);
+  CHECK(std::isnan(scores[0].logprob));
+  CHECK(std::isnan(scores[0].lse));
+}
+
 TEST_CASE("group advantages are TRL's") {
   const auto index = test::shared_path("grpo/advantages.json");
   if (!index) return;

@@ -479,11 +479,31 @@ TEST_CASE("logits of minus infinity have probability zero") {
   for (const Tested& t : tables()) {
     std::vector<float> z(37, none);
     CHECK(t.table->softmax_partial(z.data(), 37, 1).sum == 0.0f);
+    CHECK(t.table->softmax_partial(z.data(), 37, 1).weighted == 0.0f);
     CHECK(t.table->softmax_partial(z.data(), 37, 1).max == none);
     z[20] = 3;
     const kernels::SoftmaxPartial p = t.table->softmax_partial(z.data(), 37, 1);
     CHECK(p.max == 3.0f);
     CHECK(p.sum == 1.0f);
     CHECK(p.weighted == 0.0f);
+  }
+}
+
+TEST_CASE("logits that are no numbers make the sums of a softmax NaN, wherever they lie and whatever the others are") {
+  const auto n = std::size_t{512};
+  for (const Tested& t : tables()) {
+    CAPTURE(std::string(t.table->arch));
+    for (const float other : {1.0f, -std::numeric_limits<float>::infinity()})
+      for (const std::size_t count : {1u, 37u, 64u, 511u, 512u})
+        for (const std::size_t first : {std::size_t{0}, (n - count) / 2, n - count}) {
+          CAPTURE(other);
+          CAPTURE(count);
+          CAPTURE(first);
+          std::vector<float> z(n, other);
+          std::fill_n(z.begin() + static_cast<std::ptrdiff_t>(first), count, std::numeric_limits<float>::quiet_NaN());
+          const kernels::SoftmaxPartial p = t.table->softmax_partial(z.data(), static_cast<std::int64_t>(n), 0.7f);
+          CHECK(std::isnan(p.sum));
+          CHECK(std::isnan(p.weighted));
+        }
   }
 }

@@ -126,7 +126,8 @@ void add(const float* x, std::int64_t n, float* y) noexcept {
       n, y, [](F v, F sum) MOXIE_INLINE_LAMBDA { return sum + v; }, x, y);
 }
 
-/// A logit of -infinity has probability 0; when all have, max is -infinity and the sums are 0.
+/// A logit of -infinity has probability 0; when all have, max is -infinity and the sums are 0. A NaN makes the sums NaN, and max
+/// what it may: which of two operands a vector's maximum takes differs between architectures.
 template <class A>
 SoftmaxPartial softmax_partial(const float* logits, std::int64_t n, float temperature) noexcept {
   using F = Floats<A>;
@@ -139,8 +140,7 @@ SoftmaxPartial softmax_partial(const float* logits, std::int64_t n, float temper
   float max = lowest;
   for (const float v : values) max = v > max ? v : max;
   max /= temperature;
-  if (max == lowest) return {lowest, 0, 0};
-  const F top(max);
+  const F top(max == lowest ? 0.0f : max);  // every exponential is then 0, or NaN
   F sums[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)}, weighted[4] = {F(0.0f), F(0.0f), F(0.0f), F(0.0f)};
   rows::each<A>(logits, n, lowest, [&](F v, int t) MOXIE_INLINE_LAMBDA {
     const F z = v / divisor - top, e = exp_fixed(z);

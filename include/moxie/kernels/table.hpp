@@ -12,12 +12,16 @@
 #include <cstdint>
 
 #include <moxie/core/dtype.hpp>
+#include <moxie/core/floats.hpp>
 #include <moxie/kernels/attention_tile.hpp>
 
 namespace moxie::kernels {
 
 inline constexpr int panel_rows = 16;  // a full AVX-512 register of f32
 inline constexpr int block_k = 32;     // activations have one scale for each 32 inputs
+
+/// k inputs with those that fill the last block.
+MOXIE_INLINE constexpr std::int64_t padded(std::int64_t k) noexcept { return (k + block_k - 1) / block_k * block_k; }
 
 /// 32 inputs of a row of int8 activations: x[i] = d * q[i], q in [-127, 127].
 struct Int8Block {
@@ -66,7 +70,7 @@ struct MatmulArgs {
 };
 
 /// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max)
-/// (z - max), at most 0.
+/// (z - max), at most 0. Both are NaN where a logit is.
 struct SoftmaxPartial {
   float max, sum, weighted;
 };
@@ -85,7 +89,7 @@ struct FormatKernels {
   MatmulFn int8;  ///< nullptr for float formats (F32, F16, BF16, F8_E4M3): they multiply f32 activations
   MatmulFn f32;
   /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks * 32][16], rows `stride` floats apart, each aligned to
-  /// 64 bytes; first is a multiple of 8, blocks at most 8.
+  /// 64 bytes; first is a multiple of 8, and blocks are 8 or those up to k.
   void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
 };
 
