@@ -88,8 +88,6 @@ inline simde__m512 fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
 #define _mm512_and_si512(a, b) simde_mm512_and_si512(a, b)
 #define _mm512_or_si512(a, b) simde_mm512_or_si512(a, b)
 #define _mm512_xor_si512(a, b) simde_mm512_xor_si512(a, b)
-#define _mm512_add_epi32(a, b) simde_mm512_add_epi32(a, b)
-#define _mm512_mullo_epi32(a, b) simde_mm512_mullo_epi32(a, b)
 #define _mm512_dpbusd_epi32(s, a, b) test::dpbusd_epi32(s, a, b)
 #define _mm512_add_ps(a, b) simde_mm512_add_ps(a, b)
 #define _mm512_mul_ps(a, b) simde_mm512_mul_ps(a, b)

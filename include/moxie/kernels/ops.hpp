@@ -1,12 +1,14 @@
 #pragma once
 // The primitives of an architecture on which the loops of panel_int8.hpp and panel_f32.hpp are written: Ops<Arch>.
 //
-//   Bytes   64 codes, one register of a panel's block (quant/panel.hpp)       Ints, F   16 int32, 16 f32: one for each row of a
-//   panel
+//   Bytes     64 codes, one register of a panel's block (quant/panel.hpp)
+//   Ints, F   16 int32, 16 f32: one for each row of a panel
 //
 //   bits<shift, mask>(x)       (x >> shift) & mask in each byte; a negative shift goes left      merge(a, b)   a | b
 //   code_floats<i, sign>(x)    byte 4 r + i of each row r as f32
-//   load, store, set1, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_u8, load_halves, load_ints, store_ints
+//   halves_float(x)            what load_halves gives, as f32
+//   load, store, set1, add, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_u8, load_halves, load_ints, store_ints,
+//   load_bytes, store_bytes
 //
 // and the dot products of a tile of tokens with one block of 32 inputs, which every architecture does in its own way:
 //

@@ -22,6 +22,7 @@
 #include <moxie/core/floats.hpp>
 #include <moxie/kernels/arch.hpp>
 #include <moxie/kernels/ops_avx2.hpp>
+#include <moxie/kernels/ops_generic.hpp>
 #include <moxie/kernels/table.hpp>
 #include <moxie/kernels/unroll.hpp>
 #include <moxie/quant/panel.hpp>
@@ -30,7 +31,8 @@
 namespace moxie::kernels {
 
 template <class A>
-struct AvxVnniOps : Ops<Avx2> {
+struct AvxVnniOps : Ops<Avx2>, MinusSums {
+  using MinusSums::minus_sums;
   MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept {
     const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
@@ -54,11 +56,6 @@ struct AvxVnniOps : Ops<Avx2> {
       return {_mm256_xor_si256(x.lo, offset), _mm256_xor_si256(x.hi, offset)};
     }
     return x;
-  }
-  MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
-    x[0] = -(low + high);
-    x[1] = -low;
-    x[2] = -high;
   }
 
   template <int kind, int zero, int T, class W>

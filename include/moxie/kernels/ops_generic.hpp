@@ -13,8 +13,17 @@
 
 namespace moxie::kernels {
 
+/// Ops::minus_sums of architectures whose dot() multiplies all three words by the zero point.
+struct MinusSums {
+  MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
+    x[0] = -(low + high);
+    x[1] = -low;
+    x[2] = -high;
+  }
+};
+
 template <class A>
-struct Ops {
+struct Ops : MinusSums {
   using V = Floats<A>;
   static constexpr int parts = 16 / static_cast<int>(V::size);
   struct Bytes {
@@ -127,11 +136,6 @@ struct Ops {
   template <class P>
   MOXIE_INLINE static Bytes operand(const Bytes& x) noexcept {
     return x;
-  }
-  MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
-    x[0] = -(low + high);
-    x[1] = -low;
-    x[2] = -high;
   }
 
   template <int kind, int zero, int T, class W>

@@ -27,7 +27,7 @@
 namespace moxie::kernels {
 
 template <>
-struct Ops<Neon> {
+struct Ops<Neon> : MinusSums {
   struct Bytes {  // register i: rows 4 i to 4 i + 3, here and below
     uint8x16_t v[4];
   };
@@ -159,11 +159,6 @@ struct Ops<Neon> {
   template <class P>
   MOXIE_INLINE static Bytes operand(const Bytes& x) noexcept {
     return x;
-  }
-  MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
-    x[0] = -(low + high);
-    x[1] = -low;
-    x[2] = -high;
   }
 
   template <int kind, int zero, int T, class W>
