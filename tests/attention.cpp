@@ -425,6 +425,16 @@ TEST_CASE("shapes, layers and positions that do not fit are refused") {
   CHECK_THROWS_AS(run(gqa(4, 2, 8), 1, 9), moxie::ArgumentError);
   CHECK_THROWS_AS(run(gqa(5, 2, 16), 1, 9), moxie::ArgumentError);
   CHECK_THROWS_AS(run(gqa(4, 2, 16, -1), 1, 9), moxie::ArgumentError);
+  const Problem other(p.config, KvType::f32, 10);
+  const KvPool other_pool(other.shape());
+  const KvSequence floats = other.sequence(other_pool);
+  for (const Activations activations : {Activations::f32, Activations::int8}) {
+    Problem mixed = p;
+    mixed.activations = activations;
+    CHECK_NOTHROW(mixed.run({{&floats, 9}}));
+    CHECK_THROWS_AS(mixed.run({{&s, 9}, {&floats, 9}}), moxie::ArgumentError);
+    CHECK_THROWS_AS(mixed.run({{&floats, 9}, {&s, 9}}), moxie::ArgumentError);
+  }
   s.reserve(20);
   CHECK_THROWS_AS(s.write(2, 10, q.data(), q.data()), moxie::ArgumentError);
   CHECK_THROWS_AS(s.write(0, 9, q.data(), q.data()), moxie::ArgumentError);

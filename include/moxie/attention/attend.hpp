@@ -47,8 +47,9 @@ struct AttentionScratch {
 
 namespace detail {
 
-/// The kernel of a batch, and the queries of a full tile. These hide the conversion of a page, and their scratch memory stays in
-/// the second-level cache: with 16-bit codes a page costs as much as 5 to 10 queries, with f32 as much as 1.
+/// The kernel of a batch that passed check_attention(), and the queries of a full tile. These hide the conversion of a page, and
+/// their scratch memory stays in the second-level cache: with 16-bit codes a page costs as much as 5 to 10 queries, with f32 as
+/// much as 1.
 struct AttentionKernel {
   void (*run)(const kernels::AttentionTile&) = nullptr;
   bool int16 = false;
@@ -57,10 +58,8 @@ struct AttentionKernel {
 inline AttentionKernel attention_kernel(const Context& context, bool latent, std::span<const AttendRow> rows) {
   if (context.kernels == nullptr) throw ArgumentError("the context has no kernels");
   const auto int16 = latent ? context.kernels->attend_mla_int16 : context.kernels->attend_gqa_int16;
-  const bool all_small = std::all_of(rows.begin(), rows.end(), [](const AttendRow& row) {
-    return row.sequence != nullptr && row.sequence->shape().type != KvType::f32;
-  });
-  if (context.activations == Activations::int8 && int16 != nullptr && all_small) return {int16, true, latent ? 192 : 256};
+  const bool small = !rows.empty() && rows.front().sequence->shape().type != KvType::f32;
+  if (context.activations == Activations::int8 && int16 != nullptr && small) return {int16, true, latent ? 192 : 256};
   return {latent ? context.kernels->attend_mla : context.kernels->attend_gqa, false, 64};
 }
 
@@ -100,6 +99,8 @@ inline void check_attention(const AttentionConfig& config, const KvShape& wanted
                           " and " + std::to_string(shape.v_dim) + " elements, but the model needs " +
                           std::to_string(wanted.n_heads) + " of " + std::to_string(wanted.k_dim) + " and " +
                           std::to_string(wanted.v_dim));
+    if (shape.type != rows.front().sequence->shape().type)  // a row's kernel, and so its bits, would depend on the others
+      throw ArgumentError("the rows' KV caches have different element types; attend to those of one type at a time");
     if (layer < 0 || layer >= shape.n_layers)
       throw ArgumentError("layer " + std::to_string(layer) + " does not exist; the KV cache has " +
                           std::to_string(shape.n_layers));
@@ -223,7 +224,7 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
 }  // namespace detail
 
 /// Grouped-query attention. q [rows, n_heads * head_dim] is rotated already; out has the same shape. Throws ArgumentError
-/// when shapes, positions or the layer do not fit the rows' sequences.
+/// when shapes, positions or the layer do not fit the rows' sequences, or these hold elements of several types.
 inline void attend_gqa(const Context& context, const AttentionConfig& config, std::int64_t layer, const float* q, Index q_stride,
                        std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
   if (config.n_kv_heads < 1 || config.n_heads < 1 || config.n_heads % config.n_kv_heads != 0)

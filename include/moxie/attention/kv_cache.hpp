@@ -180,18 +180,15 @@ class KvSequence {
     return last < pages_.size() ? pages_[last]->references.load(std::memory_order_acquire) : 0;
   }
   /// Pages that reserve(n) would take from the pool.
-  std::size_t pages_to_reserve(std::int64_t n) const noexcept {
-    const std::size_t needed = pages_for(n);
-    return (needed > pages_.size() ? needed - pages_.size() : 0) + (n > length_ && last_page_holders() > 1);
-  }
+  std::size_t pages_to_reserve(std::int64_t n) const noexcept { return pages_to_take(n, copies_last_page(n)); }
   /// Makes positions [length, n) writable; a last page that others share is copied first. Throws MemoryError, and then
   /// nothing has changed, or ArgumentError when n is below the length.
   void reserve(std::int64_t n) {
     if (n < length_)
       throw ArgumentError("cannot reserve " + std::to_string(n) + " positions of a sequence of length " +
                           std::to_string(length_) + "; truncate it first");
-    const bool copy = n > length_ && last_page_holders() > 1;
-    const std::size_t taken = pages_to_reserve(n);
+    const bool copy = copies_last_page(n);  // asked once: other holders may end at any time
+    const std::size_t taken = pages_to_take(n, copy);
     try {
       state_->take(taken, pages_, data_);
     } catch (const std::bad_alloc&) {
@@ -268,6 +265,11 @@ class KvSequence {
 
   static std::size_t pages_for(std::int64_t n) noexcept { return static_cast<std::size_t>(n / kv_page + (n % kv_page != 0)); }
   std::size_t full_pages() const noexcept { return static_cast<std::size_t>(length_ / kv_page); }
+  bool copies_last_page(std::int64_t n) const noexcept { return n > length_ && last_page_holders() > 1; }
+  std::size_t pages_to_take(std::int64_t n, bool copy) const noexcept {
+    const std::size_t needed = pages_for(n);
+    return (needed > pages_.size() ? needed - pages_.size() : 0) + copy;
+  }
   void drop_pages(std::size_t kept) noexcept {
     while (pages_.size() > kept) {
       state_->give_back(pages_.back());
