@@ -504,6 +504,8 @@ TEST_CASE("weights that do not fit the configuration are refused, and the messag
   w = random_weights(config);
   w.experts[7].up(3, 3) = std::numeric_limits<float>::quiet_NaN();
   refused(config, w, "expert 7 up: holds NaN");
+  w.experts[7].up(3, 3) = 1e7f;  // the scale would be infinite
+  refused(config, w, "expert 7 up: holds NaN, infinity or a magnitude above 65504");
   w = random_weights(config);
   w.shared.reset();
   refused(config, w, "shared expert: is missing");

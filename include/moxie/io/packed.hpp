@@ -6,11 +6,12 @@
 //   moxie.packed.version              u32      1
 //   moxie.packed.digest               u64      XXH64 of all tables of the file, this value taken as 0
 //   moxie.packed.arch                 string   whose kernels packed it; for messages
-//   moxie.packed.formats, .layouts    string[] and u64[]: formats that lie in panels, and the hash of their layout,
-//                                     panel_layout()
-//   moxie.packed.names, .types        string[] tensors that lie in the file as bytes (I8, one dimension), and their types;
-//   moxie.packed.ranks, .shapes       u32[]    how many dimensions each has; i64[] the dimensions, fastest last, of one after
-//   moxie.packed.panel_bytes          u64[]    the other; bytes of a panel of 16 rows, 0: rows of blocks
+//   moxie.packed.formats              string[] formats that lie in panels
+//   moxie.packed.layouts              u64[]    the hash of each one's layout, panel_layout()
+//   moxie.packed.names, .types        string[] tensors that lie in the file as bytes (I8, one dimension), and their types
+//   moxie.packed.ranks                u32[]    how many dimensions each has
+//   moxie.packed.shapes               i64[]    the dimensions, fastest last, of one tensor after the other
+//   moxie.packed.panel_bytes          u64[]    bytes of each one's panels of 16 rows, 0: rows of blocks
 //   moxie.packed.source.files, .sizes, .modified, .samples, .hashes     what it was made from: FileIdentity
 //   moxie.packed.folder.config, .generation_config, .tokenizer_config, .tokenizer, .chat_template
 //                                     string   the files of a Hugging Face folder, where it was made from one
@@ -172,7 +173,7 @@ class Reader {
     if (panel_bytes != 0) {
       const auto format =
           std::find_if(panels_.begin(), panels_.end(), [&](const auto* panel) { return panel->dtype == info.dtype; });
-      const auto inputs = static_cast<std::int64_t>(round_up(static_cast<std::size_t>(columns), kernels::block_k));
+      const std::int64_t inputs = kernels::padded(columns);
       if (format == panels_.end() || shape.size() < 2 || shape[shape.size() - 2] % kernels::panel_rows != 0 ||
           static_cast<std::uint64_t>((*format)->panel_bytes(inputs)) != panel_bytes)
         return 0;

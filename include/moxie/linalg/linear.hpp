@@ -1,8 +1,8 @@
 #pragma once
 // Linear: a weight matrix [outputs, inputs] of any format, packed, times a batch of rows.
 //
-// F32 and BF16 matrices of files go through oneDNN on the fast path (Activations::int8), where it supports them; everything else,
-// and the reference path, through panels and the kernels.
+// F32 and BF16 matrices of files with 64 outputs or more go through oneDNN on the fast path (Activations::int8), where it
+// supports them; everything else, and the reference path, through panels and the kernels.
 //
 // y[r][o] = sum over i of w[o][i] * x[r][i]. Every element has one order of summation, fixed by the matrix's shape, so its
 // bits depend neither on the other rows, nor on how columns are shared out to threads.
@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -29,6 +30,7 @@
 #include <moxie/linalg/onednn.hpp>
 #include <moxie/linalg/prepared_rows.hpp>
 #include <moxie/quant/formats.hpp>
+#include <moxie/quant/quantize.hpp>
 
 namespace moxie {
 
@@ -38,14 +40,15 @@ class Linear {
 
   /// Packs the matrix of a file or of memory, [outputs, inputs]; `source` (may be nullptr) is told which mapped bytes are done
   /// with. FP8 (e4m3) may have `scale_inv`, F32 [ceil(outputs / 128), ceil(inputs / 128)], the factors of its 128 x 128 blocks.
-  /// A weight that lies in panels is used where it is, in the memory that `source` keeps.
-  /// Throws UnsupportedError when no kernel knows the tensor's type, ArgumentError when it is no matrix, FormatError where its panels
-  /// are not those of the kernels.
+  /// A weight that lies in panels is used where it is, in the memory that `source` keeps; panels of FP8 hold their factors.
+  /// Throws UnsupportedError when no kernel knows the tensor's type, ArgumentError when it is no matrix or `scale_inv` does not
+  /// fit it, FormatError where its panels are not those of the kernels.
   static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr,
                      const TensorView* scale_inv = nullptr) {
     if (weight.shape.size() != 2)
       throw ArgumentError(weight.place(), "a matrix [outputs, inputs] is needed, got shape " + weight.shape_text());
     Linear linear(context, weight.dtype, weight.shape[0], weight.shape[1], weight.place());
+    if (scale_inv) linear.check_scales(weight, *scale_inv);
     if (weight.panel_bytes != 0) {
       linear.take_panels(weight, source);
       return linear;
@@ -55,7 +58,6 @@ class Linear {
       linear.pack_onednn(context, weight, source);
       return linear;
     }
-    if (scale_inv && !linear.kernels_->pack_scaled) throw ArgumentError(weight.place(), "only F8_E4M3 weights have block scales");
     linear.pack_panels(
         context, [&](Index row, std::byte*) { return weight.data + static_cast<std::uint64_t>(row) * weight.row_stride(); },
         [&](Index first, Index count) {
@@ -66,13 +68,15 @@ class Linear {
   }
 
   /// Encodes float rows [outputs, inputs] as `dtype` and packs them. Throws UnsupportedError for a type that cannot be encoded,
-  /// ArgumentError when `inputs` is no multiple of its block.
+  /// ArgumentError when `inputs` is no multiple of its block, or an element is above largest_encodable(dtype) in magnitude or,
+  /// but for a float type, not finite.
   static Linear from_rows(const Context& context, Dtype dtype, ConstRows weight) {
     Linear linear(context, dtype, weight.rows(), weight.cols(), {});
     const auto bytes = static_cast<std::size_t>(row_bytes(dtype, static_cast<std::uint64_t>(weight.cols())));
     linear.pack_panels(
         context,
         [&](Index row, std::byte* scratch) -> const std::byte* {
+          check_magnitudes(dtype, weight, row);
           encode_row(dtype, weight.row(row).data(), scratch, weight.cols());
           return scratch;
         },
@@ -147,7 +151,8 @@ class Linear {
   static constexpr Index unpack_inputs = 8 * kernels::block_k;
 
   /// What the weights are, exactly, transposed: out[i * stride + o] is the weight of input first + i, i < count, and output begin
-  /// + o; [begin, end) as in multiply. `out` is aligned to 64 bytes. From any thread.
+  /// + o; [begin, end) as in multiply, count a multiple of unpack_inputs, or up to inputs(). `out` is aligned to 64 bytes. From
+  /// any thread.
   void unpack(Index begin, Index end, Index first, Index count, float* out, Index stride) const {
     if (onednn_) return onednn_->unpack(begin, end, first, count, out, stride);
     alignas(memory_alignment) float blocks[unpack_inputs * kernels::panel_rows];
@@ -200,17 +205,36 @@ class Linear {
   Linear(const Context& context, Dtype dtype, Index outputs, Index inputs, const Place& place)
       : kernels_(context.kernels->find(dtype)), dtype_(dtype), outputs_(outputs), inputs_(inputs) {
     if (!kernels_) throw UnsupportedError(place, "no matrix product for the weight type " + std::string(dtype_info(dtype).name));
+    if (inputs < 1) throw ArgumentError(place, "a matrix needs at least one input");
     if (inputs % dtype_info(dtype).block_elements != 0)
       throw ArgumentError(place, "rows of " + std::to_string(inputs) + " inputs are no multiple of the block of " +
                                      std::to_string(dtype_info(dtype).block_elements) + " of " +
                                      std::string(dtype_info(dtype).name));
   }
-  Index padded_inputs() const noexcept {
-    return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k));
-  }
+  Index padded_inputs() const noexcept { return kernels::padded(inputs_); }
 
   static Index panels_in(Index outputs) noexcept { return (outputs + kernels::panel_rows - 1) / kernels::panel_rows; }
   std::size_t panel_bytes() const noexcept { return static_cast<std::size_t>(kernels_->panel_bytes(padded_inputs())); }
+
+  void check_scales(const TensorView& weight, const TensorView& scale_inv) const {
+    if (!kernels_->pack_scaled) throw ArgumentError(weight.place(), "only F8_E4M3 weights have block scales");
+    const auto blocks = [](Index n) { return (n + fp8_block - 1) / fp8_block; };
+    if (scale_inv.dtype != Dtype::F32 || scale_inv.shape != std::vector{blocks(outputs_), blocks(inputs_)})
+      throw ArgumentError(scale_inv.place(), "the block scales of a matrix " + weight.shape_text() + " are F32 [" +
+                                                 std::to_string(blocks(outputs_)) + ", " + std::to_string(blocks(inputs_)) +
+                                                 "], not " + dtype_text(scale_inv.dtype) + " " + scale_inv.shape_text());
+  }
+  static void check_magnitudes(Dtype dtype, const ConstRows& weight, Index row) {
+    const float limit = largest_encodable(dtype);
+    const bool is_float = dtype_info(dtype).block_elements == 1;
+    for (Index i = 0; i < weight.cols(); ++i) {
+      const float x = weight(row, i);
+      if (!(std::fabs(x) <= limit) && (std::isfinite(x) || !is_float))
+        throw ArgumentError("row " + std::to_string(row) + ", column " + std::to_string(i) + ": " + std::to_string(x) +
+                            " cannot be encoded as " + dtype_text(dtype) + ", whose largest magnitude is " +
+                            std::to_string(limit));
+    }
+  }
 
   void take_panels(const TensorView& weight, const TensorMap* source) {
     if (!source || !source->owner()) throw ArgumentError(weight.place(), "packed weights need the map that keeps their memory");
@@ -245,7 +269,7 @@ class Linear {
         std::byte* panel = memory.get() + static_cast<std::size_t>(p) * panel_bytes();
         if (scale_inv) {  // a panel's 16 rows lie in one row of blocks
           std::memcpy(scales.data(),
-                      scale_inv->data + static_cast<std::size_t>(p * kernels::panel_rows / 128) * scales.size() * 4,
+                      scale_inv->data + static_cast<std::size_t>(p * kernels::panel_rows / fp8_block) * scales.size() * 4,
                       scales.size() * 4);
           kernels_->pack_scaled(rows.data(), inputs_, scales.data(), panel);
         } else {

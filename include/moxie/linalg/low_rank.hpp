@@ -110,9 +110,7 @@ class LowRank {
 
  private:
   Index panels() const noexcept { return (rank_ + kernels::panel_rows - 1) / kernels::panel_rows; }
-  Index padded_inputs() const noexcept {
-    return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k));
-  }
+  Index padded_inputs() const noexcept { return kernels::padded(inputs_); }
   std::size_t panel_bytes() const noexcept { return static_cast<std::size_t>(kernels_->panel_bytes(padded_inputs())); }
   const std::byte* panel(Index p) const noexcept { return a_.data() + static_cast<std::size_t>(p) * panel_bytes(); }
   std::byte* panel(Index p) noexcept { return a_.data() + static_cast<std::size_t>(p) * panel_bytes(); }

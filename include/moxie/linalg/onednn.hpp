@@ -134,7 +134,7 @@ class OneDnnMatrix {
   /// end too or outputs(); first a multiple of 256, first + count too or inputs(). From any thread.
   void unpack(Index begin, Index end, Index first, Index count, float* out, Index stride) const {
     guarded([&] {
-      const auto k = static_cast<Index>(round_up(static_cast<std::size_t>(count), kernels::block_k));
+      const Index k = kernels::padded(count);
       AlignedBuffer<float> columns(static_cast<std::size_t>(k * chunk_outputs));
       const dnnl::memory::desc dense({k, chunk_outputs}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ab);
       const dnnl::memory::desc part = weights_.submemory_desc({k, chunk_outputs}, {first, 0});
@@ -246,9 +246,7 @@ class OneDnnMatrix {
   dnnl::memory::data_type element() const noexcept {
     return bf16_ ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   }
-  Index padded_inputs() const noexcept {
-    return static_cast<Index>(round_up(static_cast<std::size_t>(inputs_), kernels::block_k));
-  }
+  Index padded_inputs() const noexcept { return kernels::padded(inputs_); }
 
   /// Rows [first, first + count) of the list as one tile, the missing ones zero; for bf16 the high or low part of the values.
   void stage(const float* x, Index first, Index count, int part, std::byte* tile) const {

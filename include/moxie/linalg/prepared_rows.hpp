@@ -47,7 +47,7 @@ class PreparedRows {
   /// The padded k.
   Index reserve(Index rows, Index k, bool int8, bool f32_copy) {
     rows_ = rows;
-    const auto padded = static_cast<Index>(round_up(static_cast<std::size_t>(k), kernels::block_k));
+    const Index padded = kernels::padded(k);
     if (int8) q_.resize(static_cast<std::size_t>(kernels::Int8Rows::count(rows, padded)));
     if (f32_copy) x_.resize(static_cast<std::size_t>(rows * padded));
     view_ = {};

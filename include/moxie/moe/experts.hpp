@@ -3,10 +3,10 @@
 // feed-forward layers and shared experts are such networks too, with all rows.
 //
 // Two passes of work items, taken dynamically by the threads:
-//   1. (network, columns of gate and up): gate and up of the same columns, swiglu, and the int8 form of the result while it is in
-//   cache
-//   2. (columns of down): these columns of every network's result into a small buffer, which the caller combines while it is in
-//   cache
+//   1. (network, columns of gate and up): gate and up of the same columns, swiglu, and the int8 form of the result while it is
+//      in cache
+//   2. (columns of down): these columns of every network's result into a small buffer, which the caller combines while it is
+//      in cache
 // Only the hidden rows lie in memory between the passes. Every element has one order of summation, whatever the other
 // rows, the items and the threads are.
 
@@ -50,8 +50,9 @@ struct FeedForwardWeights {
   }
 };
 
-/// Rows that a layer takes at a time: its hidden rows take at most 16 M elements, and 512 rows are enough for the products not
-/// to be bound by reading the weights. `hidden_per_row`: widths of all networks that a row goes through, together.
+/// Rows that a layer takes at a time: its hidden rows take at most 16 M elements, unless 32 rows take more, and 512 rows are
+/// enough for the products not to be bound by reading the weights. `hidden_per_row`: widths of all networks that a row goes
+/// through, together.
 inline Index rows_at_a_time(Index hidden_per_row) { return std::clamp<Index>((Index{1} << 24) / hidden_per_row, 32, 512); }
 
 /// Which forms of the input rows some networks read.
@@ -107,7 +108,7 @@ class FeedForwardPass {
     s_.networks_.push_back({&network, rows, n_rows, n_positions_, n_hidden_, n_low_rank_});
     n_low_rank_ += n_rows * (network.gate.rank() + network.up.rank() + network.down.rank());
     n_positions_ += n_rows;
-    n_hidden_ += static_cast<std::size_t>(n_rows) * round_up(static_cast<std::size_t>(network.width()), kernels::block_k);
+    n_hidden_ += static_cast<std::size_t>(n_rows * kernels::padded(network.width()));
     int8_ = int8_ || network.down.takes_int8(context_.activations);
     f32_ = f32_ || network.down.takes_f32(context_.activations);
   }
@@ -230,7 +231,7 @@ class FeedForwardPass {
                         int thread, const std::byte* then) const {
     const FeedForwardScratch::Network& network = s_.networks_[static_cast<std::size_t>(item.network)];
     const FeedForwardWeights& w = *network.weights;
-    const auto width = static_cast<Index>(round_up(static_cast<std::size_t>(w.width()), kernels::block_k));
+    const Index width = kernels::padded(w.width());
     const bool int8 = w.down.takes_int8(context_.activations), f32 = w.down.takes_f32(context_.activations);
     const float *u_gate = projected(network, &FeedForwardWeights::gate), *u_up = projected(network, &FeedForwardWeights::up);
     const kernels::ActivationRows hidden = hidden_rows(network);
@@ -260,8 +261,8 @@ class FeedForwardPass {
     const Index columns = s_.networks_.front().weights->down.outputs();
     Index unit = kernels::panel_rows;
     for (const auto& n : s_.networks_) unit = std::lcm(unit, n.weights->down.granularity());
-    // The results of an item stay in cache until they are combined: at most 4 MB of them, a thread's part of the last level.
-    // Narrower items would read the hidden rows more often.
+    // The results of an item stay in cache until they are combined: at most 4 MB of them, a thread's part of the last level,
+    // unless the narrowest range takes more. Narrower items would read the hidden rows more often.
     const Index most = (Index{1} << 20) / n_positions_;
     const Index step = clamp_columns(columns / (items_per_thread * context_.threads.count()), most, unit);
     const std::size_t tile = static_cast<std::size_t>(n_positions_) * static_cast<std::size_t>(step);

@@ -104,7 +104,10 @@ inline void check_matrix(const std::string& name, Index rows, Index cols, Index 
 inline Linear encode_matrix(const Context& context, Dtype dtype, const RowMatrix& matrix, const std::string& name, Index rows,
                             Index cols) {
   check_matrix(name, matrix.rows(), matrix.cols(), rows, cols);
-  if (!matrix.allFinite()) throw ArgumentError({{}, name, {}}, "holds NaN or infinity");
+  const float limit = largest_encodable(dtype);
+  if (!(matrix.array().abs() <= limit).all())
+    throw ArgumentError({{}, name, {}}, "holds NaN, infinity or a magnitude above " + std::to_string(limit) +
+                                            ", the largest of " + dtype_text(dtype));
   if (cols % dtype_info(dtype).block_elements != 0)
     throw ArgumentError({{}, name, {}}, "rows of " + std::to_string(cols) + " elements cannot be " + dtype_text(dtype) +
                                             ", the length must be a multiple of " +
