@@ -25,16 +25,16 @@ inline ModelFileKind detect_model(const std::string& path) {
   if (std::filesystem::is_directory(status)) {
     bool empty = true;
     std::string gguf;
-    std::filesystem::directory_iterator entries(path, error);
-    if (error) throw SystemError({path, {}, {}}, "cannot read the folder: " + error.message());
-    for (const auto& entry : entries) {
+    std::filesystem::directory_iterator entry(path, error);
+    for (; entry != std::filesystem::directory_iterator(); entry.increment(error)) {
       empty = false;
-      const std::string name = entry.path().filename().string();
+      const std::string name = entry->path().filename().string();
       if (name == "config.json" || name == "tokenizer.json" || name.ends_with(".safetensors") ||
           name == "model.safetensors.index.json")
         return ModelFileKind::hf_folder;
       if (name.ends_with(".gguf") && (gguf.empty() || name < gguf)) gguf = name;
     }
+    if (error) throw SystemError({path, {}, {}}, "cannot read the folder: " + error.message());
     if (empty) fail("the folder is empty; it must hold config.json and model.safetensors");
     if (!gguf.empty())
       fail("the folder holds GGUF files; name one of them, e.g. " + (std::filesystem::path(path) / gguf).string());

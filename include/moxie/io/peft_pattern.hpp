@@ -9,7 +9,6 @@
 #include <pcre2.h>
 
 #include <memory>
-#include <new>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -35,11 +34,11 @@ class PeftPattern {
 
   const std::string& key() const noexcept { return key_; }
 
-  /// Whether the key is of this module. Throws FormatError when that takes too long to find out.
+  /// Whether the key is of this module. Throws FormatError when that takes too long to find out, and MemoryError.
   bool matches(std::string_view module) const {
     const std::unique_ptr<pcre2_match_data, FreeData> data(pcre2_match_data_create(1, nullptr));
     const std::unique_ptr<pcre2_match_context, FreeContext> context(pcre2_match_context_create(nullptr));
-    if (!data || !context) throw std::bad_alloc();
+    if (!data || !context) throw MemoryError("out of memory: an expression of PEFT's patterns needs some to be matched");
     pcre2_set_match_limit(context.get(), 1'000'000);
     pcre2_set_heap_limit(context.get(), 1024);  // KB
     const int result = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(module.data()), module.size(), 0, PCRE2_NO_JIT,
