@@ -221,7 +221,8 @@ TEST_CASE("a routing configuration that cannot be is refused, and the message na
     CHECK_THROWS_AS(RoutingRule(config, vector(bias)), ArgumentError);
     CHECK_MESSAGE(contains(message_of([&] { RoutingRule(config, vector(bias)); }), part), part);
   };
-  refused({.n_experts = 0, .top_k = 1}, "n_experts must be at least 1, got 0");
+  refused({.n_experts = 0, .top_k = 1}, "n_experts must be 1 to 2147483647, got 0");
+  refused({.n_experts = std::int64_t{1} << 31, .top_k = 1}, "n_experts must be 1 to 2147483647, got 2147483648");
   refused({.n_experts = 8, .top_k = 0}, "top_k must be 1 to n_experts (8), got 0");
   refused({.n_experts = 8, .top_k = 9}, "top_k must be 1 to n_experts (8), got 9");
   refused({.n_experts = 8, .top_k = 2, .n_group = 3}, "n_group must divide n_experts (8)");

@@ -1,6 +1,7 @@
 #pragma once
-// Everything the operating system gives: mapping files, advice on pages and large pages, replacing a file atomically.
-// Another operating system is another version of this one header.
+// What the operating system gives: mapping files, advice on pages and large pages, replacing a file atomically. Another operating
+// system is another version of this header; only posix_memalign (core/memory.hpp) and getauxval (core/cpu.hpp) are called
+// elsewhere.
 
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -73,7 +73,7 @@ class HeaderIterator {
   const char** read_;
 };
 
-/// Takes the parser's events and fills the tables; offsets in the views are relative to the data until place_tensors().
+/// Takes the parser's events and fills the tables; offsets in the views are relative to the data until read_header() places them.
 class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
  public:
   HeaderEvents(const MappedFile& file, std::string_view header, MemoryBudget& budget, Tensors& tensors, Metadata& metadata)

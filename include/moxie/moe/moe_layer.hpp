@@ -1,8 +1,8 @@
 #pragma once
 // MoeLayer: one Mixture-of-Experts layer for use in a program of one's own, rows of an Eigen matrix in and out.
 //
-//   moxie::MoeLayer<moxie::Q4_K> layer(config, weights);  // float matrices, which the layer quantizes, or tensors that are Q4_K
-//   already layer.forward(x, y);                                  // x, y [rows, hidden]
+//   moxie::MoeLayer<moxie::Q4_K> layer(config, weights);  // float matrices, which it quantizes, or tensors that are Q4_K already
+//   layer.forward(x, y);                                  // x, y [rows, hidden]
 //
 // The type of the experts' weights is a template parameter here. A file that mixes types, as Q4_K_M does, is make_moe_block()'s
 // work.

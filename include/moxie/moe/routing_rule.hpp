@@ -41,7 +41,7 @@ class RoutingRule {
     };
     const std::string experts = std::to_string(config.n_experts);
     need(config.n_experts >= 1 && config.n_experts <= std::numeric_limits<std::int32_t>::max(),
-         "n_experts must be at least 1, got " + experts);
+         "n_experts must be 1 to " + std::to_string(std::numeric_limits<std::int32_t>::max()) + ", got " + experts);
     need(config.top_k >= 1 && config.top_k <= config.n_experts,
          "top_k must be 1 to n_experts (" + experts + "), got " + std::to_string(config.top_k));
     need(config.n_group >= 1 && config.n_group <= max_groups && config.n_experts % config.n_group == 0,
