@@ -2,8 +2,10 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <moxie/io/gguf.hpp>
@@ -99,6 +101,33 @@ TEST_CASE("tensors have the names, shapes and types that llama.cpp's converter a
         CAPTURE(key);
         CHECK(ours.metadata().value(key, json()) == theirs.metadata().value(key, json()));
       }
+    }
+  }
+}
+
+TEST_CASE("a model's own files are not written over") {
+  const TemporaryFolder folder;
+  const std::string copy = folder.write("copy.gguf", read_text(tiny_r1()));
+  std::filesystem::create_symlink(copy, folder / "link.gguf");
+  std::vector<std::pair<std::string, std::string>> cases = {
+      {copy, copy}, {copy, folder / "./copy.gguf"}, {copy, folder / "link.gguf"}, {folder / "link.gguf", copy}};
+  std::filesystem::create_directory(folder / "model");
+  if (const auto model = shared_path("models/deepseek_v3")) {
+    for (const auto& entry : std::filesystem::directory_iterator(*model))
+      if (entry.is_regular_file())
+        std::filesystem::copy_file(entry.path(), folder / ("model/" + entry.path().filename().string()));
+    for (const char* name : {"config.json", "model.safetensors"})
+      cases.emplace_back(folder / "model", folder / (std::string("model/") + name));
+  }
+  for (const auto& entry : cases) {
+    const std::string &from = entry.first, &to = entry.second;
+    const std::string before = read_text(to);
+    for (const Args& args : {Args{"quantize", from, to, "--type", "Q8_0"}, Args{"pack", from, to}}) {
+      const Result result = run_tool(args);
+      CAPTURE(to);
+      CHECK(result.code == 1);
+      CHECK(result.err.find("is the model itself, or one of its files") != std::string::npos);
+      CHECK(read_text(to) == before);
     }
   }
 }

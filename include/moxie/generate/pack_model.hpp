@@ -24,6 +24,7 @@
 
 #include <moxie/core/error.hpp>
 #include <moxie/core/threads.hpp>
+#include <moxie/generate/model_source.hpp>
 #include <moxie/io/detect.hpp>
 #include <moxie/io/file_identity.hpp>
 #include <moxie/io/gguf.hpp>
@@ -116,19 +117,6 @@ inline void write_panels(const Context& context, const TensorView& tensor, const
   }
 }
 
-inline void write_rows(const TensorView& tensor, const TensorMap& source, const GgufWriter::Sink& sink,
-                       const std::function<void(std::uint64_t)>& done) {
-  constexpr std::uint64_t piece = std::uint64_t{16} << 20;
-  for (std::uint64_t first = 0; first < tensor.bytes; first += piece) {
-    TensorView part = tensor;
-    part.data += first;
-    part.bytes = std::min(piece, tensor.bytes - first);
-    sink({part.data, static_cast<std::size_t>(part.bytes)});
-    source.release(part);
-    done(part.bytes);
-  }
-}
-
 /// The keys of io/packed.hpp that say how tensors lie in the file.
 struct PackedTables {
   std::vector<std::string> names, types;
@@ -197,7 +185,7 @@ inline void add_packed_tensors(const Context& context, const TensorMap& source, 
                         });
       continue;
     }
-    const auto write = [=, &source](const GgufWriter::Sink& sink) { write_rows(*tensor, source, sink, done); };
+    const auto write = [=, &source](const GgufWriter::Sink& sink) { copy_bytes(*tensor, source, sink, done); };
     report.bytes_out += tensor->bytes;
     if (gguf::find_tensor_type(static_cast<std::uint32_t>(tensor->dtype)) && !tensor->shape.empty() &&
         tensor->shape.size() <= 4) {
@@ -239,18 +227,15 @@ inline void write_digest(GgufWriter& writer) {
 
 }  // namespace detail
 
-/// Packs the model at `from`, a GGUF file or a Hugging Face folder, into the file `to`. Throws what loading throws, and
-/// SystemError; the file does not exist then, or is as it was.
+/// Packs the model at `from`, a GGUF file or a Hugging Face folder, into the file `to`. Throws what loading throws,
+/// ArgumentError where `to` is a file of the model itself, and SystemError; the file does not exist then, or is as it was.
 inline PackReport pack_model(const std::string& from, const std::string& to, const PackOptions& options = {}) {
   std::error_code ignored;  // where the file cannot be made, the writer says so
   if (std::filesystem::is_directory(to, ignored)) throw SystemError({to, {}, {}}, "is a folder; name the file to write");
-  if (std::filesystem::equivalent(from, to, ignored)) throw ArgumentError({to, {}, {}}, "is the model itself; name another file");
   const Context context{options.kernels ? options.kernels : &kernels::native_table(), Threads(options.threads)};
   PackReport report;
   GgufWriter writer(to);
-  std::set<std::string> files;
-  const auto write = [&](const TensorMap& source, const ModelDescription& description) {
-    for (const auto& [name, tensor] : source.all()) files.insert(tensor.file);
+  const auto write = [&](const TensorMap& source, const std::set<std::string>& files, const ModelDescription& description) {
     detail::add_packed_tensors(context, source, description.tensors, options, writer, report);
     detail::write_identities(files, context.threads, writer);  // before the weights are read: a later change is noticed
     detail::write_digest(writer);
@@ -258,24 +243,23 @@ inline PackReport pack_model(const std::string& from, const std::string& to, con
   };
   if (detect_model(from) == ModelFileKind::gguf) {
     const GgufFile file = GgufFile::open(from);
+    const std::set<std::string> files = source_files(file);
+    detail::check_not_source(to, files);
     if (is_packed(file)) throw ArgumentError({from, {}, {}}, "is packed already; pack the model that it was packed from");
-    files.insert(file.path());
     writer.copy_metadata(file);
-    write(file.tensors(), describe_gguf(file.metadata(), file.tensors(), from));
+    write(file.tensors(), files, describe_gguf(file.metadata(), file.tensors(), from));
     return report;
   }
   const HfFolder folder = HfFolder::open(from);
+  const std::set<std::string> files = source_files(folder);
+  detail::check_not_source(to, files);
   const HfTexts texts = folder.texts();
   writer.set("general.architecture", std::string_view("moxie-packed"));
   for (const auto& [name, text] : {std::pair("config", &texts.config), std::pair("generation_config", &texts.generation_config),
                                    std::pair("tokenizer_config", &texts.tokenizer_config),
                                    std::pair("tokenizer", &texts.tokenizer), std::pair("chat_template", &texts.chat_template)})
     if (!text->empty()) writer.set(packed::key("folder." + std::string(name)), *text);
-  for (const char* name :
-       {"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"})
-    if (const std::filesystem::path file = std::filesystem::path(from) / name; std::filesystem::is_regular_file(file, ignored))
-      files.insert(file.string());
-  write(folder.tensors(), describe_hf(folder.config, folder.tensors(), from));
+  write(folder.tensors(), files, describe_hf(folder.config, folder.tensors(), from));
   return report;
 }
 

@@ -29,6 +29,7 @@
 #include <moxie/core/memory.hpp>
 #include <moxie/core/threads.hpp>
 #include <moxie/generate/model.hpp>
+#include <moxie/generate/model_source.hpp>
 #include <moxie/io/gguf_writer.hpp>
 #include <moxie/model/families/gguf_names.hpp>
 #include <moxie/model/quantize_mix.hpp>
@@ -185,28 +186,6 @@ inline std::string write_hf_tokenizer(const HfFolder& folder, std::int64_t vocab
   return left_out;
 }
 
-/// Bytes [first, first + count) of a mapped tensor will not be read again.
-inline void release_bytes(const TensorMap& mapped, const TensorView& tensor, std::uint64_t first, std::uint64_t count) {
-  TensorView part = tensor;
-  part.data += first;
-  part.bytes = count;
-  mapped.release(part);
-}
-
-inline void copy_tensor(const TensorSource& source, const TensorMap& mapped, const GgufWriter::Sink& sink,
-                        const std::function<void(std::uint64_t)>& done) {
-  constexpr std::uint64_t piece = std::uint64_t{16} << 20;
-  for (const Weight& weight : source.weights) {
-    const TensorView& tensor = weight.tensor;
-    for (std::uint64_t first = 0; first < tensor.bytes; first += piece) {
-      const std::uint64_t n = std::min(piece, tensor.bytes - first);
-      sink({tensor.data + first, static_cast<std::size_t>(n)});
-      release_bytes(mapped, tensor, first, n);
-    }
-    done(static_cast<std::uint64_t>(tensor.elements()));
-  }
-}
-
 /// Encodes a tensor piece by piece into `sink`. `done` is told the weights of each piece.
 inline void encode_tensor(const TensorSource& source, Threads threads, const TensorMap& mapped, const GgufWriter::Sink& sink,
                           const std::function<void(std::uint64_t)>& done) {
@@ -237,9 +216,10 @@ inline void encode_tensor(const TensorSource& source, Threads threads, const Ten
     sink(bytes);
     done(static_cast<std::uint64_t>(n * columns));
     if (source.in_file_order()) {
-      const TensorView& tensor = source.weights.front().tensor;
-      release_bytes(mapped, tensor, static_cast<std::uint64_t>(first) * tensor.row_stride(),
-                    static_cast<std::uint64_t>(n) * tensor.row_stride());
+      TensorView part = source.weights.front().tensor;
+      part.data += static_cast<std::uint64_t>(first) * part.row_stride();
+      part.bytes = static_cast<std::uint64_t>(n) * part.row_stride();
+      mapped.release(part);
     }
     first += n;
   }
@@ -270,8 +250,11 @@ inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sourc
   };
   for (const TensorSource& source : sources)
     writer.add_tensor(source.name, source.dtype, source.shape, [&, threads](const GgufWriter::Sink& sink) {
-      if (source.is_copy()) return copy_tensor(source, mapped, sink, add);
-      encode_tensor(source, threads, mapped, sink, add);
+      if (!source.is_copy()) return encode_tensor(source, threads, mapped, sink, add);
+      for (const Weight& weight : source.weights) {
+        copy_bytes(weight.tensor, mapped, sink, [](std::uint64_t) {});
+        add(static_cast<std::uint64_t>(weight.tensor.elements()));
+      }
     });
   writer.finish();
 }
@@ -279,8 +262,8 @@ inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sourc
 }  // namespace detail
 
 /// Quantizes the model at `from`, a GGUF file or a Hugging Face folder, to the GGUF file `to`. Throws what loading throws,
-/// ArgumentError for an unknown type, FormatError for weights that the type cannot hold, SystemError; the file does not exist
-/// then, or is as it was.
+/// ArgumentError for an unknown type and where `to` is a file of the model itself, FormatError for weights that the type cannot
+/// hold, SystemError; the file does not exist then, or is as it was.
 inline QuantizeReport quantize_model(const std::string& from, const std::string& to, const QuantizeOptions& options) {
   quantize_mix(options.type);
   std::error_code ignored;  // where the file cannot be made, the writer says so
@@ -293,6 +276,7 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
   };
   if (detect_model(from) == ModelFileKind::gguf) {
     const GgufFile file = GgufFile::open(from);
+    detail::check_not_source(to, source_files(file));
     if (is_packed(file)) throw ArgumentError({from, {}, {}}, "is a packed model; quantize the model that it was packed from");
     const ModelDescription description = describe_gguf(file.metadata(), file.tensors(), from);  // what is written can be loaded
     writer.copy_metadata(file);
@@ -305,6 +289,7 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
     return report;
   }
   const HfFolder folder = HfFolder::open(from);
+  detail::check_not_source(to, source_files(folder));
   const ModelDescription description = describe_hf(folder.config, folder.tensors(), from);
   const ModelConfig& config = description.config;
   sources = detail::hf_sources(config, description.tensors);
