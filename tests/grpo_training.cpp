@@ -480,6 +480,34 @@ TEST_CASE("a run that is killed in the middle goes on to the same result") {
   other.learning_rate = 1.0;
   CHECK(contains(message_of([&] { short_run_in(folder / "whole", other, [](const training::StepRecord&) {}); }),
                  "is of a run with lr"));
+  other = short_run();
+  other.system = "another model";
+  CHECK(contains(message_of([&] { short_run_in(folder / "whole", other, [](const training::StepRecord&) {}); }),
+                 "is of a run with system \"\", not \"another model\""));
+
+  // Progress that does not fit the run.
+  const nlohmann::json progress = nlohmann::json::parse(b.progress);
+  const auto resume_with = [&](const char* field, const nlohmann::json& value, float scale = 1.0f) {
+    nlohmann::json changed = progress;
+    changed[nlohmann::json::json_pointer(field)] = value;
+    OutputAdapter adapter = b.adapter;
+    adapter.scale = scale;
+    save_training_state(folder / "whole/state.safetensors", adapter, b.optimizer, changed.dump());
+    return message_of([&] { short_run_in(folder / "whole", short_run(), [](const training::StepRecord&) {}); });
+  };
+  for (const char* evaluation : {"/before", "/after"}) {
+    const std::string of = evaluation;
+    CHECK(contains(resume_with((of + "/right").c_str(), nlohmann::json::array()),
+                   "an evaluation that is not of the run's questions"));
+    CHECK(contains(resume_with((of + "/right").c_str(), std::vector<int>(200000, 1)), "state.safetensors"));
+    CHECK(contains(resume_with((of + "/samples").c_str(), 7), "an evaluation that is not of the run's questions"));
+  }
+  nlohmann::json steps_twice = progress["steps"];
+  for (const nlohmann::json& step : progress["steps"]) steps_twice.push_back(step);
+  CHECK(contains(resume_with("/steps", steps_twice), "has more steps than the run"));
+  for (const float scale : {INFINITY, NAN})
+    CHECK(contains(resume_with("/steps", progress["steps"], scale), "metadata 'scale': must be finite"));
+  CHECK(resume_with("/steps", progress["steps"]) == "nothing was thrown");
 }
 
 TEST_CASE("curves are well-formed SVG, with a line for each run and one for their mean") {

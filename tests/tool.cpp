@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -302,6 +303,19 @@ TEST_CASE("a broken line of input is named by file and line, before anything is 
   CHECK(tokenize.err.find("standard input:2: ") != std::string::npos);
 }
 
+TEST_CASE("a sequence that is longer than the context is named by its line, before anything is printed") {
+  const TemporaryFolder folder;
+  std::string lines;
+  for (int i = 0; i < 40; ++i) lines += json{{"ids", std::vector<int>(512, 7)}}.dump() + "\n";  // more than are scored at a time
+  const Result result =
+      run_tool({"score", tiny_r1(), folder.write("in.jsonl", lines + json{{"ids", std::vector<int>(513, 7)}}.dump() + "\n")});
+  CHECK(result.code == 1);
+  CHECK(is_one_error_line(result.err));
+  CHECK(result.err.find("in.jsonl:41: has 513 tokens; the context of ") != std::string::npos);
+  CHECK(result.err.find(" is 512") != std::string::npos);
+  CHECK(result.out.empty());
+}
+
 TEST_CASE("score --out writes what it would print") {
   const TemporaryFolder folder;
   run_well({"score", tiny_r1(), "-", "--threads", "1", "--out", folder / "out.jsonl"}, mixed_lines);
@@ -349,29 +363,63 @@ TEST_CASE("a conversation's second answer is that of its whole text") {
   CHECK(result.out == text + "\n" + second);
 }
 
-TEST_CASE("Ctrl-C stops an answer and not the conversation") {
-  const TemporaryFolder folder;
-  const std::string pipe = folder / "in";
-  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
-  const int in = ::open(pipe.c_str(), O_RDWR);  // both ends, so that opening does not wait
-  const auto say = [&](const std::string& line) { REQUIRE(::write(in, line.data(), line.size()) == static_cast<ssize_t>(line.size())); };
-  Process chat({"chat", tiny_r1(), "--temperature", "0", "--threads", "1"}, pipe, folder / "out", folder / "err");
-  const auto wait_for = [&](const char* name, std::size_t size) {
-    for (int i = 0; i < 3000 && chat.running(); ++i) {
-      if (std::filesystem::exists(folder / name) && std::filesystem::file_size(folder / name) >= size) return true;
+namespace {
+
+/// moxie chat that reads from a pipe which stays open.
+class Chat {
+ public:
+  explicit Chat(const Args& options) {
+    REQUIRE(::mkfifo((folder_ / "in").c_str(), 0600) == 0);
+    in_ = ::open((folder_ / "in").c_str(), O_RDWR);  // both ends, so that opening does not wait
+    process_.emplace(with({"chat", tiny_r1(), "--threads", "1"}, options), folder_ / "in", folder_ / "out", folder_ / "err");
+  }
+  ~Chat() { ::close(in_); }
+  void say(const std::string& line) const {
+    REQUIRE(::write(in_, line.data(), line.size()) == static_cast<ssize_t>(line.size()));
+  }
+  /// Until "out" or "err" has this many bytes.
+  bool wait_for(const char* name, std::size_t size) {
+    for (int i = 0; i < 3000 && process_->running(); ++i) {
+      if (std::filesystem::exists(folder_ / name) && std::filesystem::file_size(folder_ / name) >= size) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     return false;
-  };
-  say("What is 7*8-5?\n");
-  REQUIRE(wait_for("out", 1));  // the answer has begun
-  chat.signal(SIGINT);
-  REQUIRE(wait_for("err", 10));  // its tokens/s
-  chat.signal(SIGINT);           // between answers
+  }
+  Process& process() { return *process_; }
+  std::string out() const { return read_text(folder_ / "out"); }
+
+ private:
+  TemporaryFolder folder_;
+  int in_ = -1;
+  std::optional<Process> process_;
+};
+
+}  // namespace
+
+TEST_CASE("Ctrl-C stops an answer and not the conversation") {
+  Chat chat({"--temperature", "0"});
+  chat.say("What is 7*8-5?\n");
+  REQUIRE(chat.wait_for("out", 1));  // the answer has begun
+  chat.process().signal(SIGINT);
+  REQUIRE(chat.wait_for("err", 10));  // its tokens/s
+  chat.process().signal(SIGINT);      // between answers
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  CHECK(chat.running());
-  say("/reset\nWhat is 7*8-5?\n/exit\n");
-  CHECK(chat.wait() == 0);
-  CHECK(read_text(folder / "out").ends_with("<think>\n7*8=56\n56-5=51\n</think>\n\n51\n"));
-  ::close(in);
+  CHECK(chat.process().running());
+  chat.say("/reset\nWhat is 7*8-5?\n/exit\n");
+  CHECK(chat.process().wait() == 0);
+  CHECK(chat.out().ends_with("<think>\n7*8=56\n56-5=51\n</think>\n\n51\n"));
+}
+
+TEST_CASE("SIGTERM ends a conversation, in an answer and between answers") {
+  for (const int questions : {100, 1}) {
+    Chat chat({"--temperature", "0"});
+    std::string lines;
+    for (int i = 0; i < questions; ++i) lines += "/reset\nWhat is 7*8-5?\n";
+    chat.say(lines);
+    REQUIRE(chat.wait_for("err", 10));  // the first answer has ended
+    chat.process().signal(SIGTERM);
+    for (int i = 0; i < 1000 && chat.process().running(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    CHECK_FALSE(chat.process().running());
+    CHECK(chat.process().wait() == 128 + SIGTERM);
+  }
 }

@@ -1,10 +1,12 @@
 // moxie grpo: a short run, killed and resumed, gives the files of one that was not.
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "tool_run.hpp"
 
@@ -14,7 +16,7 @@ namespace {
 
 Args training(const std::string& out, const Args& more = {}) {
   const std::string data = std::string(MOXIE_SOURCE_DIR) + "/examples/data/";
-  return with({"grpo",
+  Args args = {"grpo",
                tiny_r1(),
                "--questions",
                data + "tiny-r1-train.jsonl",
@@ -37,8 +39,10 @@ Args training(const std::string& out, const Args& more = {}) {
                "--threads",
                "1",
                "--out",
-               out},
-              more);
+               out};
+  for (std::size_t i = 0; i + 1 < more.size(); i += 2)  // an option may be given once
+    if (const auto given = std::find(args.begin(), args.end(), more[i]); given != args.end()) args.erase(given, given + 2);
+  return with(std::move(args), more);
 }
 
 }  // namespace
@@ -72,6 +76,25 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("grpo --resume refuses another model or precision than the run began with") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "out", state = folder / "out/seed-3/state.safetensors", quantized = folder / "q8.gguf";
+  const Args few = {"--steps", "1", "--seeds", "3", "--max-tokens", "4"}, more = with(few, {"--resume"});
+  run_well(training(out, few));
+  const std::string before = read_text(state);
+  run_well({"quantize", tiny_r1(), quantized, "--type", "Q4_0"});
+  Args other_model = training(out, more);
+  other_model[1] = quantized;
+  for (const Args& args :
+       {other_model, training(out, with(more, {"--activations", "f32"})), training(out, with(more, {"--kv", "f32"}))}) {
+    const auto result = run_tool(args);
+    CHECK(result.code == 1);
+    CHECK(result.err.find("state.safetensors: is of a run with system \"weights-") != std::string::npos);
+    CHECK(read_text(state) == before);
+  }
+  run_well(training(out, more));
+}
+
 TEST_CASE("grpo refuses questions that are none, and options out of range, before anything is written") {
   const TemporaryFolder folder;
   const std::string bad = folder.write("bad.jsonl", "{\"question\":\"What is 1+1?\"}\n");
@@ -79,5 +102,10 @@ TEST_CASE("grpo refuses questions that are none, and options out of range, befor
   CHECK(result.code == 1);
   CHECK(result.err.find("bad.jsonl:1: must be {\"question\"") != std::string::npos);
   CHECK(run_tool(training(folder / "out", {"--group", "1"})).code == 2);
+  for (const char* option : {"--lr", "--alpha", "--beta", "--temperature"})
+    CHECK(run_tool(training(folder / "out", {option, "nan"})).code == 2);
+  const auto twice = run_tool(training(folder / "out", {"--seeds", "3,8,3"}));
+  CHECK(twice.code == 1);
+  CHECK(twice.err.find("--seeds has 3 twice") != std::string::npos);
   CHECK(!std::filesystem::exists(folder / "out"));
 }

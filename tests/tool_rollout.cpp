@@ -172,9 +172,74 @@ TEST_CASE("a file of another run is left alone") {
     CHECK(result.err.find(part, result.err.find("this command has")) != std::string::npos);
     CHECK(read_text(out) == text);
   }
-  const std::string no_rollout = folder.write("notes.txt", "my notes\nand more");
-  CHECK(run_tool(rollout({in, "--out", no_rollout})).code == 1);
-  CHECK(read_text(no_rollout) == "my notes\nand more");
+}
+
+TEST_CASE("a file that is no rollout is left alone, whether its last line has an end or not") {
+  const TemporaryFolder folder;
+  const std::string in = folder.write("prompts.jsonl", prompt_lines), out = folder / "out.jsonl";
+  const Args base = rollout({in, "--group", "2", "-n", "5", "--out", out});
+  run_well(base);
+  const std::string text = read_text(out), first = text.substr(0, text.find('\n') + 1);
+  for (const std::string& foreign :
+       {std::string("my notes\nand more"), std::string("my notes"), std::string("{\"prompt\":\"1+1=\"}"), first + "my notes",
+        first + first.substr(0, 50), text + "my notes", text + text.substr(0, 20)}) {
+    folder.write("out.jsonl", foreign);
+    const Result result = run_tool(base);
+    CAPTURE(foreign);
+    CHECK(result.code == 1);
+    CHECK(result.err.find("or no rollout; give another --out") != std::string::npos);
+    CHECK(read_text(out) == foreign);
+  }
+  const std::string prompts = folder.write("p.jsonl", R"({"prompt":"1+1="})");
+  CHECK(run_tool(rollout({prompts, "--group", "1", "-n", "4", "--out", prompts})).code == 1);
+  CHECK(read_text(prompts) == R"({"prompt":"1+1="})");
+}
+
+TEST_CASE("lines are gone on with where the prompts' other fields are the same, and only there") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "out.jsonl";
+  // Fields of the prompts that look like the program's own.
+  const std::string odd =
+      R"({"messages":[{"role":"user","content":"a","system_fingerprint":"x"}],"answer":"1","task":{"a":"b","finish_reason":"stop","routed_experts":"x"},"z":2})";
+  for (const Args& routes : {Args{}, Args{"--routes"}}) {
+    std::filesystem::remove(out);
+    const auto command = [&](const std::string& prompts) {
+      return with(rollout({folder.write("in.jsonl", prompts + "\n"), "--group", "2", "-n", "5", "--out", out}), routes);
+    };
+    run_well(command(odd));
+    const std::string text = read_text(out);
+    std::filesystem::resize_file(out, text.size() - 5);
+    run_well(command(odd));
+    CHECK(read_text(out) == text);
+    json other_answer = json::parse(odd), fewer = other_answer, more = other_answer;
+    other_answer["answer"] = "2";
+    fewer.erase("answer");
+    more["zz"] = 3;
+    for (const json& prompts : {other_answer, fewer, more}) {
+      const Result result = run_tool(command(prompts.dump()));
+      CHECK(result.code == 1);
+      CHECK(result.err.find("out.jsonl:1: is not what this command would write there") != std::string::npos);
+      CHECK(read_text(out) == text);
+    }
+  }
+}
+
+TEST_CASE("only files that a model or an adapter is read from decide whether lines are its own") {
+  const auto model = shared_path("trained/tiny-r1");
+  if (!model) return;
+  const TemporaryFolder folder;
+  std::filesystem::create_directory(folder / "model");
+  for (const auto& entry : std::filesystem::directory_iterator(*model))
+    if (entry.is_regular_file() && entry.path().extension() != ".gguf")
+      std::filesystem::copy_file(entry.path(), folder / ("model/" + entry.path().filename().string()));
+  const std::string in = folder.write("in.jsonl", "{\"prompt\":\"a\"}\n"), out = folder / "out.jsonl";
+  const Args command = {"rollout", folder / "model", in, "--group", "2", "-n", "3", "--out", out};
+  run_well(command);
+  for (const char* name : {"model/notes.json", "model/other.safetensors"}) folder.write(name, "{}");
+  run_well(command);
+  const std::string settings = "model/generation_config.json";  // it names the tokens that end a completion
+  folder.write(settings, R"({"eos_token_id":[1,2]})");
+  CHECK(run_tool(command).err.find("out.jsonl:1: is a completion of") != std::string::npos);
 }
 
 TEST_CASE("score of a rollout prints the digits of its logprobs, and a replay of its own routes changes no byte") {
@@ -295,9 +360,52 @@ TEST_CASE("what rollout cannot do is one line that names the file and the line")
   const std::string in = folder.write("in.jsonl", "{\"prompt\":\"a\"}\n");
   CHECK(run_tool(rollout({in, "--kv-budget", "1KB"})).err.find("budget") != std::string::npos);
   CHECK(run_tool(rollout({in, "--group", "0"})).code == 2);
-  CHECK(run_tool(rollout({in, "--kv-budget", "much"})).code == 2);
+  for (const char* size : {"much", "-1", "-1GB", ""}) CHECK(run_tool(rollout({in, "--kv-budget", size})).code == 2);
+  CHECK(run_tool(rollout({in, "--kv-budget", "1", "--out", folder / "out.jsonl"})).code == 1);
+  CHECK_FALSE(std::filesystem::exists(folder / "out.jsonl"));
   CHECK(run_tool(rollout({in, "--out", folder / ""})).code == 1);
   CHECK(run_well(rollout({folder.write("empty", ""), "--group", "4"})).out.empty());
+}
+
+TEST_CASE("a rollout that began with an adapter goes on with that one only, and one that began without goes on without") {
+  const TemporaryFolder folder;
+  const auto write_adapter = [&](const std::string& name, float size) {
+    std::filesystem::create_directory(folder / name);
+    const moxie::RowMatrix a = moxie::RowMatrix::Constant(2, 256, size), b = moxie::RowMatrix::Constant(384, 2, size);
+    moxie::SafetensorsWriter writer;
+    writer.add("base_model.model.lm_head.lora_A.weight", a);
+    writer.add("base_model.model.lm_head.lora_B.weight", b);
+    writer.write(folder / (name + "/adapter_model.safetensors"));
+    folder.write(name + "/adapter_config.json", R"({"peft_type":"LORA","r":2,"lora_alpha":2})");
+    return folder / name;
+  };
+  const std::string first = write_adapter("first", 0.01f), second = write_adapter("second", 0.02f),
+                    same = write_adapter("same", 0.01f);
+  const std::string in = folder.write("in.jsonl", "{\"prompt\":\"a\"}\n"), out = folder / "out.jsonl";
+  const Args plain = rollout({in, "--group", "2", "-n", "3", "--out", out});
+  const Args with_first = with(plain, {"--adapter", first}), with_second = with(plain, {"--adapter", second}),
+             merged = with(with_first, {"--merge-adapter"});
+  for (const auto& [began, others] :
+       {std::pair{plain, std::vector{with_first, merged}}, std::pair{with_first, std::vector{plain, with_second, merged}}}) {
+    std::filesystem::remove(out);
+    run_well(began);
+    const std::string text = read_text(out);
+    for (const std::size_t size : {text.size(), text.size() - 9}) {  // complete, and killed in a line
+      std::filesystem::resize_file(out, size);
+      for (const Args& other : others) {
+        const Result result = run_tool(other);
+        CHECK(result.code == 1);
+        CHECK(result.err.find("out.jsonl:1: is a completion of \"weights-") != std::string::npos);
+        CHECK(result.err.find("(model, adapter, activations, KV cache, kernels); run it with the same") != std::string::npos);
+        CHECK(read_text(out) == text.substr(0, size));
+      }
+    }
+    run_well(began);
+    CHECK(read_text(out) == text);
+  }
+  const std::string text = read_text(out);
+  run_well(with(plain, {"--adapter", same}));  // the same contents in another folder
+  CHECK(read_text(out) == text);
 }
 
 TEST_CASE("with --adapter, rollout and score agree to the digit; the reference is the model without it; --merge-adapter is close to it") {

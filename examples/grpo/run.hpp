@@ -46,6 +46,7 @@ struct RunOptions {
   std::int64_t eval_samples = 4;      ///< completions of each unseen question
   std::int64_t checkpoint_every = 5;  ///< steps
   std::uint64_t seed = 1;
+  std::string system = {};  ///< model, its adapter and precision: tool::system_fingerprint()
 
   /// What decides the result, and so must be the same when a run goes on.
   nlohmann::json identity() const {
@@ -60,7 +61,8 @@ struct RunOptions {
             {"temperature", temperature},
             {"max_tokens", max_tokens},
             {"eval_samples", eval_samples},
-            {"seed", seed}};
+            {"seed", seed},
+            {"system", system}};
   }
 };
 
@@ -180,6 +182,7 @@ class Run {
       progress.at("steps").get_to(result_.steps);
       progress.at("before").get_to(result_.before);
       progress.at("after").get_to(result_.after);
+      check_progress();
     } catch (const nlohmann::json::exception& error) {
       throw moxie::FormatError({state_path(), "metadata 'progress'", {}}, moxie::json_error_text(error.what()));
     }
@@ -201,6 +204,17 @@ class Run {
         throw moxie::ArgumentError({state_path(), {}, {}}, "is of a run with " + key + " " + stored.at(key).dump() + ", not " +
                                                                value.dump() +
                                                                ": go on with the same options, or choose another folder");
+  }
+
+  void check_progress() const {
+    const auto need = [&](bool holds, const char* message) {
+      if (!holds) throw moxie::FormatError({state_path(), "metadata 'progress'", {}}, message);
+    };
+    need(static_cast<std::int64_t>(result_.steps.size()) <= options_.steps, "has more steps than the run");
+    for (const Evaluation* evaluation : {&result_.before, &result_.after})
+      need(evaluation->samples == 0 ||
+               (evaluation->samples == options_.eval_samples && evaluation->right.size() == unseen_.size()),
+           "has an evaluation that is not of the run's questions");
   }
 
   void save(const moxie::grpo::AdapterTrainer& trainer) const {

@@ -15,6 +15,8 @@
 
 #include <moxie/moxie.hpp>
 
+#include "../tool/fingerprint.hpp"
+#include "../tool/number_range.hpp"
 #include "curve.hpp"
 #include "questions.hpp"
 #include "run.hpp"
@@ -38,17 +40,17 @@ struct TrainOptions {
     count("--group", run.group, 2, 4096, "completions of a question");
     count("--rank", run.rank, 1, 4096, "rank of the adapter (LoRA) on the output matrix");
     command.add_option("--alpha", run.alpha, "its lora_alpha: its part of the logits is multiplied by alpha / rank")
-        ->check(Range(1e-3, 1e6))
+        ->check(tool::number_range(1e-3, 1e6))
         ->capture_default_str();
     command.add_option("--lr", run.learning_rate, "learning rate of Adam, falling to 0 over the run")
-        ->check(Range(0.0, 10.0))
+        ->check(tool::number_range(0.0, 10.0))
         ->capture_default_str();
     command.add_option("--beta", run.beta, "coefficient of the KL divergence to the model as it was")
-        ->check(Range(0.0, 1e3))
+        ->check(tool::number_range(0.0, 1e3))
         ->capture_default_str();
     count("--iterations", run.iterations, 1, 1000, "optimizer steps on the same completions");
     command.add_option("--temperature", run.temperature, "of sampling, in training and evaluation")
-        ->check(Range(1e-3, 1e3))
+        ->check(tool::number_range(1e-3, 1e3))
         ->capture_default_str();
     count("--max-tokens", run.max_tokens, 1, 1'000'000, "tokens of a completion at most");
     count("--eval-samples", run.eval_samples, 1, 4096, "completions of each unseen question");
@@ -138,13 +140,18 @@ inline std::string curves(const std::vector<RunResult>& runs, const std::string&
 /// `print` is given whole lines; `poll` may throw to stop, and what was done until the last state on the disk can be resumed.
 inline Gain train(const moxie::Model& model, const TrainOptions& options, const std::function<void(std::string_view)>& print,
                   const Run::Poll& poll = {}) {
+  for (auto seed = options.seeds.begin(); seed != options.seeds.end(); ++seed)
+    if (std::find(options.seeds.begin(), seed, *seed) != seed)
+      throw moxie::ArgumentError("--seeds has " + std::to_string(*seed) + " twice: each run has a seed of its own");
   const std::vector<Question> questions = read_questions(options.questions), unseen = read_questions(options.unseen);
   print(std::to_string(questions.size()) + " questions to train on, " + std::to_string(unseen.size()) +
         " unseen ones; results go to " + options.out + "\n");
+  const std::string system = tool::system_fingerprint(model);
   std::vector<RunResult> results;
   for (const std::uint64_t seed : options.seeds) {
     RunOptions run_options = options.run;
     run_options.seed = seed;
+    run_options.system = system;
     const std::string folder = options.out + "/seed-" + std::to_string(seed);
     Run run(model, questions, unseen, run_options, folder, poll);
     if (run.has_state() && !options.resume)

@@ -58,7 +58,7 @@ class Conversation {
 
  private:
   void answer() {
-    interrupted().store(0);
+    forget_interrupt();
     try {
       feed(prompt());
       generate();
@@ -69,7 +69,7 @@ class Conversation {
       messages_.pop_back();
       std::fprintf(stderr, "error: %s\n", error.what());
     }
-    interrupted().store(0);
+    forget_interrupt();
   }
 
   /// Ids of the conversation. Where they leave less than an eighth of the context for an answer, the oldest questions are
@@ -159,12 +159,13 @@ inline int chat(const ChatCommand& command) {
   if (asks) std::fprintf(stderr, "%s. /reset, /regenerate, /exit; Ctrl-C stops an answer\n", command.model.c_str());
   InputLines input;
   std::string line;
-  while (true) {
+  while (interrupted().load() != SIGTERM) {
     if (asks) std::fputs("> ", stderr);
     const InputLines::Result result = input.next(line);
     if (result == InputLines::Result::end) break;
     if (result == InputLines::Result::interrupted) {
-      if (interrupted().exchange(0) == SIGTERM) return 128 + SIGTERM;
+      if (interrupted().load() == SIGTERM) break;
+      forget_interrupt();
       std::fputs(asks ? "\n(/exit or Ctrl-D ends the program)\n" : "", stderr);
       continue;
     }
@@ -180,7 +181,7 @@ inline int chat(const ChatCommand& command) {
     }
   }
   if (asks) std::fputc('\n', stderr);
-  return 0;
+  return interrupted().load() == SIGTERM ? 128 + SIGTERM : 0;
 }
 
 inline void add_chat(CLI::App& app, Run& run) {

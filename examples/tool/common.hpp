@@ -17,6 +17,8 @@
 
 #include <moxie/moxie.hpp>
 
+#include "number_range.hpp"
+
 namespace tool {
 
 /// What is run after the command line has been read; the result is the exit code.
@@ -25,17 +27,6 @@ using Run = std::function<int()>;
 /// Wrong usage: the program ends with code 2. `option` as the user writes it.
 [[noreturn]] inline void wrong_usage(const std::string& option, const std::string& message) {
   throw CLI::ValidationError(option, message);
-}
-
-/// A check that a number is from `low` to `high`; CLI::Range lets NaN pass.
-inline auto number_range(double low, double high) {
-  return [low, high](const std::string& text) {
-    double value = 0.0;
-    if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return std::string();
-    char bounds[64];
-    std::snprintf(bounds, sizeof bounds, " is not from %g to %g", low, high);
-    return text + bounds;
-  };
 }
 
 struct CommonOptions {
@@ -82,13 +73,20 @@ inline std::atomic<int>& interrupted() {
   return signal;
 }
 
-/// From here on SIGINT and SIGTERM only set interrupted(); reads from the terminal return early.
+/// From here on SIGINT and SIGTERM only set interrupted(), SIGTERM for good; reads from the terminal return early.
 inline void take_interrupts() {
   interrupted();  // constructed before a handler can run
   struct sigaction action {};
-  action.sa_handler = [](int signal) { interrupted().store(signal); };
+  action.sa_handler = [](int signal) {
+    if (interrupted().load() != SIGTERM) interrupted().store(signal);
+  };
   sigemptyset(&action.sa_mask);
   for (const int signal : {SIGINT, SIGTERM}) ::sigaction(signal, &action, nullptr);
+}
+
+inline void forget_interrupt() {
+  int interrupt = SIGINT;
+  interrupted().compare_exchange_strong(interrupt, 0);
 }
 
 inline void stop_when_interrupted() {

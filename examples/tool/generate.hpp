@@ -16,7 +16,7 @@
 
 namespace tool {
 
-/// How tokens are drawn, for generate and chat.
+/// How tokens are drawn, for generate, chat and rollout.
 inline void add_sampling_options(CLI::App& command, moxie::GenerateOptions& options) {
   command.add_option("--temperature", options.temperature, "0: always the most probable token")
       ->check([](const std::string& text) {

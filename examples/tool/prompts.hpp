@@ -30,17 +30,10 @@ struct Prompt {
       if (given.is_string()) ids = model.encode(given.get_ref<const std::string&>());
       if (given.is_array()) ids = model.chat(messages);
       if (ids.empty()) throw moxie::ArgumentError("the prompt has no tokens");
-      const moxie::ModelConfig& config = model.config();
-      for (const std::int32_t id : ids)
-        if (id >= config.vocab_size)
-          throw moxie::ArgumentError("token id " + std::to_string(id) + " is outside the model's vocabulary of " +
-                                     std::to_string(config.vocab_size));
-      if (static_cast<std::int64_t>(ids.size()) > config.context_length)
-        throw moxie::ArgumentError("the prompt has " + std::to_string(ids.size()) + " tokens; the model's context is " +
-                                   std::to_string(config.context_length));
     } catch (const moxie::ArgumentError& error) {
       throw moxie::FormatError({lines.place(line), {}, {}}, error.what());
     }
+    check_ids(model, lines, line, ids);
   }
 };
 

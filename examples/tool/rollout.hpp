@@ -12,9 +12,10 @@
 //   finish_reason            "stop" or "length"
 //   routed_experts           with --routes: see moxie/grpo/routing_record.hpp
 //
-// Other fields of a prompt's line follow, such as the answer that a reward function compares with. The names are TRL's and vLLM's
-// where they have one. A completion depends on the model, the options and its two numbers only, so a run that was killed goes on
-// with the next line. A file whose lines are of another model, adapter, precision or options is refused.
+// Other fields of a prompt's line follow, such as the answer that a reward function compares with (as JSON values: integers that
+// need more than 64 bits become floating-point numbers). The names are TRL's and vLLM's where they have one. A completion depends
+// on the model, the options and its two numbers only, so a run that was killed goes on with the next line. A file whose lines are
+// of another model, adapter, precision, options or prompts is refused, and so is one that is no rollout.
 
 #include <algorithm>
 #include <chrono>
@@ -49,9 +50,15 @@ struct RolloutCommand {
   std::string fingerprint = {};  ///< of the loaded model
 };
 
-/// The beginning of a completion's line, which is known before it is drawn.
-inline std::string rollout_line_begin(const RolloutCommand& command, const Prompt& prompt, std::int64_t prompt_index,
-                                      std::int64_t index) {
+/// What is known of a completion's line before it is drawn: it is begin, system, what was drawn, end.
+struct RolloutLineFrame {
+  std::string begin;   ///< up to the value of system_fingerprint
+  std::string system;  ///< that value, and the next key
+  std::string end;
+};
+
+inline RolloutLineFrame rollout_line_frame(const RolloutCommand& command, const Prompt& prompt, std::int64_t prompt_index,
+                                           std::int64_t index) {
   const moxie::GenerateOptions& g = command.generate;
   std::string out = "{\"prompt_index\":";
   append_json(out, prompt_index);
@@ -72,13 +79,12 @@ inline std::string rollout_line_begin(const RolloutCommand& command, const Promp
   out += ",\"max_tokens\":";
   append_json(out, g.max_tokens);
   out += std::string(",\"ignore_eos\":") + (g.ignore_eos ? "true" : "false") + "},\"system_fingerprint\":";
-  append_json(out, std::string_view(command.fingerprint));
-  return out + ",\"completion_ids\":";
+  return {std::move(out), '"' + command.fingerprint + "\",\"completion_ids\":", prompt.others + '}'};
 }
 
-inline std::string rollout_line_end(const moxie::Model& model, const RolloutCommand& command, const Prompt& prompt,
-                                    const moxie::grpo::Completion& completion) {
-  std::string out;
+inline std::string rollout_line(const moxie::Model& model, const RolloutLineFrame& frame, bool routes,
+                                const moxie::grpo::Completion& completion) {
+  std::string out = frame.begin + frame.system;
   append_json_list(out, completion.ids);
   out += ",\"text\":";
   if (model.has_tokenizer()) {
@@ -98,11 +104,25 @@ inline std::string rollout_line_end(const moxie::Model& model, const RolloutComm
   append_json_list(out, completion.sampler_logprobs);
   out += ",\"finish_reason\":";
   append_json(out, moxie::name(completion.finish));
-  if (command.routes) {
+  if (routes) {
     out += ",\"routed_experts\":";
     append_json(out, std::string_view(completion.routes.text()));
   }
-  return out + prompt.others + "}\n";
+  return out + frame.end + '\n';
+}
+
+/// Whether a line may stand in this frame; of one that is not whole, as far as it goes.
+inline bool fits(std::string_view line, bool whole, const RolloutLineFrame& frame, bool routes) {
+  const std::string begin = frame.begin + frame.system;
+  if (!whole && line.size() < begin.size()) return begin.starts_with(line);
+  if (!line.starts_with(begin)) return false;
+  if (!whole) return true;
+  if (!line.ends_with(frame.end) || line.size() < begin.size() + frame.end.size()) return false;
+  line = line.substr(begin.size(), line.size() - begin.size() - frame.end.size());
+  // Its last field is the last of the program's own: quotes in texts have a backslash, so that they cannot be taken for it.
+  const std::string_view last = routes ? ",\"routed_experts\":\"" : ",\"finish_reason\":\"";
+  const std::size_t at = line.rfind(last);
+  return at != line.npos && line.find('"', at + last.size()) == line.size() - 1;
 }
 
 /// Lines in order, to a file that a later run goes on with, or to standard output.
@@ -112,26 +132,24 @@ class RolloutWriter {
     if (!path.empty()) file_ = std::make_unique<ResumableFile>(path);
   }
 
-  /// Keeps the lines that are there; begin(i) is how line i must begin. Returns their number.
+  /// Keeps the lines that are there; frame(i) is that of line i. Returns their number.
   template <class F>
-  std::int64_t resume(std::int64_t total, bool routes, const std::string& fingerprint, F&& begin) {
+  std::int64_t resume(std::int64_t total, const RolloutCommand& command, F&& frame) {
     if (!file_) return 0;
-    next_ = file_->resume([&](std::string_view line, std::int64_t i) {
-      constexpr std::string_view key = "\"system_fingerprint\":\"";
-      if (const std::size_t at = line.find(key); at != line.npos) {
-        const std::string_view there = line.substr(at + key.size(), line.find('"', at + key.size()) - at - key.size());
-        if (there != fingerprint)
+    next_ = file_->resume([&](std::string_view line, std::int64_t i, bool whole) {
+      const RolloutLineFrame expected = i < total ? frame(i) : RolloutLineFrame();
+      if (i < total && fits(line, whole, expected, command.routes)) return;
+      if (const std::size_t at = expected.begin.size(); i < total && line.starts_with(expected.begin + '"')) {
+        const std::string there(line.substr(at + 1, line.find('"', at + 1) - at - 1));
+        if (there != command.fingerprint)
           throw moxie::FormatError({file_->place(i), {}, {}},
-                                   "is a completion of \"" + std::string(there) + "\", this command has \"" + fingerprint +
+                                   "is a completion of \"" + there + "\", this command has \"" + command.fingerprint +
                                        "\" (model, adapter, activations, KV cache, kernels); run it with the same, give another "
                                        "--out, or remove the file");
       }
-      const bool fits = i < total && line.starts_with(begin(i)) && line.ends_with('}') &&
-                        (line.find("\",\"routed_experts\":\"") != line.npos) == routes;
-      if (!fits)
-        throw moxie::FormatError({file_->place(i), {}, {}},
-                                 "is not what this command would write there: it is of other prompts or options; give another "
-                                 "--out, or remove the file");
+      throw moxie::FormatError({file_->place(i), {}, {}},
+                               "is not what this command would write there: it is of other prompts or options, or no rollout; "
+                               "give another --out, or remove the file");
     });
     return next_;
   }
@@ -156,7 +174,7 @@ inline int rollout(RolloutCommand command) {
       read_prompts(lines, {"prompt_index", "index", "prompt", "prompt_ids", "seed", "sampling", "completion_ids", "text",
                            "logprobs", "kept", "sampler_logprobs", "finish_reason", "routed_experts", "system_fingerprint"});
   const moxie::Model model = load_model(command.model, command.common, command.adapter);
-  command.fingerprint = system_fingerprint(model, command.model, command.common, command.adapter);
+  command.fingerprint = system_fingerprint(model);
   std::vector<std::vector<std::int32_t>> ids;
   for (Prompt& prompt : prompts) {
     prompt.encode(model, lines);
@@ -165,11 +183,11 @@ inline int rollout(RolloutCommand command) {
 
   const auto total = static_cast<std::int64_t>(prompts.size()) * command.group;
   const auto prompt_of = [&](std::int64_t i) -> const Prompt& { return prompts[static_cast<std::size_t>(i / command.group)]; };
-  const auto begin = [&](std::int64_t i) {
-    return rollout_line_begin(command, prompt_of(i), i / command.group, i % command.group);
+  const auto frame = [&](std::int64_t i) {
+    return rollout_line_frame(command, prompt_of(i), i / command.group, i % command.group);
   };
   RolloutWriter writer(command.out);
-  const std::int64_t done = writer.resume(total, command.routes, command.fingerprint, begin);
+  const std::int64_t done = writer.resume(total, command, frame);
 
   moxie::grpo::RolloutOptions options;
   options.group_size = command.group;
@@ -189,7 +207,7 @@ inline int rollout(RolloutCommand command) {
     };
     moxie::grpo::rollout(model, ids, options, [&](std::size_t prompt, std::int64_t member, moxie::grpo::Completion&& completion) {
       const std::int64_t i = static_cast<std::int64_t>(prompt) * command.group + member;
-      writer.write(i, begin(i) + rollout_line_end(model, command, prompt_of(i), completion));
+      writer.write(i, rollout_line(model, frame(i), command.routes, completion));
     });
   }
   writer.finish();
@@ -223,7 +241,12 @@ inline void add_rollout(CLI::App& app, Run& run) {
   command
       .add_option("--kv-budget", options->kv_budget,
                   "what the KV cache may take, as in 500MB or 4GB; more completions wait; 0: no limit")
-      ->transform(CLI::AsSizeValue(false));
+      ->transform(CLI::AsSizeValue(false))
+      ->transform(CLI::Validator(  // this one comes first: a minus would make a huge size
+          [](std::string& text) {
+            return text.find_first_of("0123456789") == 0 ? std::string() : text + " is no size, as in 500MB or 4GB";
+          },
+          ""));
   command.add_option("--out", options->out,
                      "a file to write instead of standard output; a run that was stopped goes on with what it has");
   options->common.batch = 32;

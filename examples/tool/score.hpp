@@ -95,7 +95,8 @@ inline int score(const ScoreOptions& options) {
   std::optional<JsonLines> route_lines;
   if (!options.routes_from.empty()) read_route_lines(route_lines.emplace(options.routes_from), all);
   const moxie::Model model = load_model(options.model, options.common, options.adapter);
-  encode_score_lines(model, lines, all);
+  encode_score_lines(model, all);
+  check_score_lines(model, lines, all);
   if (route_lines) check_routes(model, *route_lines, all);
   std::optional<moxie::Model> reference;
   if (!options.ref.empty()) {
@@ -104,6 +105,7 @@ inline int score(const ScoreOptions& options) {
       throw moxie::ArgumentError({options.ref, {}, {}}, "has a vocabulary of " + std::to_string(reference->config().vocab_size) +
                                                             " tokens, the model of " + std::to_string(model.config().vocab_size) +
                                                             ": it cannot be its reference");
+    check_score_lines(*reference, lines, all);
   }
   Output output(options.out);
 

@@ -103,7 +103,7 @@ inline void check_routes(const moxie::Model& model, const JsonLines& lines, cons
   }
 }
 
-inline void encode_score_lines(const moxie::Model& model, const JsonLines& lines, std::vector<ScoreLine>& all) {
+inline void encode_score_lines(const moxie::Model& model, std::vector<ScoreLine>& all) {
   for (ScoreLine& line : all) {
     if (line.text) line.ids = model.encode(*line.text);
     if (line.completion) {
@@ -112,12 +112,12 @@ inline void encode_score_lines(const moxie::Model& model, const JsonLines& lines
     }
     line.text.reset();
     line.completion.reset();
-    for (const std::int32_t id : line.ids)
-      if (id >= model.config().vocab_size)
-        throw moxie::FormatError({lines.place(line.line), {}, {}}, "token id " + std::to_string(id) +
-                                                                       " is outside the model's vocabulary of " +
-                                                                       std::to_string(model.config().vocab_size));
   }
+}
+
+/// Before anything is scored.
+inline void check_score_lines(const moxie::Model& model, const JsonLines& lines, const std::vector<ScoreLine>& all) {
+  for (const ScoreLine& line : all) check_ids(model, lines, line.line, line.ids);
 }
 
 }  // namespace tool

@@ -22,6 +22,7 @@
 
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
+#include <moxie/generate/model.hpp>
 #include <moxie/io/json_text.hpp>
 
 namespace tool {
@@ -91,6 +92,19 @@ inline std::vector<std::int32_t> read_ids(const JsonLines& lines, const nlohmann
     ids.push_back(id.get<std::int32_t>());
   }
   return ids;
+}
+
+/// That a model can take the ids of this line. Throws FormatError that names file and line.
+inline void check_ids(const moxie::Model& model, const JsonLines& lines, std::size_t line, const std::vector<std::int32_t>& ids) {
+  const moxie::ModelConfig& config = model.config();
+  for (const std::int32_t id : ids)
+    if (id >= config.vocab_size)
+      throw moxie::FormatError(
+          {lines.place(line), {}, {}},
+          "token id " + std::to_string(id) + " is outside the model's vocabulary of " + std::to_string(config.vocab_size));
+  if (static_cast<std::int64_t>(ids.size()) > config.context_length)
+    throw moxie::FormatError({lines.place(line), {}, {}}, "has " + std::to_string(ids.size()) + " tokens; the context of " +
+                                                              model.info().path + " is " + std::to_string(config.context_length));
 }
 
 /// Standard output, or a file that appears under its name when finish() is called.
