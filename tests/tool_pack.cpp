@@ -149,6 +149,8 @@ TEST_CASE("panels of another layout are refused, and so is another version") {
     return refusal({"score", path, "-"});
   };
   CHECK(has(patched("layouts", 12), "in another layout than that of this program's kernels"));
+  const std::string text = folder.write("text", R"({"s":"What is 7*8-5?"})");
+  CHECK(run_well({"tokenize", folder / "patched", text}).out == run_well({"tokenize", tiny, text}).out);  // needs no panels
   CHECK(has(patched("version", 0), "this moxie reads version 1"));
 }
 

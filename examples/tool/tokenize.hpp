@@ -21,13 +21,16 @@ inline moxie::Tokenizer folder_tokenizer(const moxie::HfFolder& folder) {
                                    (std::filesystem::path(folder.path()) / "tokenizer.json").string());
 }
 
-/// The tokenizer of a model, a folder with tokenizer files only, or a GGUF file with a vocabulary only.
+/// The tokenizer of a model, a folder with tokenizer files only, or a GGUF file with a vocabulary only. Of a packed model the
+/// panels do not matter: they may be another machine's.
 inline moxie::Tokenizer load_tokenizer(const std::string& path) {
   if (moxie::detect_model(path) == moxie::ModelFileKind::gguf) {
     const moxie::GgufFile file = moxie::GgufFile::open(path);
     if (moxie::is_packed(file)) {
-      const moxie::PackedModel packed = moxie::read_packed(file, moxie::kernels::native_table(), moxie::Threads());
-      if (packed.folder) return folder_tokenizer(*packed.folder);
+      const moxie::packed::Reader reader(file, moxie::kernels::native_table());
+      reader.check_version();
+      reader.check_digest();
+      if (auto texts = reader.folder()) return folder_tokenizer(moxie::HfFolder::from_texts(path, *std::move(texts), {}));
     }
     return moxie::Tokenizer::from_gguf(file.metadata(), path);
   }
