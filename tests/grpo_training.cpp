@@ -487,20 +487,18 @@ TEST_CASE("a run that is killed in the middle goes on to the same result") {
 
   // Progress that does not fit the run.
   const nlohmann::json progress = nlohmann::json::parse(b.progress);
-  const auto resume_with = [&](const char* field, const nlohmann::json& value, float scale = 1.0f) {
+  TrainingState state = load_training_state(folder / "whole/state.safetensors");
+  const auto resume_with = [&](const std::string& field, const nlohmann::json& value, float scale = 1.0f) {
     nlohmann::json changed = progress;
     changed[nlohmann::json::json_pointer(field)] = value;
-    OutputAdapter adapter = b.adapter;
-    adapter.scale = scale;
-    save_training_state(folder / "whole/state.safetensors", adapter, b.optimizer, changed.dump());
+    state.adapter.scale = scale;
+    save_training_state(folder / "whole/state.safetensors", state.adapter, state.optimizer, changed.dump());
     return message_of([&] { short_run_in(folder / "whole", short_run(), [](const training::StepRecord&) {}); });
   };
-  for (const char* evaluation : {"/before", "/after"}) {
-    const std::string of = evaluation;
-    CHECK(contains(resume_with((of + "/right").c_str(), nlohmann::json::array()),
-                   "an evaluation that is not of the run's questions"));
-    CHECK(contains(resume_with((of + "/right").c_str(), std::vector<int>(200000, 1)), "state.safetensors"));
-    CHECK(contains(resume_with((of + "/samples").c_str(), 7), "an evaluation that is not of the run's questions"));
+  for (const std::string of : {"/before", "/after"}) {
+    CHECK(contains(resume_with(of + "/right", nlohmann::json::array()), "an evaluation that is not of the run's questions"));
+    CHECK(contains(resume_with(of + "/right", std::vector<int>(200000, 1)), "state.safetensors"));
+    CHECK(contains(resume_with(of + "/samples", 7), "an evaluation that is not of the run's questions"));
   }
   nlohmann::json steps_twice = progress["steps"];
   for (const nlohmann::json& step : progress["steps"]) steps_twice.push_back(step);

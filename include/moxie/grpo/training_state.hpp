@@ -2,8 +2,8 @@
 // The state of a training run as one safetensors file, from which it goes on with the same bits: adapter, optimizer, and what the
 // caller adds.
 //
-//   tensors   adapter.a [rank, hidden], adapter.b [vocab, rank]; adam.N.first, adam.N.second: moments of the N-th parameter; all
-//   F32 metadata  format = "moxie-training-state"; scale, the adapter's; adam_steps; progress, the caller's text
+//   tensors   adapter.a [rank, hidden], adapter.b [vocab, rank]; adam.N.first, adam.N.second: moments of the N-th parameter; F32
+//   metadata  format = "moxie-training-state"; scale, the adapter's; adam_steps; progress, the caller's text
 //
 // The file replaces an older one only when it is complete: a run that is killed finds either.
 
@@ -96,6 +96,7 @@ inline TrainingState load_training_state(const std::string& path) {
   state.adapter.b = detail::state_matrix(file, "adapter.b");
   state.adapter.scale = detail::state_number<float>(file, "scale");
   state.optimizer.steps = detail::state_number<std::int64_t>(file, "adam_steps");
+  if (!std::isfinite(state.adapter.scale)) throw FormatError({path, "metadata 'scale'", {}}, "must be finite");
   if (state.optimizer.steps < 0) throw FormatError({path, "metadata 'adam_steps'", {}}, "must be 0 or more");
   for (std::size_t i = 0; file.tensors().find("adam." + std::to_string(i) + ".first"); ++i)
     state.optimizer.moments.push_back({detail::state_matrix(file, "adam." + std::to_string(i) + ".first"),
