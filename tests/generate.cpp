@@ -544,6 +544,12 @@ TEST_CASE("errors leave a session as it was") {
   while (generation.step()) {}
   CHECK(generation.samples().size() == 50);
   CHECK(generation.finish_reason() == FinishReason::length);
+  CHECK(contains(message_of([&] { full.next({}, 50); }), "100 tokens, all of the model's context"));
+  full.rewind(99);
+  CHECK(contains(message_of([&] { full.next({.temperature = -1.0f}, 50); }), "temperature"));
+  CHECK(full.length() == 99);
+  full.next({}, 50);
+  CHECK(full.length() == 100);
 }
 
 TEST_CASE("a batch draws for each sequence what a session alone draws: groups, forks, leaders that leave") {

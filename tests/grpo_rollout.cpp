@@ -173,7 +173,10 @@ TEST_CASE("what cannot be rolled out is said before anything is run") {
     return text;
   };
   CHECK(contains(message({.generate = {.max_tokens = 100}, .kv_budget_bytes = 3 * page}, prompts), "prompt 1 of 100 tokens and 100 new ones may take " + std::to_string(4 * page)));
-  CHECK(contains(message({.group_size = 0}, prompts), "group_size"));
+  CHECK(contains(message({.group_size = 0}, prompts), "group_size must be 1 to 2^31"));
+  CHECK(contains(message({.group_size = (std::int64_t{1} << 31) + 1}, prompts), "group_size must be 1 to 2^31"));
+  for (const std::uint64_t first : {(std::uint64_t{1} << 32) - 1, ~std::uint64_t{0}})
+    CHECK(contains(message({.first_prompt = first}, prompts), "prompts are numbered below 2^32"));
   CHECK(contains(message({.batch = 0}, prompts), "batch"));
   CHECK(contains(message({.skip = -1}, prompts), "skip"));
   CHECK(contains(message({.generate = {.stop = {"x"}}}, prompts), "stop"));
@@ -196,6 +199,18 @@ TEST_CASE("what cannot be rolled out is said before anything is run") {
   };
   CHECK_THROWS_AS(grpo::rollout(model, prompts, {.generate = {.max_tokens = 12}, .batch = 4, .progress = stop}), Cancelled);
   CHECK(std::is_sorted(seen.begin(), seen.end()));
+}
+
+TEST_CASE("logits that are not finite are an error that names prompt and completion") {
+  const Model model = Model::load(test::embedded_model(), {.threads = 1});
+  OutputAdapter adapter = OutputAdapter::create(model.config().hidden_size, model.config().vocab_size, 2, 1e30f, 1);
+  adapter.b.setConstant(1e30f);
+  adapter.pack(model.context());
+  // The first two completions are not wanted: the batch's own numbers would be others.
+  const std::string text = message_of([&] {
+    grpo::rollout(model, std::vector<Ids>{{1, 2}, {3, 4}}, {.group_size = 2, .adapter = &adapter, .skip = 3});
+  });
+  CHECK(contains(text, "completion 1 of prompt 1: "));
 }
 
 TEST_CASE("recorded routes go through text and come back; replayed, they change no bit") {

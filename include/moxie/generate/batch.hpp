@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <span>
@@ -25,6 +26,8 @@ struct BatchOptions {
   std::size_t kv_budget_bytes = 0;         ///< what KV pages may take together; 0: no limit
   bool record_routes = false;              ///< keep the experts of every token that was run
   const OutputAdapter* adapter = nullptr;  ///< on the output matrix; must outlive the batch
+  /// What errors call a sequence; "sequence ID" without it.
+  std::function<std::string(std::int64_t id)> name = {};
 };
 
 class Batch {
@@ -258,7 +261,8 @@ class Batch {
         event.sample = m.sampler.draw(*model_.context().kernels, row, m.options, m.sequence.prompt(), m.sequence.output(),
                                       m.stream, m.sequence.ids.size());
       } catch (const ArgumentError& error) {
-        throw ArgumentError({{}, "sequence " + std::to_string(m.sequence.id), {}}, error.what());
+        const Id id = m.sequence.id;
+        throw ArgumentError({{}, options_.name ? options_.name(id) : "sequence " + std::to_string(id), {}}, error.what());
       }
     });
     for (std::size_t i = 0; i < ready.size(); ++i) {

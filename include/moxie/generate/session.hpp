@@ -83,8 +83,12 @@ class Session {
     feed(model_.tokenizer().encode(text, true, ids_.empty()), progress);
   }
 
-  /// Draws one token and appends it. The next call (or feed) runs it. Throws ArgumentError when nothing has been fed.
+  /// Draws one token and appends it. The next call (or feed) runs it. Throws ArgumentError when nothing has been fed, the model's
+  /// context is full, or an option is out of range.
   Sample next(const GenerateOptions& options, std::int64_t prompt_length) {
+    options.check();
+    if (length() >= model_.config().context_length)
+      throw ArgumentError("the sequence has " + std::to_string(length()) + " tokens, all of the model's context");
     run({});
     const std::span<const float> z = logits();
     const auto all = std::span<const std::int32_t>(ids_);

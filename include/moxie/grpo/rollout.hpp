@@ -9,8 +9,9 @@
 // the size of its group, the batch, the budget, the number of threads, and the other prompts.
 //
 // The budget is kept by counting what each completion may come to need:
+//
 //   pages of 64 positions = (shared, full pages of the prompt) + (pages of what follows it, up to max_tokens) for each that runs
-//   together
+//
 // so a rollout that has begun never fails for want of it. A max_tokens far above what completions need lets fewer of them run
 // together.
 
@@ -77,8 +78,10 @@ class Rollout {
       : model_(model),
         prompts_(prompts),
         options_(options),
-        batch_(model,
-               {.kv_budget_bytes = options.kv_budget_bytes, .record_routes = options.record_routes, .adapter = options.adapter}) {
+        batch_(model, {.kv_budget_bytes = options.kv_budget_bytes,
+                       .record_routes = options.record_routes,
+                       .adapter = options.adapter,
+                       .name = [this](Batch::Id id) { return name_of(id); }}) {
     check();
     const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
     budget_ = options.kv_budget_bytes == 0 ? std::numeric_limits<std::int64_t>::max()
@@ -114,6 +117,15 @@ class Rollout {
   }
 
  private:
+  /// What errors call a sequence of the batch.
+  std::string name_of(Batch::Id id) const {
+    for (const Group& group : groups_)
+      for (const Running& running : group.running)
+        if (running.id == id)
+          return "completion " + std::to_string(running.member) + " of prompt " + std::to_string(group.prompt);
+    return "a completion";
+  }
+
   struct Running {
     std::int64_t member;
     Batch::Id id;
@@ -124,9 +136,8 @@ class Rollout {
     std::int64_t next, end;            // members that wait
     std::vector<Batch::Id> held = {};  // their sequences when the group has entered the batch, the next one last
     std::vector<Running> running = {};
-    std::int64_t shared = 0, tail = 0,
-                 own =
-                     0;  // pages: full ones of the prompt, its last one that is not full, of each completion after the full ones
+    // Pages: full ones of the prompt, its last one that is not full, of each completion after the full ones.
+    std::int64_t shared = 0, tail = 0, own = 0;
 
     std::int64_t waiting() const noexcept { return end - next; }
     std::int64_t pages(std::int64_t n_running, std::int64_t n_waiting) const noexcept {
@@ -142,10 +153,11 @@ class Rollout {
     };
     if (!options_.generate.stop.empty()) throw ArgumentError("stop texts are not supported in a rollout");
     need(options_.group_size >= 1 && options_.group_size <= std::int64_t{1} << 31,
-         "group_size must be 1 or more, got " + std::to_string(options_.group_size));
+         "group_size must be 1 to 2^31, got " + std::to_string(options_.group_size));
     need(options_.batch >= 1, "batch must be at least 1 completion, got " + std::to_string(options_.batch));
     need(options_.skip >= 0, "skip must be 0 or more, got " + std::to_string(options_.skip));
-    need(options_.first_prompt + prompts_.size() <= std::uint64_t{1} << 32, "prompts are numbered below 2^32");
+    constexpr std::uint64_t most = std::uint64_t{1} << 32;
+    need(prompts_.size() <= most && options_.first_prompt <= most - prompts_.size(), "prompts are numbered below 2^32");
     const ModelConfig& config = model_.config();
     for (std::size_t p = 0; p < prompts_.size(); ++p) {
       const std::string name = "prompt " + std::to_string(p);

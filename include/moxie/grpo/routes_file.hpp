@@ -2,8 +2,7 @@
 // Recorded experts of a sequence, as they stand in files: read and checked against the model that shall replay them.
 //
 //   "routed_experts"   base64 of a .npy file [tokens, MoE layers, top_k] of integers, as moxie rollout and vLLM write it
-//   (routing_record.hpp),
-//                      or the same as nested lists
+//                      (routing_record.hpp), or the same as nested lists
 //   "routes"           nested lists [MoE layers][tokens][top_k], as moxie score --routes writes it
 //
 // A sequence of T tokens has T tokens of them, or T - 1 where the last one was never run: the router chooses for that one. Ids
