@@ -150,6 +150,32 @@ TEST_CASE("models with a PEFT adapter give PEFT's log-probabilities, from their 
   }
 }
 
+TEST_CASE("a GGUF file whose rows were permuted because config.json says so takes an adapter as its folder does") {
+  const auto base = test::shared_path("models/deepseek_v3");
+  if (!base) return;
+  const test::TemporaryFolder folder;
+  const std::string model = folder.file("model");
+  std::filesystem::copy(*base, model);
+  nlohmann::json config = nlohmann::json::parse(test::read_text(model + "/config.json"));
+  config["rope_interleave"] = false;
+  test::write_file(model + "/config.json", config.dump());
+  quantize_model(model, folder.file("f32.gguf"), {.type = "F32"});
+  quantize_model(folder.file("f32.gguf"), folder.file("again.gguf"), {.type = "F32"});
+  std::mt19937 random(2);
+  const auto ids = test::random_ids(random, 30, config["vocab_size"]);
+  LoadOptions options{.threads = 2, .activations = Activations::f32, .kv = KvType::f32};
+  for (const std::string& adapter : {std::string(), test::data_path("grpo/peft/deepseek_v3")}) {
+    options.adapter = adapter;
+    options.adapter_mode = AdapterMode::beside;
+    const auto expected = test::run(Model::load(model, options), ids).logits;
+    for (const AdapterMode mode : {AdapterMode::beside, AdapterMode::merged})
+      for (const char* file : {"f32.gguf", "again.gguf"}) {
+        options.adapter_mode = mode;
+        CHECK(test::relative_difference(test::run(Model::load(folder.file(file), options), ids).logits, expected) < 2e-5);
+      }
+  }
+}
+
 TEST_CASE("beside Q4_K weights an adapter gives the same bits whatever the batch, the chunk, the threads, and whether tokens are decoded, prefilled or scored") {
   const test::TemporaryFolder folder;
   std::mt19937 random(3);
@@ -290,7 +316,7 @@ TEST_CASE("an update of kv_b reaches the split matrices of GGUF files") {
   const LowRankAdapter adapter{{{"model.layers.0.self_attn.kv_b_proj", {view(a, {rank, latent}), view(b, {heads * (nope + v), rank})}}},
                                [](const std::string&, std::int64_t) { return 0.5f; }};
   const Context context{&kernels::native_table(), Threads(2), Activations::f32};
-  const MergedWeights merged = apply_adapter(context, config, true, tensors, adapter, AdapterMode::merged);
+  const MergedWeights merged = apply_adapter(context, config, tensors, adapter, AdapterMode::merged);
   kv_b += 0.5f * b * a;
   split(kv_b, k_b, v_b);
   CHECK((load_rows(*tensors.layers[0].k_b, heads * latent) - k_b).cwiseAbs().maxCoeff() < 1e-5f);
@@ -417,6 +443,22 @@ TEST_CASE("adapter folders that are broken, foreign or unsupported are refused w
   const std::string unknown = matrices_message({{layer + "self_attn.nose_proj.lora_A.weight", a}, {layer + "self_attn.nose_proj.lora_B.weight", b}});
   CHECK(contains(unknown, "updates 'model.layers.0.self_attn.nose_proj', which this model (qwen3_moe) does not have"));
   CHECK(contains(unknown, "has lm_head only"));
+  // One weight under two names.
+  ModelConfig mixtral = test::mixtral_config(Dtype::Q8_0);
+  mixtral.n_layers = 1;
+  DecoderTensors tensors;
+  tensors.layers.resize(1);
+  tensors.layers[0].router = Weight{{"router", Dtype::F32, {2, 2}, reinterpret_cast<const std::byte*>(a.data()), 16, "f", 0}, {}};
+  const TensorView square{"t", Dtype::F32, {2, 2}, reinterpret_cast<const std::byte*>(a.data()), 16, "adapter", 0};
+  const LowRankAdapter twice{
+      {{"model.layers.0.block_sparse_moe.gate", {square, square}}, {"model.layers.0.mlp.gate", {square, square}}},
+      [](const std::string&, std::int64_t) { return 1.0f; }};
+  const Context context{&kernels::native_table(), Threads(1), Activations::f32};
+  for (const AdapterMode mode : {AdapterMode::beside, AdapterMode::merged}) {
+    DecoderTensors changed = tensors;
+    CHECK(
+        contains(message_of([&] { (void)apply_adapter(context, mixtral, changed, twice, mode); }), "second update of a weight"));
+  }
   const auto stacked = [&](const RowMatrix& first, const RowMatrix& second) {
     return matrices_message({{layer + "mlp.experts.lora_A.weight", first}, {layer + "mlp.experts.lora_B.weight", second}});
   };

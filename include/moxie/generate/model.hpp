@@ -170,7 +170,7 @@ class Model {
     }
     const GgufTokenizerKeys keys(metadata, path);
     if (gguf_tokenizer_kind(keys)) take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
-    build(state, describe_gguf(metadata, tensors, path), tensors, true);
+    build(state, describe_gguf(metadata, tensors, path), tensors);
     take_chat_format(state, keys.string("tokenizer.chat_template").value_or(""));
     if (!state.tokenizer) return;
     const auto tokens = static_cast<std::size_t>(state.tokenizer->vocab_size());
@@ -182,7 +182,7 @@ class Model {
   static void load_folder(State& state, const HfFolder& folder, const std::string& path) {
     if (folder.has_tokenizer())
       take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
-    build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors(), false);
+    build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors());
     take_chat_format(state, hf_chat_template(folder));
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
       const nlohmann::json& eos = folder.generation_config["eos_token_id"];
@@ -221,7 +221,7 @@ class Model {
       if (const auto id = state.tokenizer->find(text); id && state.tokenizer->is_special(*id)) state.end_ids.push_back(*id);
   }
 
-  static void build(State& state, ModelDescription description, const TensorMap& tensors, bool gguf) {
+  static void build(State& state, ModelDescription description, const TensorMap& tensors) {
     const ModelConfig& config = description.config;
     if (state.tokenizer && static_cast<std::int64_t>(state.tokenizer->vocab_size()) > config.vocab_size)
       throw FormatError({state.info.path, {}, {}}, "the tokenizer has " + std::to_string(state.tokenizer->vocab_size()) +
@@ -233,7 +233,7 @@ class Model {
     MergedWeights merged;
     if (!state.options.adapter.empty()) {
       const PeftFolder folder = PeftFolder::open(state.options.adapter);
-      merged = apply_adapter(state.context, config, gguf, description.tensors, folder.adapter(), state.options.adapter_mode);
+      merged = apply_adapter(state.context, config, description.tensors, folder.adapter(), state.options.adapter_mode);
     }
     state.decoder = std::make_unique<const Decoder>(state.context, config, description.tensors, tensors, state.options.progress);
   }

@@ -70,33 +70,25 @@ namespace detail {
 /// One walk over a decoder's tensors; apply_adapter() is its interface.
 class AdapterWalk {
  public:
-  AdapterWalk(const Context& context, const ModelConfig& config, bool gguf, DecoderTensors& tensors,
-              const LowRankAdapter& adapter, AdapterMode mode)
+  AdapterWalk(const Context& context, const ModelConfig& config, DecoderTensors& tensors, const LowRankAdapter& adapter,
+              AdapterMode mode)
       : context_(context), config_(config), adapter_(adapter), beside_(mode == AdapterMode::beside) {
-    const families::Family& family = family_of(config);
-    const families::TensorNames& n = *family.hf.names;
-    const AttentionConfig& a = config.attention;
-    Order q_order, k_order;
-    // GGUF has these families' rows of q and k in interleaved pairs, Hugging Face in halves.
-    if (gguf && a.kind == AttentionKind::gqa && family.gguf.layout == RopeLayout::interleaved &&
-        family.hf.layout == families::HfRules::Layout::half) {
-      q_order = pairs_from_halves(a.n_heads, 0, a.rope.dims, a.head_dim - a.rope.dims);
-      k_order = pairs_from_halves(a.n_kv_heads, 0, a.rope.dims, a.head_dim - a.rope.dims);
-    }
+    const families::TensorNames& n = *family_of(config).hf.names;
+    const RopeRowOrders order = config.permuted_rows ? rope_row_orders(config.attention) : RopeRowOrders{};
     if (find(n.output)) {
       if (!tensors.output) tensors.output = tensors.embedding;
       update(n.output, *tensors.output);
     }
     for (layer_ = 0; layer_ < config.n_layers; ++layer_) {
       LayerTensors& t = tensors.layers[static_cast<std::size_t>(layer_)];
-      update(n.q, t.q, q_order);
-      update(n.k, t.k, k_order);
+      update(n.q, t.q, order.q);
+      update(n.k, t.k, order.k);
       update(n.v, t.v);
       update(n.o, t.o);
       update(n.q_a, t.q_a);
-      update(n.q_b, t.q_b);
-      update(n.kv_a, t.kv_a);
-      if (a.kind == AttentionKind::mla) update_kv_b(n.kv_b, t);
+      update(n.q_b, t.q_b, order.q);
+      update(n.kv_a, t.kv_a, order.k);
+      if (config.attention.kind == AttentionKind::mla) update_kv_b(n.kv_b, t);
       feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
       stored_ = Dtype::F32;
       update(n.router, t.router);
@@ -264,6 +256,8 @@ class AdapterWalk {
 
   /// Puts an update beside a weight of this many rows, or merges it.
   void apply(const Entry& entry, const Matrices& m, Weight& weight, Index rows) {
+    if (!updated_.insert(&weight).second)
+      throw FormatError(entry.second.a.place(), "is a second update of a weight that the adapter has under another name, too");
     if (beside_) {
       weight.low_rank = low_rank(entry, m);
       return;
@@ -330,17 +324,18 @@ class AdapterWalk {
   std::optional<Dtype> stored_;  ///< type of merged weights; none: by their own
   std::int64_t layer_ = -1, expert_ = -1;
   std::set<std::string, std::less<>> used_;
+  std::set<const Weight*> updated_;
   MergedWeights merged_;
 };
 
 }  // namespace detail
 
-/// Puts an adapter beside the weights of a model, or merges it into them; the tensors refer to the result's memory then. `gguf`:
-/// they come from a GGUF file. Throws FormatError when an update fits no layer of the model, or not its shape, or holds or makes
-/// numbers that are not finite.
-[[nodiscard]] inline MergedWeights apply_adapter(const Context& context, const ModelConfig& config, bool gguf,
-                                                 DecoderTensors& tensors, const LowRankAdapter& adapter, AdapterMode mode) {
-  return detail::AdapterWalk(context, config, gguf, tensors, adapter, mode).take();
+/// Puts an adapter beside the weights of a model, or merges it into them; the tensors refer to the result's memory then. Throws
+/// FormatError when an update fits no layer of the model, or not its shape, or holds or makes numbers that are not finite, or
+/// when two are of the same weight.
+[[nodiscard]] inline MergedWeights apply_adapter(const Context& context, const ModelConfig& config, DecoderTensors& tensors,
+                                                 const LowRankAdapter& adapter, AdapterMode mode) {
+  return detail::AdapterWalk(context, config, tensors, adapter, mode).take();
 }
 
 }  // namespace moxie

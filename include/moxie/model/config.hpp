@@ -22,6 +22,8 @@ struct ModelConfig {
   float rms_norm_eps = 1e-6f;
   AttentionConfig attention;
   MoeConfig moe;
+  /// The rows of q and k that RoPE turns lie in interleaved pairs where Hugging Face's checkpoints of the model have halves.
+  bool permuted_rows = false;
   std::vector<bool> is_moe_layer;  ///< [n_layers]; others have a dense feed-forward layer
   std::vector<std::int64_t>
       layer_windows;  ///< [n_layers] where sliding windows differ between layers; empty: attention.sliding_window in all

@@ -275,6 +275,8 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   c.intermediate_size =
       dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
   read_gguf_attention(f, own, family, c);
+  c.permuted_rows = own.boolean("rope.permuted_rows",
+                                family.gguf.layout == RopeLayout::interleaved && family.hf.layout == HfRules::Layout::half);
   read_gguf_moe(f, own, family, c);
   f.check_missing();
   check_config(c, f);

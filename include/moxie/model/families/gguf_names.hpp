@@ -56,6 +56,19 @@ inline std::vector<std::int64_t> pairs_from_halves(std::int64_t heads, std::int6
   return order;
 }
 
+/// How the rows of q (or q_b) and of k (or kv_a) are permuted, as pairs_from_halves() says it.
+struct RopeRowOrders {
+  std::vector<std::int64_t> q, k;  ///< empty: as they are
+};
+
+inline RopeRowOrders rope_row_orders(const AttentionConfig& a) {
+  const std::int64_t dims = a.rope.dims;
+  if (a.kind == AttentionKind::gqa)
+    return {pairs_from_halves(a.n_heads, 0, dims, a.head_dim - dims),
+            pairs_from_halves(a.n_kv_heads, 0, dims, a.head_dim - dims)};
+  return {pairs_from_halves(a.n_heads, a.qk_nope_head_dim, dims, 0), pairs_from_halves(1, a.kv_lora_rank, dims, 0)};
+}
+
 /// rope_freqs.weight: what frequencies are divided by, [dims / 2]; empty: no such tensor. Llama 3.1's scaling is written this
 /// way.
 inline std::vector<float> gguf_rope_freqs(const ModelConfig& config) {
@@ -80,9 +93,7 @@ inline void write_gguf_rope(const ModelConfig& c, const std::string& a, nlohmann
   const RopeConfig& r = attention.rope;
   const bool mla = attention.kind == AttentionKind::mla;
   out[a + "rope.dimension_count"] = r.dims;
-  out[a + "rope.freq_base"] = r.scaling == RopeScaling::ntk
-                                  ? r.theta * std::pow(r.factor, static_cast<double>(r.dims) / static_cast<double>(r.dims - 2))
-                                  : r.theta;
+  out[a + "rope.freq_base"] = r.theta;
   double m = 1.0, magnitude = 1.0;  // as describe_gguf() will derive them
   if (r.scaling == RopeScaling::linear) {
     out[a + "rope.scaling.type"] = "linear";
@@ -154,6 +165,9 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
       out["moxie.attention.latent_norm_epsilon"] = static_cast<double>(attention.latent_norm_eps);
   }
   families::write_gguf_rope(config, a, out);
+  // In the other families the architecture says it.
+  if (family.hf.layout == families::HfRules::Layout::by_key && (gguf_permutes_rows(config) || config.permuted_rows))
+    out["moxie.rope.permuted_rows"] = true;
   std::int64_t window = 0, leading = 0;
   nlohmann::json pattern = nlohmann::json::array();
   for (std::int64_t i = 0; i < config.n_layers; ++i) {
@@ -191,7 +205,6 @@ struct GgufTensor {
   std::string name;
   std::vector<const Weight*> parts;  ///< one weight; or one for each expert, stacked along a new first dimension
   bool stacked = false;
-  bool full_precision = false;          ///< norms, biases, routers: kept in F32 in quantized files
   std::vector<std::int64_t> row_order;  ///< row r of the tensor is row row_order[r] of the weight; empty: the same
 };
 
@@ -201,14 +214,12 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
   const families::TensorNames& n = families::gguf_tensor_names;
   std::vector<GgufTensor> out;
   std::int64_t layer = -1;
-  const auto put = [&](const char* pattern, const Weight* weight, bool full_precision = false,
-                       std::vector<std::int64_t> order = {}) {
-    if (weight) out.push_back({families::tensor_name(pattern, layer), {weight}, false, full_precision, std::move(order)});
+  const auto put = [&](const char* pattern, const Weight* weight, std::vector<std::int64_t> order = {}) {
+    if (weight) out.push_back({families::tensor_name(pattern, layer), {weight}, false, std::move(order)});
   };
   const auto maybe = [](const std::optional<Weight>& weight) { return weight ? &*weight : nullptr; };
   const auto bias = [&](const char* pattern, const std::optional<Weight>& weight, std::vector<std::int64_t> order = {}) {
-    if (weight)
-      out.push_back({families::bias_name(families::tensor_name(pattern, layer)), {&*weight}, false, true, std::move(order)});
+    if (weight) out.push_back({families::bias_name(families::tensor_name(pattern, layer)), {&*weight}, false, std::move(order)});
   };
   const auto feed_forward = [&](const char* gate, const char* up, const char* down, const std::optional<FeedForwardTensors>& t) {
     if (!t) return;
@@ -218,56 +229,48 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
   };
   const auto stack = [&](const char* pattern, const std::vector<FeedForwardTensors>& experts, Weight FeedForwardTensors::*part) {
     if (experts.empty()) return;
-    GgufTensor all{families::tensor_name(pattern, layer), {}, true, false, {}};
+    GgufTensor all{families::tensor_name(pattern, layer), {}, true, {}};
     for (const FeedForwardTensors& expert : experts) all.parts.push_back(&(expert.*part));
     out.push_back(std::move(all));
   };
 
-  const AttentionConfig& a = config.attention;
-  const bool gqa = a.kind == AttentionKind::gqa;
-  std::vector<std::int64_t> q_order, k_order;  // k: of kv_a where attention is latent
-  if (gguf_permutes_rows(config)) {
-    q_order = gqa ? pairs_from_halves(a.n_heads, 0, a.rope.dims, a.head_dim - a.rope.dims)
-                  : pairs_from_halves(a.n_heads, a.qk_nope_head_dim, a.rope.dims, 0);
-    k_order = gqa ? pairs_from_halves(a.n_kv_heads, 0, a.rope.dims, a.head_dim - a.rope.dims)
-                  : pairs_from_halves(1, a.kv_lora_rank, a.rope.dims, 0);
-  }
+  const RopeRowOrders order = gguf_permutes_rows(config) ? rope_row_orders(config.attention) : RopeRowOrders{};
 
   put(n.embedding, &tensors.embedding);
-  put(n.output_norm, &tensors.output_norm, true);
+  put(n.output_norm, &tensors.output_norm);
   put(n.output, maybe(tensors.output));
   for (const LayerTensors& t : tensors.layers) {
     ++layer;
-    put(n.attn_norm, &t.attn_norm, true);
-    put(n.q, maybe(t.q), false, q_order);
-    bias(n.q, t.q_bias, q_order);
-    put(n.k, maybe(t.k), false, k_order);
-    bias(n.k, t.k_bias, k_order);
+    put(n.attn_norm, &t.attn_norm);
+    put(n.q, maybe(t.q), order.q);
+    bias(n.q, t.q_bias, order.q);
+    put(n.k, maybe(t.k), order.k);
+    bias(n.k, t.k_bias, order.k);
     put(n.v, maybe(t.v));
     bias(n.v, t.v_bias);
-    put(n.q_norm, maybe(t.q_norm), true);
-    put(n.k_norm, maybe(t.k_norm), true);
+    put(n.q_norm, maybe(t.q_norm));
+    put(n.k_norm, maybe(t.k_norm));
     put(n.q_a, maybe(t.q_a));
     bias(n.q_a, t.q_a_bias);
-    put(n.q_a_norm, maybe(t.q_a_norm), true);
-    put(n.q_b, maybe(t.q_b), false, q_order);
-    put(n.kv_a, maybe(t.kv_a), false, gqa ? std::vector<std::int64_t>() : k_order);
-    bias(n.kv_a, t.kv_a_bias, k_order);
-    put(n.kv_a_norm, maybe(t.kv_a_norm), true);
+    put(n.q_a_norm, maybe(t.q_a_norm));
+    put(n.q_b, maybe(t.q_b), order.q);
+    put(n.kv_a, maybe(t.kv_a), order.k);
+    bias(n.kv_a, t.kv_a_bias, order.k);
+    put(n.kv_a_norm, maybe(t.kv_a_norm));
     put(n.kv_b, maybe(t.kv_b));
     put(n.k_b, maybe(t.k_b));
     put(n.v_b, maybe(t.v_b));
     put(n.o, &t.o);
     bias(n.o, t.o_bias);
-    put(n.ffn_norm, &t.ffn_norm, true);
+    put(n.ffn_norm, &t.ffn_norm);
     feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
-    put(n.router, maybe(t.router), true);
-    put(n.router_bias, maybe(t.router_bias), true);
+    put(n.router, maybe(t.router));
+    put(n.router_bias, maybe(t.router_bias));
     stack(n.experts_gate, t.experts, &FeedForwardTensors::gate);
     stack(n.experts_up, t.experts, &FeedForwardTensors::up);
     stack(n.experts_down, t.experts, &FeedForwardTensors::down);
     feed_forward(n.shared_gate, n.shared_up, n.shared_down, t.shared);
-    put(n.shared_expert_gate, maybe(t.shared_gate), true);
+    put(n.shared_expert_gate, maybe(t.shared_gate));
   }
   return out;
 }
