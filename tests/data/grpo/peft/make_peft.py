@@ -25,6 +25,7 @@ for name, options in cases.items():
         peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
     torch.manual_seed(1)
     base = transformers.AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
+    base.name_or_path = f"models/{name}"  # what adapter_config.json names as the base model
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **options))
     for parameter_name, parameter in model.named_parameters():
         if "lora_" in parameter_name:
