@@ -15,6 +15,7 @@
 
 #include <moxie/attention/config.hpp>
 #include <moxie/attention/kv_cache.hpp>
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
@@ -90,23 +91,20 @@ inline void check_attention(const AttentionConfig& config, const KvShape& wanted
                             std::span<const AttendRow> rows) {
   if (config.sliding_window < 0)
     throw ArgumentError({{}, "AttentionConfig.sliding_window", {}},
-                        "must be 0 (none) or positive, got " + std::to_string(config.sliding_window));
+                        concat("must be 0 (none) or positive, got ", config.sliding_window));
   for (const AttendRow& row : rows) {
     if (row.sequence == nullptr) throw ArgumentError("a row has no sequence");
     const KvShape& shape = row.sequence->shape();
     if (shape.n_heads != wanted.n_heads || shape.k_dim != wanted.k_dim || shape.v_dim != wanted.v_dim)
-      throw ArgumentError("the KV cache has " + std::to_string(shape.n_heads) + " heads of " + std::to_string(shape.k_dim) +
-                          " and " + std::to_string(shape.v_dim) + " elements, but the model needs " +
-                          std::to_string(wanted.n_heads) + " of " + std::to_string(wanted.k_dim) + " and " +
-                          std::to_string(wanted.v_dim));
+      throw ArgumentError(concat("the KV cache has ", shape.n_heads, " heads of ", shape.k_dim, " and ", shape.v_dim,
+                                 " elements, but the model needs ", wanted.n_heads, " of ", wanted.k_dim, " and ", wanted.v_dim));
     if (shape.type != rows.front().sequence->shape().type)  // a row's kernel, and so its bits, would depend on the others
       throw ArgumentError("the rows' KV caches have different element types; attend to those of one type at a time");
     if (layer < 0 || layer >= shape.n_layers)
-      throw ArgumentError("layer " + std::to_string(layer) + " does not exist; the KV cache has " +
-                          std::to_string(shape.n_layers));
+      throw ArgumentError(concat("layer ", layer, " does not exist; the KV cache has ", shape.n_layers));
     if (row.position < 0 || row.position >= row.sequence->reserved())
-      throw ArgumentError("position " + std::to_string(row.position) + " is not in its sequence, which has room for " +
-                          std::to_string(row.sequence->reserved()));
+      throw ArgumentError(
+          concat("position ", row.position, " is not in its sequence, which has room for ", row.sequence->reserved()));
   }
 }
 
@@ -228,9 +226,8 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
 inline void attend_gqa(const Context& context, const AttentionConfig& config, std::int64_t layer, const float* q, Index q_stride,
                        std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
   if (config.n_kv_heads < 1 || config.n_heads < 1 || config.n_heads % config.n_kv_heads != 0)
-    throw ArgumentError(
-        {{}, "AttentionConfig.n_heads", {}},
-        "must be a multiple of n_kv_heads, got " + std::to_string(config.n_heads) + " and " + std::to_string(config.n_kv_heads));
+    throw ArgumentError({{}, "AttentionConfig.n_heads", {}},
+                        concat("must be a multiple of n_kv_heads, got ", config.n_heads, " and ", config.n_kv_heads));
   const KvShape wanted{.n_heads = config.n_kv_heads, .k_dim = config.head_dim, .v_dim = config.head_dim};
   detail::attend(context, config, wanted, config.head_dim, layer, q, q_stride, rows, out, out_stride, scratch);
 }
@@ -241,7 +238,7 @@ inline void attend_gqa(const Context& context, const AttentionConfig& config, st
 inline void attend_mla(const Context& context, const AttentionConfig& config, std::int64_t layer, const float* q, Index q_stride,
                        std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
   if (config.n_heads < 1)
-    throw ArgumentError({{}, "AttentionConfig.n_heads", {}}, "must be positive, got " + std::to_string(config.n_heads));
+    throw ArgumentError({{}, "AttentionConfig.n_heads", {}}, concat("must be positive, got ", config.n_heads));
   const KvShape wanted{.n_heads = 1, .k_dim = config.kv_lora_rank + config.qk_rope_head_dim, .v_dim = 0};
   detail::attend(context, config, wanted, config.kv_lora_rank, layer, q, q_stride, rows, out, out_stride, scratch);
 }

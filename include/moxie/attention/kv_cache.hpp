@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/floats.hpp>
 #include <moxie/core/memory.hpp>
@@ -68,7 +69,7 @@ struct KvShape {
   /// Throws ArgumentError when a size is not positive or a page would be larger than 2^40 bytes.
   void check() const {
     const auto bad = [](const char* item, std::int64_t value) {
-      throw ArgumentError({{}, item, {}}, "must be between 1 and 2^20, got " + std::to_string(value));
+      throw ArgumentError({{}, item, {}}, concat("must be between 1 and 2^20, got ", value));
     };
     constexpr std::int64_t most = 1 << 20;
     if (n_layers < 1 || n_layers > most) bad("KvShape.n_layers", n_layers);
@@ -76,7 +77,7 @@ struct KvShape {
     if (k_dim < 1 || k_dim > most) bad("KvShape.k_dim", k_dim);
     if (v_dim < 0 || v_dim > most) bad("KvShape.v_dim", v_dim);
     if (latent() && n_heads != 1)
-      throw ArgumentError({{}, "KvShape.n_heads", {}}, "a latent cache (v_dim = 0) has 1 head, got " + std::to_string(n_heads));
+      throw ArgumentError({{}, "KvShape.n_heads", {}}, concat("a latent cache (v_dim = 0) has 1 head, got ", n_heads));
     // sizes are below 2^20 each, so every product of two is exact
     const auto head_bytes = static_cast<std::int64_t>(key_bytes() + value_bytes());
     constexpr std::int64_t most_bytes = std::int64_t{1} << 40;
@@ -118,11 +119,10 @@ class KvPool {
       const std::lock_guard lock(guard);
       const std::size_t limit = (budget != 0 ? budget : most_bytes) / size;
       if (n > limit - pages_in_use)
-        throw MemoryError(
-            "the KV cache needs " + std::to_string(n) + " more pages of " + std::to_string(size) + " bytes, but of " +
-            (budget != 0 ? "its budget of " + std::to_string(budget) : "the address space of " + std::to_string(most_bytes)) +
-            " bytes only " + std::to_string(limit - pages_in_use) + " pages (" + std::to_string((limit - pages_in_use) * size) +
-            " bytes) are available; end or truncate a sequence, or give a larger budget");
+        throw MemoryError(concat("the KV cache needs ", n, " more pages of ", size, " bytes, but of ",
+                                 (budget != 0 ? concat("its budget of ", budget) : concat("the address space of ", most_bytes)),
+                                 " bytes only ", limit - pages_in_use, " pages (", (limit - pages_in_use) * size,
+                                 " bytes) are available; end or truncate a sequence, or give a larger budget"));
       pages.reserve(pages.size() + n);
       data.reserve(data.size() + n);
       free.reserve(pages_in_use + free.size() + n);  // so that giving back never allocates
@@ -185,15 +185,14 @@ class KvSequence {
   /// nothing has changed, or ArgumentError when n is below the length.
   void reserve(std::int64_t n) {
     if (n < length_)
-      throw ArgumentError("cannot reserve " + std::to_string(n) + " positions of a sequence of length " +
-                          std::to_string(length_) + "; truncate it first");
+      throw ArgumentError(concat("cannot reserve ", n, " positions of a sequence of length ", length_, "; truncate it first"));
     const bool copy = copies_last_page(n);  // asked once: other holders may end at any time
     const std::size_t taken = pages_to_take(n, copy);
     try {
       state_->take(taken, pages_, data_);
     } catch (const std::bad_alloc&) {
-      throw MemoryError("out of memory: " + std::to_string(taken) + " pages of the KV cache were asked for, " +
-                        std::to_string(state_->shape.page_bytes()) + " bytes each");
+      throw MemoryError(
+          concat("out of memory: ", taken, " pages of the KV cache were asked for, ", state_->shape.page_bytes(), " bytes each"));
     }
     if (copy) {
       const std::size_t last = full_pages();
@@ -211,9 +210,9 @@ class KvSequence {
   /// reserved or the layer does not exist.
   void write(std::int64_t layer, std::int64_t position, const float* k, const float* v) {
     if (position < length_ || position >= reserved_ || layer < 0 || layer >= state_->shape.n_layers)
-      throw ArgumentError("cannot write layer " + std::to_string(layer) + " of position " + std::to_string(position) +
-                          "; layers are 0 to " + std::to_string(state_->shape.n_layers - 1) + ", and positions " +
-                          std::to_string(length_) + " to " + std::to_string(reserved_ - 1) + " are reserved");
+      throw ArgumentError(concat("cannot write layer ", layer, " of position ", position, "; layers are 0 to ",
+                                 state_->shape.n_layers - 1, ", and positions ", length_, " to ", reserved_ - 1,
+                                 " are reserved"));
     switch (state_->shape.type) {
       case KvType::f32:
         write_as<float>(layer, position, k, v, [](float x) { return x; });
@@ -232,14 +231,12 @@ class KvSequence {
   /// The next n positions, written in all layers, are complete. Throws ArgumentError when they were not reserved.
   void advance(std::int64_t n) {
     if (n < 0 || n > reserved_ - length_)
-      throw ArgumentError("cannot advance by " + std::to_string(n) + " positions; " + std::to_string(reserved_ - length_) +
-                          " are reserved");
+      throw ArgumentError(concat("cannot advance by ", n, " positions; ", reserved_ - length_, " are reserved"));
     length_ += n;
   }
   /// Forgets positions n and later, reserved ones too. Throws ArgumentError when n is above the length.
   void truncate(std::int64_t n) {
-    if (n < 0 || n > length_)
-      throw ArgumentError("cannot truncate a sequence of length " + std::to_string(length_) + " to " + std::to_string(n));
+    if (n < 0 || n > length_) throw ArgumentError(concat("cannot truncate a sequence of length ", length_, " to ", n));
     length_ = reserved_ = n;
     drop_pages(pages_for(n));
   }

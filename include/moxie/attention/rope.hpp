@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <moxie/attention/rope_config.hpp>
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/floats.hpp>
 #include <moxie/core/matrix.hpp>
@@ -121,17 +122,16 @@ class Rope {
     };
     const auto positive = [](double x) { return std::isfinite(x) && x > 0; };
     require(c.dims > 0 && c.dims % 2 == 0 && c.dims <= 1 << 20, "RopeConfig.dims",
-            "must be even and positive, got " + std::to_string(c.dims));
-    require(positive(c.theta), "RopeConfig.theta", "must be positive, got " + std::to_string(c.theta));
-    require(positive(c.factor), "RopeConfig.factor", "must be positive, got " + std::to_string(c.factor));
-    require(positive(c.magnitude), "RopeConfig.magnitude", "must be positive, got " + std::to_string(c.magnitude));
+            concat("must be even and positive, got ", c.dims));
+    require(positive(c.theta), "RopeConfig.theta", concat("must be positive, got ", c.theta));
+    require(positive(c.factor), "RopeConfig.factor", concat("must be positive, got ", c.factor));
+    require(positive(c.magnitude), "RopeConfig.magnitude", concat("must be positive, got ", c.magnitude));
     require(c.freq_factors.empty() || c.freq_factors.size() == static_cast<std::size_t>(c.dims / 2), "RopeConfig.freq_factors",
-            "needs " + std::to_string(c.dims / 2) + " values (dims / 2) or none, got " + std::to_string(c.freq_factors.size()));
+            concat("needs ", c.dims / 2, " values (dims / 2) or none, got ", c.freq_factors.size()));
     for (const float f : c.freq_factors)
-      require(positive(static_cast<double>(f)), "RopeConfig.freq_factors", "must be positive, got " + std::to_string(f));
+      require(positive(static_cast<double>(f)), "RopeConfig.freq_factors", concat("must be positive, got ", f));
     if (c.scaling == RopeScaling::yarn || c.scaling == RopeScaling::llama3)
-      require(c.original_context > 0, "RopeConfig.original_context",
-              "must be positive, got " + std::to_string(c.original_context));
+      require(c.original_context > 0, "RopeConfig.original_context", concat("must be positive, got ", c.original_context));
     if (c.scaling == RopeScaling::yarn)
       require(c.theta > 1 && positive(c.beta_fast) && positive(c.beta_slow), "RopeConfig",
               "yarn needs theta above 1 and positive beta_fast and beta_slow");

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 
@@ -38,14 +39,14 @@ class AlignedBuffer {
   void resize(std::size_t count) {
     if (count > capacity_) {
       if (count > (std::numeric_limits<std::size_t>::max() - memory_alignment) / sizeof(T))
-        throw MemoryError("a buffer of " + std::to_string(count) + " elements is too large");
+        throw MemoryError(concat("a buffer of ", count, " elements is too large"));
       data_.reset();
       capacity_ = 0;
       const std::size_t bytes = round_up(count * sizeof(T), memory_alignment);
       const bool large = bytes >= huge_page_bytes;
       void* memory = nullptr;
       if (::posix_memalign(&memory, large ? huge_page_bytes : memory_alignment, bytes) != 0)
-        throw MemoryError("out of memory: " + std::to_string(bytes) + " bytes were asked for");
+        throw MemoryError(concat("out of memory: ", bytes, " bytes were asked for"));
       data_.reset(static_cast<T*>(memory));
       if (large) advise_huge_pages(memory, bytes);
       capacity_ = count;

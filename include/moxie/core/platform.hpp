@@ -17,6 +17,7 @@
 #include <string>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie {
@@ -124,7 +125,7 @@ class AtomicFile {
                                                                : "is a device or pipe, which a finished file cannot replace");
     int fd = -1;  // not mkstemp, whose mode does not follow the umask
     for (int attempt = 0; attempt < 1000; ++attempt) {
-      temporary_ = path_ + ".part" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
+      temporary_ = concat(path_, ".part", ::getpid(), "-", attempt);
       fd = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
       if (fd >= 0 || errno != EEXIST) break;
     }

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 
@@ -39,12 +40,12 @@ struct TensorView {
   std::uint64_t row_stride() const noexcept {
     return panel_bytes != 0 ? panel_bytes / 16 : row_bytes(dtype, static_cast<std::uint64_t>(columns()));
   }
-  Place place() const { return {file, "tensor '" + name + "'", offset}; }
+  Place place() const { return {file, concat("tensor '", name, "'"), offset}; }
 
   std::string shape_text() const {
     std::string text = "[";
-    for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-    return text + "]";
+    for (std::size_t i = 0; i < shape.size(); ++i) text += concat((i ? ", " : ""), shape[i]);
+    return concat(text, "]");
   }
 
   /// Rows [first, first + count) as a matrix view.

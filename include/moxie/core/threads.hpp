@@ -10,10 +10,13 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <type_traits>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/profile.hpp>
 
@@ -29,7 +32,7 @@ class Threads {
   /// times: only one thread of the program may then use the object at a time. Throws ArgumentError when n is negative or above
   /// 4096.
   explicit Threads(int n = 0, Profile* profile = nullptr) : n_(n == 0 ? hardware() : n), profile_(profile) {
-    if (n < 0 || n > 4096) throw ArgumentError("threads must be 0 (all processors) to 4096, got " + std::to_string(n));
+    if (n < 0 || n > 4096) throw ArgumentError(concat("threads must be 0 (all processors) to 4096, got ", n));
     if (profile_) profile_->grow(n_);
   }
   int count() const noexcept { return n_; }
@@ -51,10 +54,18 @@ class Threads {
   /// where its memory does, down to `grain` at the end, so that all threads end together.
   template <class F>
   void for_each_range(std::int64_t n, F&& f, std::int64_t grain = 1) const {
+    using Body = std::remove_reference_t<F>;
+    run(n, grain, const_cast<std::remove_const_t<Body>*>(std::addressof(f)),
+        [](void* body, std::int64_t begin, std::int64_t end, int thread) { (*static_cast<Body*>(body))(begin, end, thread); });
+  }
+
+ private:
+  /// One loop for all bodies: a template would be compiled anew for each.
+  void run(std::int64_t n, std::int64_t grain, void* body, void (*call)(void*, std::int64_t, std::int64_t, int)) const {
     if (n <= 0) return;
     const int team = static_cast<int>(std::min<std::int64_t>(n_, (n + grain - 1) / grain));
     if (team <= 1) {
-      f(std::int64_t{0}, n, 0);
+      call(body, 0, n, 0);
       return;
     }
     std::atomic<std::int64_t> next{0};
@@ -75,7 +86,7 @@ class Threads {
             end = begin + std::min(rest, std::max(grain, rest / (8 * team)));
           } while (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed));
           if (begin >= n) break;
-          f(begin, end, thread);
+          call(body, begin, end, thread);
         }
       } catch (...) {
         failed.store(true, std::memory_order_relaxed);
@@ -88,7 +99,6 @@ class Threads {
     if (error) std::rethrow_exception(error);
   }
 
- private:
   static int hardware() noexcept {
     const unsigned n = std::thread::hardware_concurrency();
     return n == 0 ? 1 : static_cast<int>(n);

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie {
@@ -36,8 +37,7 @@ inline std::string from_base64(std::string_view text) {
     return table;
   }();
   if (text.size() % 4 != 0)
-    throw FormatError("base64 text comes in groups of 4 characters, got " + std::to_string(text.size()) +
-                      " characters: it is cut off");
+    throw FormatError(concat("base64 text comes in groups of 4 characters, got ", text.size(), " characters: it is cut off"));
   const std::size_t padding = text.ends_with("==") ? 2 : text.ends_with('=') ? 1 : 0;
   std::string bytes;
   bytes.reserve(text.size() / 4 * 3);
@@ -46,7 +46,7 @@ inline std::string from_base64(std::string_view text) {
     std::uint32_t three = 0;
     for (std::size_t i = 0; i < 4; ++i) {
       const std::int8_t value = i < digits ? values[static_cast<std::uint8_t>(text[at + i])] : std::int8_t{0};
-      if (value < 0) throw FormatError("character " + std::to_string(at + i) + " is no base64 digit");
+      if (value < 0) throw FormatError(concat("character ", at + i, " is no base64 digit"));
       three = three << 6 | static_cast<std::uint32_t>(value);
     }
     if ((three & (0xffffffu >> (8 * (digits - 1)))) != 0)

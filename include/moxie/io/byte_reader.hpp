@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 
@@ -38,8 +39,8 @@ class ByteReader {
   /// The next `bytes` bytes, which `what` names in the error.
   std::span<const std::byte> take(std::uint64_t bytes, const char* what) {
     if (bytes > remaining()) {
-      fail("the file ends inside " + std::string(what) + ": " + std::to_string(bytes) + " bytes are needed, " +
-           std::to_string(remaining()) + " are left; the file is cut off or corrupt");
+      fail(concat("the file ends inside ", what, ": ", bytes, " bytes are needed, ", remaining(),
+                  " are left; the file is cut off or corrupt"));
     }
     const std::span<const std::byte> part(file_->data() + position_, static_cast<std::size_t>(bytes));
     position_ += bytes;
@@ -56,8 +57,7 @@ class ByteReader {
     const std::uint64_t at = position_;
     const auto length = read<std::uint64_t>(what);
     if (length > limit) {
-      fail_at(at, std::string(what) + " has a length of " + std::to_string(length) + " bytes, at most " + std::to_string(limit) +
-                      " are allowed");
+      fail_at(at, concat(what, " has a length of ", length, " bytes, at most ", limit, " are allowed"));
     }
     const auto bytes = take(length, what);
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};

@@ -6,6 +6,7 @@
 #include <string>
 #include <system_error>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 
@@ -34,10 +35,10 @@ inline ModelFileKind detect_model(const std::string& path) {
         return ModelFileKind::hf_folder;
       if (name.ends_with(".gguf") && (gguf.empty() || name < gguf)) gguf = name;
     }
-    if (error) throw SystemError({path, {}, {}}, "cannot read the folder: " + error.message());
+    if (error) throw SystemError({path, {}, {}}, concat("cannot read the folder: ", error.message()));
     if (empty) fail("the folder is empty; it must hold config.json and model.safetensors");
     if (!gguf.empty())
-      fail("the folder holds GGUF files; name one of them, e.g. " + (std::filesystem::path(path) / gguf).string());
+      fail(concat("the folder holds GGUF files; name one of them, e.g. ", (std::filesystem::path(path) / gguf).string()));
     fail("the folder holds no model: neither config.json with model.safetensors nor a GGUF file");
   }
   const MappedFile file(path);

@@ -14,6 +14,7 @@
 #include <system_error>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/hash.hpp>
 #include <moxie/core/platform.hpp>
@@ -72,8 +73,7 @@ inline std::string difference(const FileIdentity& identity, Threads threads) {
   } catch (const SystemError&) {
     return {};
   }
-  if (file->size() != identity.size)
-    return "it has " + std::to_string(file->size()) + " bytes, then it had " + std::to_string(identity.size);
+  if (file->size() != identity.size) return concat("it has ", file->size(), " bytes, then it had ", identity.size);
   if (detail::sample_hash(*file) != identity.sample) return "its bytes are different";
   if (file->modified() != identity.modified && detail::content_hash(*file, threads) != identity.content)
     return "it was modified and its bytes are different";

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/core/tensor.hpp>
@@ -85,8 +86,8 @@ class GgufFile {
       const std::string name = base + split_suffix(i, parts);
       std::error_code error;
       if (!std::filesystem::exists(name, error)) {
-        throw FormatError({name, {}, {}}, "part " + std::to_string(i + 1) + " of " + std::to_string(parts) +
-                                              " of a split model is missing; all parts must lie in the same folder");
+        throw FormatError({name, {}, {}}, concat("part ", i + 1, " of ", parts,
+                                                 " of a split model is missing; all parts must lie in the same folder"));
       }
     }
     // The metadata of part i replace those of part i - 1, so the first part is read last.
@@ -102,18 +103,17 @@ class GgufFile {
     }
     const auto claimed = split_value(metadata_.value, "split.tensors.count", path_);
     if (claimed && *claimed != tensor_count) {
-      throw FormatError(
-          {path_, "key 'split.tensors.count'", {}},
-          "the parts hold " + std::to_string(tensor_count) + " tensors, but the model should have " + std::to_string(*claimed));
+      throw FormatError({path_, "key 'split.tensors.count'", {}},
+                        concat("the parts hold ", tensor_count, " tensors, but the model should have ", *claimed));
     }
   }
 
   void check_part(const std::string& file, const char* key, std::uint64_t expected) const {
     const auto found = split_value(metadata_.value, key, file);
     if (found != expected) {
-      throw FormatError({file, "key " + in_quotes(key), {}},
-                        (found ? "is " + std::to_string(*found) : std::string("is missing")) +
-                            ", but by the name of the file it must be " + std::to_string(expected));
+      throw FormatError({file, concat("key ", in_quotes(key)), {}},
+                        concat((found ? concat("is ", *found) : std::string("is missing")),
+                               ", but by the name of the file it must be ", expected));
     }
   }
 
@@ -123,7 +123,7 @@ class GgufFile {
     constexpr std::int64_t most = 0x7fffffff;
     const bool integer = it->is_number_unsigned() || (it->is_number_integer() && it->get<std::int64_t>() >= 0);
     if (!integer || it->get<std::uint64_t>() > most) {
-      throw FormatError({file, "key " + in_quotes(key), {}}, "must be an integer from 0 to 2^31 - 1");
+      throw FormatError({file, concat("key ", in_quotes(key)), {}}, "must be an integer from 0 to 2^31 - 1");
     }
     return it->get<std::uint64_t>();
   }
@@ -138,8 +138,8 @@ class GgufFile {
   static std::string split_base(const std::string& path, std::uint64_t part, std::uint64_t parts) {
     const std::string suffix = split_suffix(part, parts);
     if (!path.ends_with(suffix)) {
-      throw FormatError({path, {}, {}}, "the file says that it is part " + std::to_string(part + 1) + " of " +
-                                            std::to_string(parts) + " of a split model; its name must end with '" + suffix + "'");
+      throw FormatError({path, {}, {}}, concat("the file says that it is part ", part + 1, " of ", parts,
+                                               " of a split model; its name must end with '", suffix, "'"));
     }
     return path.substr(0, path.size() - suffix.size());
   }

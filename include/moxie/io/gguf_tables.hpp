@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/core/tensor.hpp>
@@ -90,17 +91,16 @@ class TableReader {
     }
     const auto v = in_.read<std::uint32_t>("the version");
     if (v == 2 || v == version) return;
-    in_.fail_at(4, (v != 0 && (v & 0xffffu) == 0)
-                       ? "the file is big-endian; moxie reads little-endian GGUF files"
-                       : "GGUF version " + std::to_string(v) + " is not supported; versions 2 and 3 are");
+    in_.fail_at(4, (v != 0 && (v & 0xffffu) == 0) ? "the file is big-endian; moxie reads little-endian GGUF files"
+                                                  : concat("GGUF version ", v, " is not supported; versions 2 and 3 are"));
   }
 
   std::uint64_t read_count(const char* what, std::uint64_t least) {
     const std::uint64_t at = in_.position();
     const auto count = in_.read<std::uint64_t>("the header");
     if (count > in_.remaining() / least) {
-      in_.fail_at(at, "the file claims " + std::to_string(count) + " " + what + ", but its remaining " +
-                          std::to_string(in_.remaining()) + " bytes hold at most " + std::to_string(in_.remaining() / least));
+      in_.fail_at(at, concat("the file claims ", count, " ", what, ", but its remaining ", in_.remaining(),
+                             " bytes hold at most ", in_.remaining() / least));
     }
     return count;
   }
@@ -108,16 +108,16 @@ class TableReader {
   GgufType read_type() {
     const std::uint64_t at = in_.position();
     const auto id = in_.read<std::uint32_t>("a value's type");
-    if (!is_type(id)) in_.fail_at(at, "value type " + std::to_string(id) + " is unknown; types go from 0 (u8) to 12 (f64)");
+    if (!is_type(id)) in_.fail_at(at, concat("value type ", id, " is unknown; types go from 0 (u8) to 12 (f64)"));
     return static_cast<GgufType>(id);
   }
 
   void read_key_value(std::uint64_t i, GgufTables& tables) {
-    in_.set_item("metadata entry " + std::to_string(i));
+    in_.set_item(concat("metadata entry ", i));
     const std::uint64_t at = in_.position();
     const std::string_view key = in_.string("a key", max_key_length);
     if (key.empty()) in_.fail_at(at, "the key is empty");
-    in_.set_item("key " + in_quotes(key));
+    in_.set_item(concat("key ", in_quotes(key)));
     const GgufType type = read_type();
     const std::uint64_t begin = in_.position();
     charge(MemoryBudget::map_node(sizeof(std::string) + sizeof(nlohmann::json)) + MemoryBudget::string(key.size()));
@@ -126,9 +126,9 @@ class TableReader {
     *entry = read_value(type, 0);
     tables.key_values.push_back({key, type, {file_.data() + begin, static_cast<std::size_t>(in_.position() - begin)}});
     if (key == "general.alignment") {
-      if (type != GgufType::u32) in_.fail_at(begin, "has the type " + std::string(type_name(type)) + "; it must be u32");
+      if (type != GgufType::u32) in_.fail_at(begin, concat("has the type ", type_name(type), "; it must be u32"));
       alignment_ = entry->get<std::uint32_t>();
-      if (!is_alignment(alignment_)) in_.fail_at(begin, "is " + std::to_string(alignment_) + "; it must be a power of two");
+      if (!is_alignment(alignment_)) in_.fail_at(begin, concat("is ", alignment_, "; it must be a power of two"));
     }
   }
 
@@ -172,7 +172,7 @@ class TableReader {
   nlohmann::json read_boolean() {
     const std::uint64_t at = in_.position();
     const auto byte = in_.read<std::uint8_t>("a boolean");
-    if (byte > 1) in_.fail_at(at, "a boolean has the value " + std::to_string(byte) + "; it must be 0 or 1");
+    if (byte > 1) in_.fail_at(at, concat("a boolean has the value ", byte, "; it must be 0 or 1"));
     return nlohmann::json(byte == 1);
   }
 
@@ -183,13 +183,13 @@ class TableReader {
   }
 
   nlohmann::json read_array(int depth) {
-    if (depth == max_array_depth) in_.fail("arrays are nested more than " + std::to_string(max_array_depth) + " deep");
+    if (depth == max_array_depth) in_.fail(concat("arrays are nested more than ", max_array_depth, " deep"));
     const GgufType type = read_type();
     const std::uint64_t at = in_.position();
     const auto count = in_.read<std::uint64_t>("an array's count");
     if (count > in_.remaining() / least_bytes(type)) {
-      in_.fail_at(at, "an array of " + std::to_string(count) + " values of type " + std::string(type_name(type)) +
-                          " does not fit into the remaining " + std::to_string(in_.remaining()) + " bytes of the file");
+      in_.fail_at(at, concat("an array of ", count, " values of type ", type_name(type), " does not fit into the remaining ",
+                             in_.remaining(), " bytes of the file"));
     }
     charge(MemoryBudget::allocation(sizeof(nlohmann::json::array_t)) + MemoryBudget::allocation(count * sizeof(nlohmann::json)));
     JsonTree array(nlohmann::json::array());
@@ -201,11 +201,11 @@ class TableReader {
 
   /// The view's offset is relative to the data section, until place_tensors().
   TensorView& read_tensor_info(std::uint64_t i, Tensors& tensors) {
-    in_.set_item("tensor entry " + std::to_string(i));
+    in_.set_item(concat("tensor entry ", i));
     const std::uint64_t at = in_.position();
     const std::string_view name = in_.string("a tensor's name", max_name_length);
     if (name.empty()) in_.fail_at(at, "the tensor's name is empty");
-    in_.set_item("tensor " + in_quotes(name));
+    in_.set_item(concat("tensor ", in_quotes(name)));
     const std::vector<std::int64_t> shape = read_shape();
     const std::uint64_t type_at = in_.position();
     const auto type_id = in_.read<std::uint32_t>("a tensor's type");
@@ -215,27 +215,28 @@ class TableReader {
     // read_shape() has checked that the number of elements fits 63 bits; a type has at most 8 bytes for an element.
     const auto columns = static_cast<std::uint64_t>(shape.back());
     if (columns % type->block_elements != 0) {
-      in_.fail_at(type_at, "the first dimension is " + std::to_string(columns) + ", but type " + std::string(type->name) +
-                               " needs a multiple of " + std::to_string(type->block_elements));
+      in_.fail_at(type_at, concat("the first dimension is ", columns, ", but type ", type->name, " needs a multiple of ",
+                                  type->block_elements));
     }
     std::uint64_t elements = 1;
     for (const std::int64_t d : shape) elements *= static_cast<std::uint64_t>(d);
     const std::uint64_t blocks = elements / type->block_elements;
     if (blocks > file_.size() / type->block_bytes) {
-      in_.fail_at(at, std::to_string(elements) + " elements of type " + std::string(type->name) + " are more than the file of " +
-                          std::to_string(file_.size()) + " bytes can hold");
+      in_.fail_at(
+          at, concat(elements, " elements of type ", type->name, " are more than the file of ", file_.size(), " bytes can hold"));
     }
     const std::uint64_t offset_at = in_.position();
     const auto offset = in_.read<std::uint64_t>("a tensor's offset");
     if (offset % alignment_ != 0) {
-      in_.fail_at(offset_at,
-                  "the offset " + std::to_string(offset) + " is not a multiple of the alignment " + std::to_string(alignment_));
+      in_.fail_at(offset_at, concat("the offset ", offset, " is not a multiple of the alignment ", alignment_));
     }
     charge(MemoryBudget::map_node(sizeof(std::string) + sizeof(TensorView)) + 2 * MemoryBudget::string(name.size()) +
            MemoryBudget::string(file_.path().size()) + MemoryBudget::allocation(shape.size() * sizeof(std::int64_t)));
     const auto [entry, added] = tensors.try_emplace(std::string(name));
     TensorView& view = entry->second;
-    if (!added) in_.fail_at(at, "the tensor's name appears twice" + (view.file == file_.path() ? "" : "; first in " + view.file));
+    if (!added)
+      in_.fail_at(at,
+                  concat("the tensor's name appears twice", (view.file == file_.path() ? "" : concat("; first in ", view.file))));
     view = {std::string(name), type->dtype, shape, nullptr, blocks * type->block_bytes, file_.path(), offset};
     return view;
   }
@@ -244,16 +245,14 @@ class TableReader {
   std::vector<std::int64_t> read_shape() {
     const std::uint64_t at = in_.position();
     const auto n_dims = in_.read<std::uint32_t>("a tensor's shape");
-    if (n_dims < 1 || n_dims > 4)
-      in_.fail_at(at, "the tensor has " + std::to_string(n_dims) + " dimensions; it must have 1 to 4");
+    if (n_dims < 1 || n_dims > 4) in_.fail_at(at, concat("the tensor has ", n_dims, " dimensions; it must have 1 to 4"));
     std::vector<std::int64_t> shape(n_dims);
     std::uint64_t elements = 1;
     for (std::uint32_t d = 0; d < n_dims; ++d) {
       const std::uint64_t dim_at = in_.position();
       const auto size = in_.read<std::uint64_t>("a tensor's shape");
       constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-      if (size == 0 || size > most)
-        in_.fail_at(dim_at, "dimension " + std::to_string(d) + " is " + std::to_string(size) + "; it must be 1 to 2^63 - 1");
+      if (size == 0 || size > most) in_.fail_at(dim_at, concat("dimension ", d, " is ", size, "; it must be 1 to 2^63 - 1"));
       if (size > most / elements) in_.fail_at(dim_at, "the number of elements does not fit 63 bits");
       elements *= size;
       shape[n_dims - 1 - d] = static_cast<std::int64_t>(size);
@@ -267,24 +266,23 @@ class TableReader {
     const std::uint64_t data_begin = (tables_end + alignment_ - 1) / alignment_ * alignment_;
     in_.set_item("data section");
     if (data_begin > file_.size()) {
-      in_.fail_at(tables_end, "the tensors' data begin at byte " + std::to_string(data_begin) + ", but the file has only " +
-                                  std::to_string(file_.size()) + " bytes; it is cut off, or general.alignment is wrong");
+      in_.fail_at(tables_end, concat("the tensors' data begin at byte ", data_begin, ", but the file has only ", file_.size(),
+                                     " bytes; it is cut off, or general.alignment is wrong"));
     }
     const std::uint64_t data_bytes = file_.size() - data_begin;
     std::sort(views.begin(), views.end(), [](const TensorView* a, const TensorView* b) { return a->offset < b->offset; });
     const TensorView* previous = nullptr;
     for (TensorView* view : views) {
-      in_.set_item("tensor " + in_quotes(view->name));
+      in_.set_item(concat("tensor ", in_quotes(view->name)));
       if (view->offset > data_bytes || view->bytes > data_bytes - view->offset) {
-        in_.fail_at(data_begin, "the tensor takes " + std::to_string(view->bytes) + " bytes at offset " +
-                                    std::to_string(view->offset) + " of the data section, which has " +
-                                    std::to_string(data_bytes) + " bytes; the file is cut off or corrupt");
+        in_.fail_at(data_begin, concat("the tensor takes ", view->bytes, " bytes at offset ", view->offset,
+                                       " of the data section, which has ", data_bytes, " bytes; the file is cut off or corrupt"));
       }
       view->offset += data_begin;
       view->data = file_.data() + view->offset;
       if (previous && previous->offset + previous->bytes > view->offset) {
-        in_.fail_at(view->offset, "the tensor overlaps with tensor " + in_quotes(previous->name) + ", which ends at byte " +
-                                      std::to_string(previous->offset + previous->bytes));
+        in_.fail_at(view->offset, concat("the tensor overlaps with tensor ", in_quotes(previous->name), ", which ends at byte ",
+                                         previous->offset + previous->bytes));
       }
       previous = view;
     }

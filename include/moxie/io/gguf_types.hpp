@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 
 namespace moxie {
@@ -42,9 +43,9 @@ constexpr const DtypeInfo* find_tensor_type(std::uint32_t id) noexcept { return 
 
 inline std::string tensor_type_error(std::uint32_t id) {
   const bool removed = id == 4 || id == 5 || (id >= 31 && id <= 33) || (id >= 36 && id <= 38);
-  return "tensor type " + std::to_string(id) +
-         (removed ? " was removed from GGUF; convert the model again with a current converter"
-                  : " is unknown; the types end at 40 (NVFP4): the file is corrupt, or newer than this version of moxie");
+  return concat("tensor type ", id,
+                (removed ? " was removed from GGUF; convert the model again with a current converter"
+                         : " is unknown; the types end at 40 (NVFP4): the file is corrupt, or newer than this version of moxie"));
 }
 
 }  // namespace gguf

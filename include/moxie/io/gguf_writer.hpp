@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
@@ -77,11 +78,13 @@ class GgufWriter {
 
   /// Declares the next tensor; `shape` has its fastest dimension last, as in TensorView.
   void add_tensor(std::string name, Dtype dtype, std::vector<std::int64_t> shape, Producer producer) {
-    const auto fail = [&](const std::string& message) { throw ArgumentError({path_, "tensor " + in_quotes(name), {}}, message); };
+    const auto fail = [&](const std::string& message) {
+      throw ArgumentError({path_, concat("tensor ", in_quotes(name)), {}}, message);
+    };
     if (name.empty() || name.size() >= gguf::max_name_length) fail("a tensor's name must have 1 to 63 bytes");
     const DtypeInfo* type = gguf::find_tensor_type(static_cast<std::uint32_t>(dtype));
-    if (!type) fail("GGUF has no tensor type " + std::string(dtype_info(dtype).name));
-    if (shape.empty() || shape.size() > 4) fail("a tensor must have 1 to 4 dimensions, not " + std::to_string(shape.size()));
+    if (!type) fail(concat("GGUF has no tensor type ", dtype_info(dtype).name));
+    if (shape.empty() || shape.size() > 4) fail(concat("a tensor must have 1 to 4 dimensions, not ", shape.size()));
     std::int64_t elements = 1;
     for (const std::int64_t dim : shape) {
       if (dim < 1 || dim > (std::numeric_limits<std::int64_t>::max() >> 4) / elements)
@@ -89,8 +92,8 @@ class GgufWriter {
       elements *= dim;
     }
     if (shape.back() % type->block_elements != 0) {
-      fail("the last dimension is " + std::to_string(shape.back()) + ", but type " + std::string(type->name) +
-           " needs a multiple of " + std::to_string(type->block_elements));
+      fail(concat("the last dimension is ", shape.back(), ", but type ", type->name, " needs a multiple of ",
+                  type->block_elements));
     }
     if (!names_.insert(name).second) fail("the name is there already");
     const std::uint64_t bytes = row_bytes(dtype, static_cast<std::uint64_t>(elements));
@@ -131,8 +134,8 @@ class GgufWriter {
     for (const Tensor& tensor : tensors_) {
       std::uint64_t left = tensor.bytes;
       const auto fail = [&](const std::string& message) {
-        throw ArgumentError({path_, "tensor " + in_quotes(tensor.name), {}},
-                            "the producer gave " + message + " than the tensor's " + std::to_string(tensor.bytes) + " bytes");
+        throw ArgumentError({path_, concat("tensor ", in_quotes(tensor.name)), {}},
+                            concat("the producer gave ", message, " than the tensor's ", tensor.bytes, " bytes"));
       };
       tensor.producer([&](std::span<const std::byte> piece) {
         if (piece.size() > left) fail("more");
@@ -198,7 +201,9 @@ class GgufWriter {
   }
 
   void set_raw(std::string_view key, GgufType type, std::string value) {
-    const auto fail = [&](const std::string& message) { throw ArgumentError({path_, "key " + in_quotes(key), {}}, message); };
+    const auto fail = [&](const std::string& message) {
+      throw ArgumentError({path_, concat("key ", in_quotes(key)), {}}, message);
+    };
     if (key.empty() || key.size() > gguf::max_key_length) fail("a key must have 1 to 65535 bytes");
     if (key == "general.alignment") {
       std::uint32_t alignment = 0;

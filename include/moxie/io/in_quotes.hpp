@@ -21,10 +21,10 @@ inline std::string printable(std::string_view text, std::size_t limit) {
       out += digits[byte & 15];
     }
   }
-  return text.size() > limit ? out + "..." : out;
+  return text.size() > limit ? concat(out, "...") : out;
 }
 
 /// A name in single quotes, at most 80 bytes of it.
-inline std::string in_quotes(std::string_view name) { return "'" + printable(name, 80) + "'"; }
+inline std::string in_quotes(std::string_view name) { return concat("'", printable(name, 80), "'"); }
 
 }  // namespace moxie

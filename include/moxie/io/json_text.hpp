@@ -7,10 +7,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/io/in_quotes.hpp>
@@ -32,7 +34,7 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
   int depth = 0;
   std::uint64_t values = 0;
   const auto count_value = [&](std::size_t at) {
-    if (++values > max_values) fail(at, "more than " + std::to_string(max_values) + " values");
+    if (++values > max_values) fail(at, concat("more than ", max_values, " values"));
   };
   bool in_string = false;
   std::size_t token_begin = 0;
@@ -40,7 +42,7 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
     const char c = text[i];
     if (c == '\0') fail(i, "a NUL byte is not allowed");
     if (i - token_begin > max_json_token)
-      fail(token_begin, "a string or number is longer than " + std::to_string(max_json_token) + " bytes");
+      fail(token_begin, concat("a string or number is longer than ", max_json_token, " bytes"));
     if (in_string) {
       if (c == '\\') {
         ++i;  // the escaped character cannot end the string
@@ -57,7 +59,7 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
         break;
       case '[':
       case '{':
-        if (++depth > max_json_depth) fail(i, "nested more than " + std::to_string(max_json_depth) + " deep");
+        if (++depth > max_json_depth) fail(i, concat("nested more than ", max_json_depth, " deep"));
         count_value(i);
         token_begin = i;
         break;
@@ -83,6 +85,42 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
   }
 }
 
+/// Characters of a JSON text; tells how far the parser has read. The only form in which the parser is given one, so that it is
+/// compiled once.
+class JsonIterator {
+ public:
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = const char&;
+
+  JsonIterator(const char* at, const char** read) : at_(at), read_(read) {}
+  reference operator*() const noexcept { return *at_; }
+  JsonIterator& operator++() noexcept {
+    *read_ = ++at_;
+    return *this;
+  }
+  bool operator==(const JsonIterator& other) const noexcept { return at_ == other.at_; }
+  bool operator!=(const JsonIterator& other) const noexcept { return at_ != other.at_; }
+
+ private:
+  const char* at_;
+  const char** read_;
+};
+
+/// Parses `text`; `*read` is always where the parser reads next, and `callback` may be empty. Throws nlohmann::json::exception.
+inline nlohmann::json parse_characters(std::string_view text, const char** read,
+                                       const nlohmann::json::parser_callback_t& callback = nullptr) {
+  return nlohmann::json::parse(JsonIterator(text.data(), read), JsonIterator(text.data() + text.size(), read), callback);
+}
+
+/// Text that the program itself holds.
+inline nlohmann::json parse_trusted_json(std::string_view text) {
+  const char* read = nullptr;
+  return parse_characters(text, &read);
+}
+
 /// The parser's message without its prefix "[json.exception...] ", one printable line.
 inline std::string json_error_text(std::string_view what) {
   const auto prefix_end = what.find("] ");
@@ -92,12 +130,11 @@ inline std::string json_error_text(std::string_view what) {
 /// JSON that lies in `file`, or that came from there. Throws FormatError.
 inline nlohmann::json parse_json(std::string_view text, const std::string& file, JsonLimits limits = {}) {
   if (text.size() > limits.bytes) {
-    throw FormatError({file, {}, {}}, "the file has " + std::to_string(text.size()) + " bytes; at most " +
-                                          std::to_string(limits.bytes) + " are read");
+    throw FormatError({file, {}, {}}, concat("the file has ", text.size(), " bytes; at most ", limits.bytes, " are read"));
   }
   check_json_bounds(text, file, limits.values);
   try {
-    return nlohmann::json::parse(text);
+    return parse_trusted_json(text);
   } catch (const nlohmann::json::parse_error& error) {
     throw FormatError({file, "JSON", error.byte == 0 ? 0 : error.byte - 1}, json_error_text(error.what()));
   } catch (const nlohmann::json::exception& error) {

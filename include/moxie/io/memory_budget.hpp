@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie {
@@ -24,8 +25,8 @@ class MemoryBudget {
   template <class MakePlace>
   void charge(std::uint64_t bytes, MakePlace&& place) {
     if (bytes > limit_ - used_) {
-      throw FormatError(place(), "the file's tables would take more than " + std::to_string(limit_) +
-                                     " bytes of memory; a file may ask for its size and 60 MB");
+      throw FormatError(place(), concat("the file's tables would take more than ", limit_,
+                                        " bytes of memory; a file may ask for its size and 60 MB"));
     }
     used_ += bytes;
   }

@@ -34,6 +34,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/hash.hpp>
@@ -69,9 +70,7 @@ class Reader {
 
   void check_version() const {
     const auto found = integer<std::uint32_t>(get("version"), "version");
-    if (found != version)
-      fail("version",
-           "is " + std::to_string(found) + "; this moxie reads version " + std::to_string(version) + ": pack the model again");
+    if (found != version) fail("version", concat("is ", found, "; this moxie reads version ", version, ": pack the model again"));
   }
 
   void check_digest() const {
@@ -94,11 +93,11 @@ class Reader {
     for (std::size_t i = 0; i < names.size(); ++i) {
       const DtypeInfo* info = find_dtype(names[i]);
       const kernels::FormatKernels* format = info ? kernels_.find(info->dtype) : nullptr;
-      if (!format) fail("formats", "has " + in_quotes(names[i]) + ", which this moxie does not multiply");
+      if (!format) fail("formats", concat("has ", in_quotes(names[i]), ", which this moxie does not multiply"));
       if (panel_layout(*format) != hashes[i])
-        fail("layouts", "the weights of type " + names[i] + " are packed for " + in_quotes(arch()) +
-                            " in another layout than that of this program's kernels, '" + kernels_.arch +
-                            "'; pack the model again, with this program");
+        fail("layouts", concat("the weights of type ", names[i], " are packed for ", in_quotes(arch()),
+                               " in another layout than that of this program's kernels, '", kernels_.arch,
+                               "'; pack the model again, with this program"));
       panels_.push_back(format);
     }
   }
@@ -111,8 +110,8 @@ class Reader {
     const auto modified = integers<std::int64_t>("source.modified", files.size());
     for (std::size_t i = 0; i < files.size(); ++i)
       if (const std::string what = difference({files[i], sizes[i], modified[i], samples[i], hashes[i]}, threads); !what.empty())
-        throw FormatError({file_.path(), {}, {}}, "is stale: it was packed from " + in_quotes(files[i]) +
-                                                      ", which has changed since (" + what + "); pack the model again");
+        throw FormatError({file_.path(), {}, {}}, concat("is stale: it was packed from ", in_quotes(files[i]),
+                                                         ", which has changed since (", what, "); pack the model again"));
   }
 
   TensorMap tensors() const {
@@ -124,21 +123,20 @@ class Reader {
     std::size_t next = 0;
     for (std::size_t i = 0; i < names.size(); ++i) {
       const auto view = views.find(names[i]);
-      if (view == views.end()) fail("names", "has " + in_quotes(names[i]) + ", but the file has no such tensor");
+      if (view == views.end()) fail("names", concat("has ", in_quotes(names[i]), ", but the file has no such tensor"));
       TensorView& tensor = view->second;
       const auto wrong = [&](const std::string& message) { throw FormatError(tensor.place(), message); };
       if (tensor.dtype != Dtype::I8 || tensor.shape.size() != 1) wrong("a packed tensor must be one row of I8");
       const DtypeInfo* info = find_dtype(types[i]);
-      if (!info) wrong("its element type " + in_quotes(types[i]) + " is unknown");
+      if (!info) wrong(concat("its element type ", in_quotes(types[i]), " is unknown"));
       if (ranks[i] > 4 || ranks[i] > dimensions.size() - next) wrong("its shape is missing, or has more than 4 dimensions");
       std::vector<std::int64_t> shape(dimensions.begin() + static_cast<std::ptrdiff_t>(next),
                                       dimensions.begin() + static_cast<std::ptrdiff_t>(next + ranks[i]));
       next += ranks[i];
       const std::uint64_t expected = byte_size(shape, *info, panel_bytes[i], tensor.bytes);
-      if (expected != tensor.bytes)
-        wrong("its shape and type " + std::string(info->name) + " do not fit its " + std::to_string(tensor.bytes) + " bytes");
+      if (expected != tensor.bytes) wrong(concat("its shape and type ", info->name, " do not fit its ", tensor.bytes, " bytes"));
       if (panel_bytes[i] != 0 && reinterpret_cast<std::uintptr_t>(tensor.data) % memory_alignment != 0)
-        wrong("packed weights must begin at a multiple of " + std::to_string(memory_alignment) + " bytes");
+        wrong(concat("packed weights must begin at a multiple of ", memory_alignment, " bytes"));
       tensor.dtype = info->dtype;
       tensor.shape = std::move(shape);
       tensor.panel_bytes = panel_bytes[i];
@@ -157,7 +155,7 @@ class Reader {
 
  private:
   [[noreturn]] void fail(std::string_view name, const std::string& message) const {
-    throw FormatError({file_.path(), "key " + in_quotes(key(name)), {}}, message);
+    throw FormatError({file_.path(), concat("key ", in_quotes(key(name))), {}}, message);
   }
 
   /// Of a tensor with this shape, or 0 where it cannot have one of at most `most` bytes.
@@ -204,7 +202,7 @@ class Reader {
   const nlohmann::json& array(std::string_view name, std::optional<std::size_t> size) const {
     const nlohmann::json& value = get(name);
     if (!value.is_array() || (size && value.size() != *size))
-      fail(name, "must be an array" + (size ? " of " + std::to_string(*size) + " values" : std::string()));
+      fail(name, concat("must be an array", (size ? concat(" of ", *size, " values") : std::string())));
     return value;
   }
   template <class T>

@@ -10,6 +10,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/io/in_quotes.hpp>
@@ -29,7 +30,7 @@ inline void save_peft(const std::string& folder, const OutputAdapter& adapter, c
     throw ArgumentError("the adapter holds numbers that are not finite");
   std::error_code error;
   std::filesystem::create_directories(folder, error);
-  if (error) throw SystemError({folder, {}, {}}, "cannot make the folder: " + error.message());
+  if (error) throw SystemError({folder, {}, {}}, concat("cannot make the folder: ", error.message()));
   const std::filesystem::path path(folder);
 
   SafetensorsWriter writer;
@@ -53,7 +54,7 @@ inline void save_peft(const std::string& folder, const OutputAdapter& adapter, c
   config["init_lora_weights"] = true;
   config["inference_mode"] = true;
   config["base_model_name_or_path"] = base_model.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(base_model);
-  const std::string text = config.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  const std::string text = concat(config.dump(2, ' ', false, nlohmann::json::error_handler_t::replace), "\n");
   AtomicFile file((path / "adapter_config.json").string());
   file.write(text.data(), text.size());
   file.commit();
@@ -65,13 +66,14 @@ inline OutputAdapter load_peft(const std::string& folder) {
   const PeftFolder peft = PeftFolder::open(folder);
   for (const auto& [module, update] : peft.adapter().updates)
     if (module != "lm_head")
-      throw UnsupportedError({folder, {}, {}}, "adapts the module " + in_quotes(module) +
-                                                   "; an adapter beside the output matrix has lm_head only (load the model with "
-                                                   "LoadOptions::adapter to merge others)");
+      throw UnsupportedError({folder, {}, {}},
+                             concat("adapts the module ", in_quotes(module),
+                                    "; an adapter beside the output matrix has lm_head only (load the model with "
+                                    "LoadOptions::adapter to merge others)"));
   const LowRankUpdate& update = peft.adapter().updates.begin()->second;
   if (update.a.rows() != update.b.columns())
-    throw FormatError(update.a.place(), "has shape " + update.a.shape_text() + " beside a lora_B of " + update.b.shape_text() +
-                                            "; they must be [r, hidden] and [vocab, r]");
+    throw FormatError(update.a.place(), concat("has shape ", update.a.shape_text(), " beside a lora_B of ", update.b.shape_text(),
+                                               "; they must be [r, hidden] and [vocab, r]"));
   const auto values = [](const TensorView& tensor) {
     RowMatrix matrix(tensor.rows(), tensor.columns());
     dequantize(tensor, matrix.data());

@@ -25,6 +25,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/io/in_quotes.hpp>
 #include <moxie/io/json_text.hpp>
@@ -91,8 +92,8 @@ class PeftFolder {
     float of(const std::string& module, std::int64_t rank) const {
       const auto expected = static_cast<std::int64_t>(find(ranks, "rank_pattern", module, static_cast<double>(r)));
       if (rank != expected)
-        throw FormatError({file, "r", {}}, "is " + std::to_string(expected) + " for the module " + in_quotes(module) +
-                                               ", but its matrices have rank " + std::to_string(rank));
+        throw FormatError({file, "r", {}},
+                          concat("is ", expected, " for the module ", in_quotes(module), ", but its matrices have rank ", rank));
       const auto divisor = static_cast<double>(rank);
       return static_cast<float>(find(alphas, "alpha_pattern", module, alpha) / (rslora ? std::sqrt(divisor) : divisor));
     }
@@ -104,12 +105,12 @@ class PeftFolder {
       std::vector<Exception> all;
       const nlohmann::json* pattern = f.find(option);
       if (!pattern) return all;
-      if (!pattern->is_object()) f.fail(option, "is " + Fields::show(*pattern) + "; it must be an object");
+      if (!pattern->is_object()) f.fail(option, concat("is ", Fields::show(*pattern), "; it must be an object"));
       for (const auto& [key, value] : pattern->items()) {
-        if (ranks && (!value.is_number_integer() || value < 1 || value > max_rank))
-          f.fail(option, "holds " + Fields::show(value) + "; it must hold integers from 1 to " + std::to_string(max_rank));
+        if (ranks && !(value.is_number_integer() && value.get<std::int64_t>() >= 1 && value.get<std::int64_t>() <= max_rank))
+          f.fail(option, concat("holds ", Fields::show(value), "; it must hold integers from 1 to ", max_rank));
         if (!value.is_number() || !(std::abs(value.get<double>()) <= most))
-          f.fail(option, "holds " + Fields::show(value) + "; it must hold numbers");
+          f.fail(option, concat("holds ", Fields::show(value), "; it must hold numbers"));
         all.push_back({PeftPattern(key, {f.file(), option, {}}), value.get<double>()});
       }
       return all;
@@ -122,7 +123,7 @@ class PeftFolder {
         if (!exception.pattern.matches(module)) continue;
         if (found && found->value != exception.value)
           throw UnsupportedError({file, option, {}},
-                                 "has several keys that fit the module " + in_quotes(module) + ", with different values");
+                                 concat("has several keys that fit the module ", in_quotes(module), ", with different values"));
         found = &exception;
       }
       return found ? found->value : otherwise;
@@ -137,25 +138,26 @@ class PeftFolder {
 
   static void check_options(const Fields& f) {
     if (const std::string type = f.text("peft_type", ""); type != "LORA")
-      f.unsupported("peft_type", type.empty() ? "is missing; it must be \"LORA\"" : "is " + in_quotes(type) + "; moxie has LORA");
+      f.unsupported("peft_type",
+                    type.empty() ? "is missing; it must be \"LORA\"" : concat("is ", in_quotes(type), "; moxie has LORA"));
     if (const std::string bias = f.text("bias", "none"); bias != "none")
-      f.unsupported("bias", "is " + in_quotes(bias) + "; moxie has adapters without biases (none)");
+      f.unsupported("bias", concat("is ", in_quotes(bias), "; moxie has adapters without biases (none)"));
     // Off when absent, null, false or empty.
     for (const char* option :
          {"use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
           "use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "velora_config", "kasa_config"}) {
       const nlohmann::json* value = f.find(option);
       if (!value || *value == false || (value->is_structured() && value->empty())) continue;
-      f.unsupported(option, "is " + Fields::show(*value) + "; moxie has plain LoRA of linear layers only");
+      f.unsupported(option, concat("is ", Fields::show(*value), "; moxie has plain LoRA of linear layers only"));
     }
     // These leave the model's own weights as they are.
     const nlohmann::json* init = f.find("init_lora_weights");
     if (!init || init->is_boolean() || *init == "gaussian" || *init == "eva" || *init == "orthogonal") return;
     f.unsupported(
         "init_lora_weights",
-        "is " + Fields::show(*init) +
-            ", with which PEFT changes the model's own weights when it loads the adapter; save the adapter as plain LoRA "
-            "(save_pretrained's path_initial_model_for_weight_conversion)");
+        concat("is ", Fields::show(*init),
+               ", with which PEFT changes the model's own weights when it loads the adapter; save the adapter as plain LoRA "
+               "(save_pretrained's path_initial_model_for_weight_conversion)"));
   }
 
   /// Pairs of matrices by module.
@@ -169,10 +171,9 @@ class PeftFolder {
       if (!a && !b) throw UnsupportedError(tensor.place(), "moxie reads lora_A.weight and lora_B.weight of linear layers only");
       module.remove_suffix(std::string_view(".lora_A.weight").size());
       if (tensor.shape.size() != 2 || tensor.elements() == 0)
-        throw FormatError(tensor.place(), "has shape " + tensor.shape_text() + "; it must be a matrix");
+        throw FormatError(tensor.place(), concat("has shape ", tensor.shape_text(), "; it must be a matrix"));
       if (tensor.dtype != Dtype::F32 && tensor.dtype != Dtype::F16 && tensor.dtype != Dtype::BF16)
-        throw UnsupportedError(tensor.place(),
-                               "is " + std::string(dtype_info(tensor.dtype).name) + "; it must be F32, F16 or BF16");
+        throw UnsupportedError(tensor.place(), concat("is ", dtype_info(tensor.dtype).name, "; it must be F32, F16 or BF16"));
       LowRankUpdate& update = adapter_.updates[std::string(module)];
       TensorView& part = a ? update.a : update.b;
       if (part.data) throw FormatError(tensor.place(), "is there twice, with and without 'base_model.model.'");

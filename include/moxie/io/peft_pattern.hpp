@@ -13,6 +13,7 @@
 #include <string_view>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/io/in_quotes.hpp>
 
@@ -22,14 +23,14 @@ class PeftPattern {
  public:
   /// Throws FormatError at `place` when the key is no regular expression.
   PeftPattern(std::string key, Place place) : key_(std::move(key)), place_(std::move(place)) {
-    const std::string whole = "(.*\\.)?(" + key_ + ")$";
+    const std::string whole = concat("(.*\\.)?(", key_, ")$");
     int error = 0;
     PCRE2_SIZE offset = 0;
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(whole.data()), whole.size(), PCRE2_ANCHORED | PCRE2_NEVER_BACKSLASH_C,
                               &error, &offset, nullptr),
                 [](pcre2_code* code) { pcre2_code_free(code); });
     if (!code_)
-      throw FormatError(place_, "has the key " + in_quotes(key_) + ", which is no regular expression: " + message(error));
+      throw FormatError(place_, concat("has the key ", in_quotes(key_), ", which is no regular expression: ", message(error)));
   }
 
   const std::string& key() const noexcept { return key_; }
@@ -44,8 +45,8 @@ class PeftPattern {
     const int result = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(module.data()), module.size(), 0, PCRE2_NO_JIT,
                                    data.get(), context.get());
     if (result < 0 && result != PCRE2_ERROR_NOMATCH)
-      throw FormatError(place_, "has the key " + in_quotes(key_) + ", which cannot be matched with the module " +
-                                    in_quotes(std::string(module)) + ": " + message(result));
+      throw FormatError(place_, concat("has the key ", in_quotes(key_), ", which cannot be matched with the module ",
+                                       in_quotes(std::string(module)), ": ", message(result)));
     return result >= 0;
   }
 
@@ -58,7 +59,7 @@ class PeftPattern {
   };
   static std::string message(int error) {
     PCRE2_UCHAR text[256];
-    return pcre2_get_error_message(error, text, sizeof text) < 0 ? "error " + std::to_string(error)
+    return pcre2_get_error_message(error, text, sizeof text) < 0 ? concat("error ", error)
                                                                  : std::string(reinterpret_cast<const char*>(text));
   }
 

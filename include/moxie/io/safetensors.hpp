@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/core/tensor.hpp>
@@ -47,12 +48,13 @@ class SafetensorsFile {
     const nlohmann::json& weight_map = index["weight_map"];
     std::set<std::string> names;
     for (const auto& [tensor, file] : weight_map.items()) {
-      if (!file.is_string()) throw FormatError({path, "weight_map " + in_quotes(tensor), {}}, "must be the name of a file");
+      if (!file.is_string())
+        throw FormatError({path, concat("weight_map ", in_quotes(tensor)), {}}, "must be the name of a file");
       const auto& name = file.get_ref<const std::string&>();
       if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
           name.find('\0') != std::string::npos) {
-        throw FormatError({path, "weight_map " + in_quotes(tensor), {}},
-                          "must be the name of a file beside the index, not " + in_quotes(name));
+        throw FormatError({path, concat("weight_map ", in_quotes(tensor)), {}},
+                          concat("must be the name of a file beside the index, not ", in_quotes(name)));
       }
       names.insert(name);
     }
@@ -66,7 +68,7 @@ class SafetensorsFile {
       const std::string shard = (folder / name).string();
       std::error_code error;
       if (!std::filesystem::exists(shard, error))
-        throw FormatError({shard, {}, {}}, "the file is missing; " + in_quotes(path) + " names it");
+        throw FormatError({shard, {}, {}}, concat("the file is missing; ", in_quotes(path), " names it"));
       safetensors::Tensors found;
       model.read(files->emplace_back(shard), budget, found);
       for (auto it = found.begin(); it != found.end();) {
@@ -77,8 +79,8 @@ class SafetensorsFile {
     }
     for (const auto& [tensor, file] : weight_map.items()) {
       if (tensors.find(tensor) == tensors.end()) {
-        throw FormatError({path, "weight_map " + in_quotes(tensor), {}},
-                          "the file " + in_quotes(file.get_ref<const std::string&>()) + " does not hold this tensor");
+        throw FormatError({path, concat("weight_map ", in_quotes(tensor)), {}},
+                          concat("the file ", in_quotes(file.get_ref<const std::string&>()), " does not hold this tensor"));
       }
     }
     model.keep(std::move(files), std::move(tensors));

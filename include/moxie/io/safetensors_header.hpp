@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -23,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/core/tensor.hpp>
@@ -50,66 +50,73 @@ constexpr const DtypeInfo* find_type(std::string_view name) noexcept {
   return nullptr;
 }
 
-/// Characters of the header; tells how far the parser has read.
-class HeaderIterator {
- public:
-  using iterator_category = std::input_iterator_tag;
-  using value_type = char;
-  using difference_type = std::ptrdiff_t;
-  using pointer = const char*;
-  using reference = const char&;
-
-  HeaderIterator(const char* at, const char** read) : at_(at), read_(read) {}
-  reference operator*() const noexcept { return *at_; }
-  HeaderIterator& operator++() noexcept {
-    *read_ = ++at_;
-    return *this;
-  }
-  bool operator==(const HeaderIterator& other) const noexcept { return at_ == other.at_; }
-  bool operator!=(const HeaderIterator& other) const noexcept { return at_ != other.at_; }
-
- private:
-  const char* at_;
-  const char** read_;
-};
-
 /// Takes the parser's events and fills the tables; offsets in the views are relative to the data until read_header() places them.
-class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
+class HeaderEvents {
  public:
   HeaderEvents(const MappedFile& file, std::string_view header, MemoryBudget& budget, Tensors& tensors, Metadata& metadata)
       : file_(file), header_(header), read_(header.data()), budget_(budget), tensors_(tensors), metadata_(metadata) {}
 
   void parse() {
-    const char* end = header_.data() + header_.size();
-    nlohmann::json::sax_parse(HeaderIterator(header_.data(), &read_), HeaderIterator(end, &read_), this);
+    try {
+      parse_characters(header_, &read_, [this](int, Event event, nlohmann::json& value) { return take(event, value); });
+    } catch (const nlohmann::json::parse_error& error) {
+      throw FormatError({file_.path(), "header", header_begin + (error.byte == 0 ? 0 : error.byte - 1)},
+                        json_error_text(error.what()));
+    }
   }
   std::vector<TensorView*>& added() noexcept { return added_; }
 
-  bool null() override { unexpected("null"); }
-  bool boolean(bool) override { unexpected("a boolean"); }
-  bool number_integer(number_integer_t value) override { unexpected("the negative number " + std::to_string(value)); }
-  bool number_float(number_float_t, const string_t& text) override { unexpected("the number " + in_quotes(text)); }
-  bool binary(binary_t&) override { unexpected("binary data"); }
+ private:
+  using Event = nlohmann::json::parse_event_t;
 
-  bool number_unsigned(number_unsigned_t value) override {
+  /// Whether the parser shall keep `value` in its tree: containers until they end, which is where they are left out.
+  bool take(Event event, const nlohmann::json& value) {
+    switch (event) {
+      case Event::object_start:
+        start_object();
+        return true;
+      case Event::array_start:
+        start_array();
+        return true;
+      case Event::key:
+        key(value.get_ref<const std::string&>());
+        return state_ != State::metadata;
+      case Event::object_end:
+        end_object();
+        return false;
+      case Event::array_end:
+        state_ = State::tensor;
+        return false;
+      case Event::value:
+        break;
+    }
+    if (value.is_string()) {
+      string(value.get_ref<const std::string&>());
+    } else if (value.is_number_unsigned()) {
+      number(value.get<std::uint64_t>());
+    } else {
+      unexpected(concat(value.is_number_float() ? "the number " : value.is_number() ? "the negative number " : "", value.dump()));
+    }
+    return false;
+  }
+
+  void number(std::uint64_t value) {
     if (state_ == State::shape) {
       if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
-        fail("dimension " + std::to_string(value) + " does not fit 63 bits");
+        fail(concat("dimension ", value, " does not fit 63 bits"));
       if (view_.shape.size() == max_dims) {
-        throw UnsupportedError(place(),
-                               "the tensor has more than " + std::to_string(max_dims) + " dimensions, which moxie does not read");
+        throw UnsupportedError(place(), concat("the tensor has more than ", max_dims, " dimensions, which moxie does not read"));
       }
       view_.shape.push_back(static_cast<std::int64_t>(value));
     } else if (state_ == State::offsets) {
       if (n_offsets_ == 2) fail("data_offsets must have two numbers, begin and end");
       offsets_[n_offsets_++] = value;
     } else {
-      unexpected("the number " + std::to_string(value));
+      unexpected(concat("the number ", value));
     }
-    return true;
   }
 
-  bool string(string_t& value) override {
+  void string(const std::string& value) {
     if (state_ == State::metadata) {
       charge(MemoryBudget::map_node(2 * sizeof(std::string)) + MemoryBudget::string(name_.size()) +
              MemoryBudget::string(value.size()));
@@ -117,17 +124,16 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
     } else if (state_ == State::tensor && field_ == dtype_field) {
       type_ = find_type(value);
       if (!type_) {
-        throw UnsupportedError(place(), "dtype " + in_quotes(value) +
-                                            " is not supported; moxie reads BOOL, U8, I8, F8_E4M3, F8_E5M2, F8_E8M0, "
-                                            "I16, U16, F16, BF16, I32, U32, F32, F64, I64, U64");
+        throw UnsupportedError(place(), concat("dtype ", in_quotes(value),
+                                               " is not supported; moxie reads BOOL, U8, I8, F8_E4M3, F8_E5M2, F8_E8M0, "
+                                               "I16, U16, F16, BF16, I32, U32, F32, F64, I64, U64"));
       }
     } else {
-      unexpected("the string " + in_quotes(value));
+      unexpected(concat("the string ", in_quotes(value)));
     }
-    return true;
   }
 
-  bool start_object(std::size_t) override {
+  void start_object() {
     if (state_ == State::begin) {
       state_ = State::top;
     } else if (state_ == State::top) {
@@ -139,28 +145,25 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
     } else {
       unexpected("an object");
     }
-    return true;
   }
 
-  bool key(string_t& value) override {
+  void key(const std::string& value) {
     if (state_ == State::tensor) {
       field_ = value == "dtype" ? dtype_field : value == "shape" ? shape_field : value == "data_offsets" ? offsets_field : 0;
-      if (field_ == 0) fail("has the unknown field " + in_quotes(value) + "; dtype, shape and data_offsets are defined");
-      if (seen_ & field_) fail("has the field " + in_quotes(value) + " twice");
+      if (field_ == 0) fail(concat("has the unknown field ", in_quotes(value), "; dtype, shape and data_offsets are defined"));
+      if (seen_ & field_) fail(concat("has the field ", in_quotes(value), " twice"));
       seen_ |= field_;
     } else {
       name_ = value;
     }
-    return true;
   }
 
-  bool end_object() override {
+  void end_object() {
     if (state_ == State::tensor) add_tensor();
     state_ = state_ == State::top ? State::end : State::top;
-    return true;
   }
 
-  bool start_array(std::size_t) override {
+  void start_array() {
     if (state_ == State::tensor && field_ == shape_field) {
       state_ = State::shape;
     } else if (state_ == State::tensor && field_ == offsets_field) {
@@ -169,19 +172,8 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
     } else {
       unexpected("an array");
     }
-    return true;
   }
 
-  bool end_array() override {
-    state_ = State::tensor;
-    return true;
-  }
-
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) override {
-    throw FormatError({file_.path(), "header", header_begin + (position == 0 ? 0 : position - 1)}, json_error_text(error.what()));
-  }
-
- private:
   static constexpr std::uint64_t header_begin = 8;
   static constexpr unsigned dtype_field = 1, shape_field = 2, offsets_field = 4;
   enum class State { begin, top, metadata, tensor, shape, offsets, end };
@@ -189,31 +181,31 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
   Place place() const {
     std::string item = "header";
     if (state_ != State::begin && state_ != State::end && (state_ != State::top || !name_.empty()))
-      item = "entry " + in_quotes(name_);
+      item = concat("entry ", in_quotes(name_));
     return {file_.path(), std::move(item), header_begin + static_cast<std::uint64_t>(read_ - header_.data())};
   }
   [[noreturn]] void fail(const std::string& message) const { throw FormatError(place(), message); }
   [[noreturn]] void unexpected(const std::string& what) const {
     switch (state_) {
       case State::begin:
-        fail("the header must be a JSON object, not " + what);
+        fail(concat("the header must be a JSON object, not ", what));
       case State::top:
-        fail("must be a JSON object, not " + what);
+        fail(concat("must be a JSON object, not ", what));
       case State::metadata:
-        fail("a value of __metadata__ must be a string, not " + what);
+        fail(concat("a value of __metadata__ must be a string, not ", what));
       case State::shape:
-        fail("a dimension must be a non-negative integer, not " + what);
+        fail(concat("a dimension must be a non-negative integer, not ", what));
       case State::offsets:
-        fail("data_offsets must be non-negative integers, not " + what);
+        fail(concat("data_offsets must be non-negative integers, not ", what));
       case State::tensor:
-        fail(std::string(field_ == dtype_field   ? "dtype must be a string"
-                         : field_ == shape_field ? "shape must be an array"
-                                                 : "data_offsets must be an array") +
-             ", not " + what);
+        fail(concat(field_ == dtype_field   ? "dtype must be a string"
+                    : field_ == shape_field ? "shape must be an array"
+                                            : "data_offsets must be an array",
+                    ", not ", what));
       case State::end:
         break;
     }
-    fail("unexpected " + what);
+    fail(concat("unexpected ", what));
   }
   void charge(std::uint64_t bytes) {
     budget_.charge(bytes, [&] { return place(); });
@@ -225,24 +217,25 @@ class HeaderEvents final : public nlohmann::json_sax<nlohmann::json> {
     if (!(seen_ & offsets_field)) fail("the field data_offsets is missing");
     if (n_offsets_ != 2) fail("data_offsets must have two numbers, begin and end");
     const auto [begin, end] = offsets_;
-    if (begin > end) fail("data_offsets end at " + std::to_string(end) + ", before they begin at " + std::to_string(begin));
+    if (begin > end) fail(concat("data_offsets end at ", end, ", before they begin at ", begin));
     constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
     std::uint64_t bytes = type_->block_bytes;
     for (const std::int64_t dim : view_.shape) {
       const auto size = static_cast<std::uint64_t>(dim);
-      if (size != 0 && bytes > most / size) fail("the size of shape " + view_.shape_text() + " does not fit 63 bits");
+      if (size != 0 && bytes > most / size) fail(concat("the size of shape ", view_.shape_text(), " does not fit 63 bits"));
       bytes *= size;
     }
     if (bytes != end - begin) {
-      fail("shape " + view_.shape_text() + " of type " + std::string(type_->name) + " needs " + std::to_string(bytes) +
-           " bytes, but data_offsets span " + std::to_string(end - begin));
+      fail(concat("shape ", view_.shape_text(), " of type ", type_->name, " needs ", bytes, " bytes, but data_offsets span ",
+                  end - begin));
     }
     charge(MemoryBudget::map_node(sizeof(std::string) + sizeof(TensorView)) + 2 * MemoryBudget::string(name_.size()) +
            MemoryBudget::string(file_.path().size()) + MemoryBudget::allocation(view_.shape.size() * sizeof(std::int64_t)) +
            4 * sizeof(TensorView*));
     const auto [entry, added] = tensors_.try_emplace(name_);
     if (!added)
-      fail("the tensor's name appears twice" + (entry->second.file == file_.path() ? "" : "; first in " + entry->second.file));
+      fail(concat("the tensor's name appears twice",
+                  (entry->second.file == file_.path() ? "" : concat("; first in ", entry->second.file))));
     TensorView& view = entry->second;
     view.name = name_;
     view.dtype = type_->dtype;
@@ -277,8 +270,7 @@ inline void read_header(const MappedFile& file, MemoryBudget& budget, Tensors& t
   in.set_item("header");
   const auto length = in.read<std::uint64_t>("the length of the header");
   if (length > max_header_bytes) {
-    in.fail_at(0, "the header's length is " + std::to_string(length) + " bytes; the format allows at most " +
-                      std::to_string(max_header_bytes));
+    in.fail_at(0, concat("the header's length is ", length, " bytes; the format allows at most ", max_header_bytes));
   }
   const auto bytes = in.take(length, "the header");
   const std::string_view header(reinterpret_cast<const char*>(bytes.data()), bytes.size());
@@ -294,16 +286,14 @@ inline void read_header(const MappedFile& file, MemoryBudget& budget, Tensors& t
   });
   std::uint64_t expected = 0;
   for (TensorView* view : views) {
-    in.set_item("tensor " + in_quotes(view->name));
+    in.set_item(concat("tensor ", in_quotes(view->name)));
     if (view->bytes > data_bytes || view->offset > data_bytes - view->bytes) {
-      in.fail_at(data_begin, "data_offsets [" + std::to_string(view->offset) + ", " + std::to_string(view->offset + view->bytes) +
-                                 "] end past the data, which have " + std::to_string(data_bytes) +
-                                 " bytes; the file is cut off or corrupt");
+      in.fail_at(data_begin, concat("data_offsets [", view->offset, ", ", view->offset + view->bytes,
+                                    "] end past the data, which have ", data_bytes, " bytes; the file is cut off or corrupt"));
     }
     if (view->offset != expected) {
-      in.fail_at(data_begin + view->offset, "data_offsets begin at " + std::to_string(view->offset) + "; they must begin at " +
-                                                std::to_string(expected) +
-                                                ", where the tensor before ends (no holes, no overlaps)");
+      in.fail_at(data_begin + view->offset, concat("data_offsets begin at ", view->offset, "; they must begin at ", expected,
+                                                   ", where the tensor before ends (no holes, no overlaps)"));
     }
     expected += view->bytes;
     view->offset += data_begin;
@@ -311,8 +301,8 @@ inline void read_header(const MappedFile& file, MemoryBudget& budget, Tensors& t
   }
   if (expected != data_bytes) {
     in.set_item("data");
-    in.fail_at(data_begin + expected, "the tensors end here, but " + std::to_string(data_bytes - expected) +
-                                          " more bytes follow; the tensors must cover all data");
+    in.fail_at(data_begin + expected, concat("the tensors end here, but ", data_bytes - expected,
+                                             " more bytes follow; the tensors must cover all data"));
   }
 }
 

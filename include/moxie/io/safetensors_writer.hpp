@@ -16,6 +16,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
@@ -35,9 +36,9 @@ class SafetensorsWriter {
   /// Bytes of `shape`, row-major, little endian.
   void add(const std::string& name, Dtype dtype, const std::vector<std::int64_t>& shape, std::span<const std::byte> bytes) {
     if (safetensors::find_type(dtype_info(dtype).name) == nullptr)
-      throw ArgumentError("tensor " + in_quotes(name) + ": safetensors has no type " + std::string(dtype_info(dtype).name));
+      throw ArgumentError(concat("tensor ", in_quotes(name), ": safetensors has no type ", dtype_info(dtype).name));
     if (name == "__metadata__" || !names_.insert(name).second)
-      throw ArgumentError("a tensor cannot be called " + in_quotes(name) + ": the name is taken");
+      throw ArgumentError(concat("a tensor cannot be called ", in_quotes(name), ": the name is taken"));
     header_[name] = {{"dtype", dtype_info(dtype).name}, {"shape", shape}, {"data_offsets", {offset_, offset_ + bytes.size()}}};
     offset_ += bytes.size();
     parts_.push_back(bytes);

@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
 #include <moxie/core/tensor.hpp>
@@ -46,7 +47,7 @@ class Linear {
   static Linear pack(const Context& context, const TensorView& weight, const TensorMap* source = nullptr,
                      const TensorView* scale_inv = nullptr) {
     if (weight.shape.size() != 2)
-      throw ArgumentError(weight.place(), "a matrix [outputs, inputs] is needed, got shape " + weight.shape_text());
+      throw ArgumentError(weight.place(), concat("a matrix [outputs, inputs] is needed, got shape ", weight.shape_text()));
     Linear linear(context, weight.dtype, weight.shape[0], weight.shape[1], weight.place());
     if (scale_inv) linear.check_scales(weight, *scale_inv);
     if (weight.panel_bytes != 0) {
@@ -102,8 +103,8 @@ class Linear {
   /// `part` may be nullptr. Throws ArgumentError unless it fits the matrix.
   void set_low_rank(std::shared_ptr<const LowRank> part) {
     if (part && (part->outputs() != outputs_ || part->inputs() != inputs_))
-      throw ArgumentError("a low-rank part of [" + std::to_string(part->outputs()) + ", " + std::to_string(part->inputs()) +
-                          "] was given to a matrix [" + std::to_string(outputs_) + ", " + std::to_string(inputs_) + "]");
+      throw ArgumentError(concat("a low-rank part of [", part->outputs(), ", ", part->inputs(), "] was given to a matrix [",
+                                 outputs_, ", ", inputs_, "]"));
     low_rank_ = std::move(part);
   }
 
@@ -204,12 +205,11 @@ class Linear {
   }
   Linear(const Context& context, Dtype dtype, Index outputs, Index inputs, const Place& place)
       : kernels_(context.kernels->find(dtype)), dtype_(dtype), outputs_(outputs), inputs_(inputs) {
-    if (!kernels_) throw UnsupportedError(place, "no matrix product for the weight type " + std::string(dtype_info(dtype).name));
+    if (!kernels_) throw UnsupportedError(place, concat("no matrix product for the weight type ", dtype_info(dtype).name));
     if (inputs < 1) throw ArgumentError(place, "a matrix needs at least one input");
     if (inputs % dtype_info(dtype).block_elements != 0)
-      throw ArgumentError(place, "rows of " + std::to_string(inputs) + " inputs are no multiple of the block of " +
-                                     std::to_string(dtype_info(dtype).block_elements) + " of " +
-                                     std::string(dtype_info(dtype).name));
+      throw ArgumentError(place, concat("rows of ", inputs, " inputs are no multiple of the block of ",
+                                        dtype_info(dtype).block_elements, " of ", dtype_info(dtype).name));
   }
   Index padded_inputs() const noexcept { return kernels::padded(inputs_); }
 
@@ -220,9 +220,9 @@ class Linear {
     if (!kernels_->pack_scaled) throw ArgumentError(weight.place(), "only F8_E4M3 weights have block scales");
     const auto blocks = [](Index n) { return (n + fp8_block - 1) / fp8_block; };
     if (scale_inv.dtype != Dtype::F32 || scale_inv.shape != std::vector{blocks(outputs_), blocks(inputs_)})
-      throw ArgumentError(scale_inv.place(), "the block scales of a matrix " + weight.shape_text() + " are F32 [" +
-                                                 std::to_string(blocks(outputs_)) + ", " + std::to_string(blocks(inputs_)) +
-                                                 "], not " + dtype_text(scale_inv.dtype) + " " + scale_inv.shape_text());
+      throw ArgumentError(scale_inv.place(),
+                          concat("the block scales of a matrix ", weight.shape_text(), " are F32 [", blocks(outputs_), ", ",
+                                 blocks(inputs_), "], not ", dtype_text(scale_inv.dtype), " ", scale_inv.shape_text()));
   }
   static void check_magnitudes(Dtype dtype, const ConstRows& weight, Index row) {
     const float limit = largest_encodable(dtype);
@@ -230,9 +230,8 @@ class Linear {
     for (Index i = 0; i < weight.cols(); ++i) {
       const float x = weight(row, i);
       if (!(std::fabs(x) <= limit) && (std::isfinite(x) || !is_float))
-        throw ArgumentError("row " + std::to_string(row) + ", column " + std::to_string(i) + ": " + std::to_string(x) +
-                            " cannot be encoded as " + dtype_text(dtype) + ", whose largest magnitude is " +
-                            std::to_string(limit));
+        throw ArgumentError(concat("row ", row, ", column ", i, ": ", x, " cannot be encoded as ", dtype_text(dtype),
+                                   ", whose largest magnitude is ", limit));
     }
   }
 
@@ -241,8 +240,8 @@ class Linear {
     if (outputs_ % kernels::panel_rows != 0 || weight.panel_bytes != panel_bytes() ||
         weight.bytes != static_cast<std::uint64_t>(panels_in(outputs_)) * panel_bytes() ||
         reinterpret_cast<std::uintptr_t>(weight.data) % memory_alignment != 0)
-      throw FormatError(weight.place(), "the packed weights are not those of a matrix " + weight.shape_text() +
-                                            " as these kernels pack it; pack the model again");
+      throw FormatError(weight.place(), concat("the packed weights are not those of a matrix ", weight.shape_text(),
+                                               " as these kernels pack it; pack the model again"));
     panels_ = {source->owner(), weight.data};
   }
 

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <string>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
@@ -38,9 +39,8 @@ class LowRank {
         scale_(scale),
         b_(b.transpose()) {
     if (a.rows() < 1 || a.cols() < 1 || b.rows() < 1 || b.cols() != a.rows())
-      throw ArgumentError("a low-rank part needs a [rank, inputs] and b [outputs, rank], got a [" + std::to_string(a.rows()) +
-                          ", " + std::to_string(a.cols()) + "] and b [" + std::to_string(b.rows()) + ", " +
-                          std::to_string(b.cols()) + "]");
+      throw ArgumentError(concat("a low-rank part needs a [rank, inputs] and b [outputs, rank], got a [", a.rows(), ", ",
+                                 a.cols(), "] and b [", b.rows(), ", ", b.cols(), "]"));
     if (!std::isfinite(scale)) throw ArgumentError("the scale of a low-rank part must be finite");
     a_.resize(panel_bytes() * static_cast<std::size_t>(panels()));
     for (Index p = 0; p < panels(); ++p) {

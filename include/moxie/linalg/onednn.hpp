@@ -30,6 +30,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/floats.hpp>
@@ -55,11 +56,10 @@ class OneDnnMatrix {
   /// empty shape.
   OneDnnMatrix(Dtype dtype, Index outputs, Index inputs) : bf16_(dtype == Dtype::BF16), outputs_(outputs), inputs_(inputs) {
     if (!supports(dtype))
-      throw UnsupportedError("oneDNN multiplies F32, and BF16 on a CPU with AVX512_BF16, not " +
-                             std::string(dtype_info(dtype).name) + " on this one");
+      throw UnsupportedError(
+          concat("oneDNN multiplies F32, and BF16 on a CPU with AVX512_BF16, not ", dtype_info(dtype).name, " on this one"));
     if (outputs < 1 || inputs < 1)
-      throw ArgumentError("a matrix needs at least one output and one input, got [" + std::to_string(outputs) + ", " +
-                          std::to_string(inputs) + "]");
+      throw ArgumentError(concat("a matrix needs at least one output and one input, got [", outputs, ", ", inputs, "]"));
     guarded([&] {
       engine_ = dnnl::engine(dnnl::engine::kind::cpu, 0);
       const Index k = padded_inputs();

@@ -10,6 +10,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/model/config.hpp>
@@ -55,16 +56,16 @@ inline std::string list_families(bool architectures) {
 inline const Family& gguf_family(const Fields& all, const std::string& file) {
   if (!all.contains("general.architecture"))
     throw FormatError({file, "general.architecture", {}},
-                      "this key is missing; it names the model's architecture (" + list_families(true) + ")");
+                      concat("this key is missing; it names the model's architecture (", list_families(true), ")"));
   const std::string architecture = all.text("general.architecture", "");
-  const bool sigmoid = all.integer(architecture + ".expert_gating_func", 0, 1000, 1) == 2;
+  const bool sigmoid = all.integer(concat(architecture, ".expert_gating_func"), 0, 1000, 1) == 2;
   const Family* found = nullptr;
   for (const Family* family : all_families)
     if (family->architecture == architecture && (!found || (family->scoring == RouterScoring::sigmoid) == sigmoid))
       found = family;
   if (!found)
-    all.unsupported("general.architecture", "is " + Fields::show(architecture) + "; moxie has " + list_families(true) +
-                                                " (families " + list_families(false) + ")");
+    all.unsupported("general.architecture", concat("is ", Fields::show(architecture), "; moxie has ", list_families(true),
+                                                   " (families ", list_families(false), ")"));
   return *found;
 }
 
@@ -75,7 +76,7 @@ inline ModelDescription describe_gguf(const nlohmann::json& metadata, const Tens
   using namespace families;
   const Fields all(metadata, file);
   const Family& family = gguf_family(all, file);
-  Fields f(metadata, file, std::string(family.architecture) + ".");
+  Fields f(metadata, file, concat(family.architecture, "."));
   const Fields own(metadata, file, "moxie.");
   ModelDescription model;
   model.config = read_gguf_config(f, own, all, family, tensors);
@@ -93,22 +94,22 @@ inline ModelDescription describe_gguf(const nlohmann::json& metadata, const Tens
   model.tensors = find_tensors(model.config, rules, tensors, file);
   if (model.config.moe.router.n_experts == 0)  // after everything else, so that a defect is reported as such
     f.unsupported("expert_count",
-                  "is absent or 0: a dense model; moxie runs Mixture-of-Experts models (" + list_families(false) + ")");
+                  concat("is absent or 0: a dense model; moxie runs Mixture-of-Experts models (", list_families(false), ")"));
   return model;
 }
 
 /// `config` is the content of config.json; `folder` names the model in errors.
 inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMap& tensors, const std::string& folder) {
   using namespace families;
-  const std::string file = folder + "/config.json";
+  const std::string file = concat(folder, "/config.json");
   Fields f(config, file);
   if (!f.contains("model_type"))
-    f.fail("model_type", "this key is missing; it names the model's family (" + list_families(false) + ")");
+    f.fail("model_type", concat("this key is missing; it names the model's family (", list_families(false), ")"));
   const std::string type = f.text("model_type", "");
   const Family* family = nullptr;
   for (const Family* candidate : all_families)
     if (candidate->name == type) family = candidate;
-  if (!family) f.unsupported("model_type", "is " + Fields::show(type) + "; moxie has " + list_families(false));
+  if (!family) f.unsupported("model_type", concat("is ", Fields::show(type), "; moxie has ", list_families(false)));
   ModelDescription model;
   model.config = read_hf_config(f, *family);
   const bool bias = family->hf.bias_key && f.boolean(family->hf.bias_key, family->hf.bias_default);

@@ -18,6 +18,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie {
@@ -29,7 +30,7 @@ class Fields {
   Fields(const nlohmann::json& object, std::string file, std::string prefix = {}, std::string label = {})
       : object_(object), file_(std::move(file)), prefix_(std::move(prefix)), label_(std::move(label)) {
     if (!object.is_object())
-      throw FormatError({file_, label_, {}}, "is " + show(object) + "; it must be an object of keys and values");
+      throw FormatError({file_, label_, {}}, concat("is ", show(object), "; it must be an object of keys and values"));
   }
 
   const std::string& file() const noexcept { return file_; }
@@ -68,13 +69,13 @@ class Fields {
   bool boolean(std::string_view keys, bool fallback) const {
     const auto [key, value] = locate(keys);
     if (!value) return fallback;
-    if (!value->is_boolean()) fail(key, "is " + show(*value) + "; it must be true or false");
+    if (!value->is_boolean()) fail(key, concat("is ", show(*value), "; it must be true or false"));
     return value->get<bool>();
   }
   std::string text(std::string_view keys, std::string_view fallback) const {
     const auto [key, value] = locate(keys);
     if (!value) return std::string(fallback);
-    if (!value->is_string()) fail(key, "is " + show(*value) + "; it must be a string");
+    if (!value->is_string()) fail(key, concat("is ", show(*value), "; it must be a string"));
     return value->get<std::string>();
   }
 
@@ -82,9 +83,9 @@ class Fields {
   void check_missing() const {
     if (missing_.empty()) return;
     std::string list;
-    for (const std::string& key : missing_) list += (list.empty() ? "'" : ", '") + key + "'";
+    for (const std::string& key : missing_) list += concat((list.empty() ? "'" : ", '"), key, "'");
     throw FormatError({file_, missing_.front(), {}},
-                      (missing_.size() == 1 ? "this key is missing" : "keys are missing: " + list) +
+                      (missing_.size() == 1 ? "this key is missing" : concat("keys are missing: ", list)) +
                           std::string("; a model of this kind needs ") + (missing_.size() == 1 ? "it" : "them"));
   }
   [[noreturn]] void fail(std::string_view key, const std::string& message) const { throw FormatError(place(key), message); }
@@ -94,12 +95,12 @@ class Fields {
 
   /// A value as a message shows it: short, and never all of a long string or array.
   static std::string show(const nlohmann::json& value) {
-    if (value.is_array()) return "an array of " + std::to_string(value.size());
+    if (value.is_array()) return concat("an array of ", value.size());
     if (value.is_object()) return "an object";
     if (value.is_number_float() && !std::isfinite(value.get<double>()))
       return std::isnan(value.get<double>()) ? "NaN" : "infinite";
     std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-    if (text.size() > 60) text = text.substr(0, 56) + " ...";
+    if (text.size() > 60) text = concat(text.substr(0, 56), " ...");
     return text;
   }
 
@@ -123,7 +124,7 @@ class Fields {
     const bool too_large = value.is_number_unsigned() &&
                            value.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
     if (!value.is_number_integer() || too_large || value.get<std::int64_t>() < low || value.get<std::int64_t>() > high)
-      fail(key, "is " + show(value) + "; it must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
+      fail(key, concat("is ", show(value), "; it must be an integer from ", low, " to ", high));
     return value.get<std::int64_t>();
   }
   std::int64_t to_uniform(std::string_view key, const nlohmann::json& value, std::int64_t low, std::int64_t high) const {
@@ -140,7 +141,7 @@ class Fields {
     if (!value.is_number() || !(x >= low && x <= high)) {
       std::ostringstream range;
       range << "a number from " << low << " to " << high;
-      fail(key, "is " + show(value) + "; it must be " + range.str());
+      fail(key, concat("is ", show(value), "; it must be ", range.str()));
     }
     return x;
   }

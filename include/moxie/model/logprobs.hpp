@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
@@ -54,8 +55,7 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
   const Index rank = head.adapter ? head.adapter->rank() : 0;
   top_n = std::min(top_n, vocab);
   for (const std::int32_t target : targets)
-    if (target < -1 || target >= vocab)
-      throw ArgumentError("token id " + std::to_string(target) + " is outside the vocabulary of " + std::to_string(vocab));
+    if (target < -1 || target >= vocab) throw ArgumentError(concat("token id ", target, " is outside the vocabulary of ", vocab));
   const Index kept = std::min(top_n, vocabulary_tile);
   const Index row_bytes =
       tiles * (static_cast<Index>(sizeof(kernels::SoftmaxPartial)) + kept * static_cast<Index>(sizeof(TokenLogprob)));

@@ -11,6 +11,7 @@
 #include <random>
 #include <string>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/linalg/context.hpp>
@@ -29,8 +30,8 @@ class OutputAdapter {
   /// use. Throws ArgumentError for sizes below 1.
   static OutputAdapter create(Index hidden, Index vocab, Index rank, float alpha, std::uint64_t seed) {
     if (hidden < 1 || vocab < 1 || rank < 1)
-      throw ArgumentError("an adapter needs sizes of at least 1, got hidden " + std::to_string(hidden) + ", vocabulary " +
-                          std::to_string(vocab) + ", rank " + std::to_string(rank));
+      throw ArgumentError(
+          concat("an adapter needs sizes of at least 1, got hidden ", hidden, ", vocabulary ", vocab, ", rank ", rank));
     OutputAdapter adapter;
     std::mt19937_64 random(seed);
     const double bound = 1.0 / std::sqrt(static_cast<double>(hidden));
@@ -47,9 +48,8 @@ class OutputAdapter {
   /// together.
   void pack(const Context& context) {
     if (a.rows() < 1 || a.cols() < 1 || b.rows() < 1 || b.cols() != a.rows())
-      throw ArgumentError("an adapter needs a [rank, hidden] and b [vocab, rank], got a [" + std::to_string(a.rows()) + ", " +
-                          std::to_string(a.cols()) + "] and b [" + std::to_string(b.rows()) + ", " + std::to_string(b.cols()) +
-                          "]");
+      throw ArgumentError(concat("an adapter needs a [rank, hidden] and b [vocab, rank], got a [", a.rows(), ", ", a.cols(),
+                                 "] and b [", b.rows(), ", ", b.cols(), "]"));
     packed_ = LowRank(context, a, b, scale);
   }
 
@@ -57,9 +57,8 @@ class OutputAdapter {
   void check(Index vocab, Index hidden) const {
     if (packed_.empty()) throw ArgumentError("the adapter is not packed: call pack() after filling or changing it");
     if (packed_.inputs() != hidden || packed_.outputs() != vocab)
-      throw ArgumentError("the adapter has a [rank, " + std::to_string(packed_.inputs()) + "] and b [" +
-                          std::to_string(packed_.outputs()) + ", rank]; the output matrix is [" + std::to_string(vocab) + ", " +
-                          std::to_string(hidden) + "]");
+      throw ArgumentError(concat("the adapter has a [rank, ", packed_.inputs(), "] and b [", packed_.outputs(),
+                                 ", rank]; the output matrix is [", vocab, ", ", hidden, "]"));
   }
 
   /// u [rows, rank] = scale * (a h) for prepared hidden rows (their f32 form is read).

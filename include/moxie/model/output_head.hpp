@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/linalg/linear.hpp>
@@ -27,8 +28,7 @@ struct OutputHead {
   void check(const Linear& output) const {
     if (adapter) adapter->check(output.outputs(), output.inputs());
     if (!bias.empty() && static_cast<Index>(bias.size()) != output.outputs())
-      throw ArgumentError("a bias of " + std::to_string(bias.size()) + " entries was given for a vocabulary of " +
-                          std::to_string(output.outputs()));
+      throw ArgumentError(concat("a bias of ", bias.size(), " entries was given for a vocabulary of ", output.outputs()));
     if (!std::isfinite(logit_scale) || logit_scale == 0.0f) throw ArgumentError("logit_scale must be finite and not 0");
     if (!std::isfinite(softcap) || softcap < 0.0f) throw ArgumentError("softcap must be above 0, or 0 for none");
   }

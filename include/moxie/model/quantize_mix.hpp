@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 
@@ -56,7 +57,7 @@ inline const QuantizeMix& quantize_mix(std::string_view name) {
   if (upper == "Q4_K" || upper == "Q5_K") upper += "_M";
   for (const QuantizeMix& mix : quantize_mixes)
     if (mix.name == upper) return mix;
-  throw ArgumentError("there is no type \"" + std::string(name) + "\" to quantize to; there are " + quantize_mix_names());
+  throw ArgumentError(concat("there is no type \"", name, "\" to quantize to; there are ", quantize_mix_names()));
 }
 
 /// What the choice depends on beside the tensor.

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 
@@ -23,8 +24,8 @@ class Dispatch {
     positions_.resize(static_cast<std::size_t>(n));
     for (Index i = 0; i < n; ++i) {
       if (ids[i] < 0 || ids[i] >= n_experts)
-        throw ArgumentError("expert id " + std::to_string(ids[i]) + " of row " + std::to_string(i / top_k) +
-                            " is out of range, there are " + std::to_string(n_experts) + " experts");
+        throw ArgumentError(
+            concat("expert id ", ids[i], " of row ", i / top_k, " is out of range, there are ", n_experts, " experts"));
       ++offsets_[static_cast<std::size_t>(ids[i]) + 1];
     }
     for (std::size_t e = 1; e < offsets_.size(); ++e) offsets_[e] += offsets_[e - 1];

@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
@@ -39,11 +40,10 @@ struct FeedForwardWeights {
   void check(Index hidden, const std::string& name) const {
     const auto need = [&](const Linear& linear, const char* part, Index outputs, Index inputs) {
       if (linear.outputs() != outputs || linear.inputs() != inputs)
-        throw ArgumentError({{}, name + " " + part, {}}, "must be [" + std::to_string(outputs) + ", " + std::to_string(inputs) +
-                                                             "], got [" + std::to_string(linear.outputs()) + ", " +
-                                                             std::to_string(linear.inputs()) + "]");
+        throw ArgumentError({{}, concat(name, " ", part), {}},
+                            concat("must be [", outputs, ", ", inputs, "], got [", linear.outputs(), ", ", linear.inputs(), "]"));
     };
-    if (gate.empty()) throw ArgumentError({{}, name + " gate", {}}, "the matrix is empty");
+    if (gate.empty()) throw ArgumentError({{}, concat(name, " gate"), {}}, "the matrix is empty");
     need(gate, "gate", width(), hidden);
     need(up, "up", width(), hidden);
     need(down, "down", hidden, width());

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/moe/experts.hpp>
@@ -34,17 +35,16 @@ class MoeBlock {
         shared_(std::move(shared)),
         shared_gate_(std::move(shared_gate)) {
     if (static_cast<Index>(experts_.size()) != router_.config().n_experts)
-      throw ArgumentError({{}, "experts", {}}, "the router chooses from " + std::to_string(router_.config().n_experts) +
-                                                   " experts, got " + std::to_string(experts_.size()));
-    for (std::size_t e = 0; e < experts_.size(); ++e) experts_[e].check(hidden_size(), "expert " + std::to_string(e));
+      throw ArgumentError({{}, "experts", {}},
+                          concat("the router chooses from ", router_.config().n_experts, " experts, got ", experts_.size()));
+    for (std::size_t e = 0; e < experts_.size(); ++e) experts_[e].check(hidden_size(), concat("expert ", e));
     if (shared_) shared_->check(hidden_size(), "shared expert");
     if (shared_gate_.empty()) return;
     if (!shared_) throw ArgumentError({{}, "shared_expert_gate", {}}, "there is no shared expert that it could gate");
     if (shared_gate_.outputs() != 1 || shared_gate_.inputs() != hidden_size() || shared_gate_.dtype() != Dtype::F32)
-      throw ArgumentError({{}, "shared_expert_gate", {}}, "must be F32 [1, " + std::to_string(hidden_size()) + "], got " +
-                                                              std::string(dtype_info(shared_gate_.dtype()).name) + " [" +
-                                                              std::to_string(shared_gate_.outputs()) + ", " +
-                                                              std::to_string(shared_gate_.inputs()) + "]");
+      throw ArgumentError({{}, "shared_expert_gate", {}},
+                          concat("must be F32 [1, ", hidden_size(), "], got ", dtype_info(shared_gate_.dtype()).name, " [",
+                                 shared_gate_.outputs(), ", ", shared_gate_.inputs(), "]"));
   }
 
   const Router& router() const noexcept { return router_; }

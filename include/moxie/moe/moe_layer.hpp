@@ -12,6 +12,7 @@
 #include <string>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/threads.hpp>
@@ -61,9 +62,8 @@ class MoeLayer {
  private:
   void run(const ConstRows& x, MutRows& y, const RoutingRows& routing) const {
     if (x.cols() != hidden_size() || y.cols() != hidden_size() || x.rows() != y.rows())
-      throw ArgumentError("x and y must both be [rows, " + std::to_string(hidden_size()) + "], got [" + std::to_string(x.rows()) +
-                          ", " + std::to_string(x.cols()) + "] and [" + std::to_string(y.rows()) + ", " +
-                          std::to_string(y.cols()) + "]");
+      throw ArgumentError(concat("x and y must both be [rows, ", hidden_size(), "], got [", x.rows(), ", ", x.cols(), "] and [",
+                                 y.rows(), ", ", y.cols(), "]"));
     const ScratchPool::Loan scratch(*pool_);
     block_.forward(context_, x.data(), x.rows(), x.outerStride(), y.data(), y.outerStride(), *scratch, routing);
   }
@@ -72,8 +72,8 @@ class MoeLayer {
     const auto check = [](const FeedForwardViews& network) {
       for (const TensorView* tensor : {&network.gate, &network.up, &network.down})
         if (tensor->dtype != Format::dtype)
-          throw ArgumentError(tensor->place(), "is " + dtype_text(tensor->dtype) + ", this layer's experts are " + Format::name +
-                                                   "; make_moe_block() takes experts of mixed types");
+          throw ArgumentError(tensor->place(), concat("is ", dtype_text(tensor->dtype), ", this layer's experts are ",
+                                                      Format::name, "; make_moe_block() takes experts of mixed types"));
     };
     for (const FeedForwardViews& expert : tensors.experts) check(expert);
     if (tensors.shared) check(*tensors.shared);

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/tensor.hpp>
@@ -54,10 +55,9 @@ inline std::vector<FeedForwardViews> split_experts(const TensorView& gate, const
   for (const TensorView* tensor : {&gate, &up, &down}) {
     if (tensor->shape.size() != 3 || tensor->shape[0] < 1)
       throw ArgumentError(tensor->place(),
-                          "stacked experts [n_experts, rows, columns] are needed, got shape " + tensor->shape_text());
+                          concat("stacked experts [n_experts, rows, columns] are needed, got shape ", tensor->shape_text()));
     if (tensor->shape[0] != gate.shape[0])
-      throw ArgumentError(tensor->place(), "has " + std::to_string(tensor->shape[0]) + " experts, '" + gate.name + "' has " +
-                                               std::to_string(gate.shape[0]));
+      throw ArgumentError(tensor->place(), concat("has ", tensor->shape[0], " experts, '", gate.name, "' has ", gate.shape[0]));
   }
   std::vector<FeedForwardViews> experts;
   for (std::int64_t e = 0; e < gate.shape[0]; ++e) experts.push_back({gate.slice(e), up.slice(e), down.slice(e)});
@@ -68,10 +68,8 @@ namespace detail {
 
 inline void check_moe_config(const MoeConfig& config) {
   constexpr std::int64_t most = std::int64_t{1} << 28;
-  const auto need = [](const char* name, std::int64_t size, std::int64_t least) {
-    if (size < least || size > most)
-      throw ArgumentError(std::string(name) + " must be " + std::to_string(least) + " to " + std::to_string(most) + ", got " +
-                          std::to_string(size));
+  const auto need = [most](const char* name, std::int64_t size, std::int64_t least) {
+    if (size < least || size > most) throw ArgumentError(concat(name, " must be ", least, " to ", most, ", got ", size));
   };
   need("hidden_size", config.hidden_size, 1);
   need("moe_intermediate_size", config.moe_intermediate_size, 1);
@@ -80,25 +78,23 @@ inline void check_moe_config(const MoeConfig& config) {
     throw ArgumentError("shared_expert_gate needs shared experts, but shared_intermediate_size is 0");
 }
 
-inline std::string expert_name(std::size_t e) { return "expert " + std::to_string(e); }
+inline std::string expert_name(std::size_t e) { return concat("expert ", e); }
 
 /// Checks that optional parts are there exactly where the configuration says so, and the number of experts.
 inline void check_moe_parts(const MoeConfig& config, std::size_t n_experts, bool shared, bool shared_gate) {
   if (static_cast<std::int64_t>(n_experts) != config.router.n_experts)
-    throw ArgumentError({{}, "experts", {}},
-                        "n_experts is " + std::to_string(config.router.n_experts) + ", got " + std::to_string(n_experts));
+    throw ArgumentError({{}, "experts", {}}, concat("n_experts is ", config.router.n_experts, ", got ", n_experts));
   if (shared != (config.shared_intermediate_size > 0))
     throw ArgumentError({{}, "shared expert", {}},
                         shared ? "is given, but shared_intermediate_size is 0"
-                               : "is missing, shared_intermediate_size is " + std::to_string(config.shared_intermediate_size));
+                               : concat("is missing, shared_intermediate_size is ", config.shared_intermediate_size));
   if (shared_gate != config.shared_expert_gate)
     throw ArgumentError({{}, "shared_expert_gate", {}}, shared_gate ? "is given, but the configuration has none" : "is missing");
 }
 
 inline void check_matrix(const std::string& name, Index rows, Index cols, Index need_rows, Index need_cols) {
   if (rows != need_rows || cols != need_cols)
-    throw ArgumentError({{}, name, {}}, "must be [" + std::to_string(need_rows) + ", " + std::to_string(need_cols) + "], got [" +
-                                            std::to_string(rows) + ", " + std::to_string(cols) + "]");
+    throw ArgumentError({{}, name, {}}, concat("must be [", need_rows, ", ", need_cols, "], got [", rows, ", ", cols, "]"));
 }
 
 inline Linear encode_matrix(const Context& context, Dtype dtype, const RowMatrix& matrix, const std::string& name, Index rows,
@@ -106,39 +102,37 @@ inline Linear encode_matrix(const Context& context, Dtype dtype, const RowMatrix
   check_matrix(name, matrix.rows(), matrix.cols(), rows, cols);
   const float limit = largest_encodable(dtype);
   if (!(matrix.array().abs() <= limit).all())
-    throw ArgumentError({{}, name, {}}, "holds NaN, infinity or a magnitude above " + std::to_string(limit) +
-                                            ", the largest of " + dtype_text(dtype));
+    throw ArgumentError({{}, name, {}},
+                        concat("holds NaN, infinity or a magnitude above ", limit, ", the largest of ", dtype_text(dtype)));
   if (cols % dtype_info(dtype).block_elements != 0)
-    throw ArgumentError({{}, name, {}}, "rows of " + std::to_string(cols) + " elements cannot be " + dtype_text(dtype) +
-                                            ", the length must be a multiple of " +
-                                            std::to_string(dtype_info(dtype).block_elements));
+    throw ArgumentError({{}, name, {}}, concat("rows of ", cols, " elements cannot be ", dtype_text(dtype),
+                                               ", the length must be a multiple of ", dtype_info(dtype).block_elements));
   return Linear::from_rows(context, dtype, matrix);
 }
 
 inline FeedForwardWeights encode_network(const Context& context, Dtype dtype, const FeedForwardMatrices& m,
                                          const std::string& name, Index hidden, Index width) {
-  return {encode_matrix(context, dtype, m.gate, name + " gate", width, hidden),
-          encode_matrix(context, dtype, m.up, name + " up", width, hidden),
-          encode_matrix(context, dtype, m.down, name + " down", hidden, width)};
+  return {encode_matrix(context, dtype, m.gate, concat(name, " gate"), width, hidden),
+          encode_matrix(context, dtype, m.up, concat(name, " up"), width, hidden),
+          encode_matrix(context, dtype, m.down, concat(name, " down"), hidden, width)};
 }
 
 inline void check_tensor(const TensorView& tensor, const std::string& role, Index rows, Index cols) {
   if (tensor.shape != std::vector<std::int64_t>{rows, cols})
-    throw ArgumentError(tensor.place(), role + " must be [" + std::to_string(rows) + ", " + std::to_string(cols) + "], got " +
-                                            tensor.shape_text());
+    throw ArgumentError(tensor.place(), concat(role, " must be [", rows, ", ", cols, "], got ", tensor.shape_text()));
   if (!is_format(tensor.dtype) || cols % dtype_info(tensor.dtype).block_elements != 0)
-    throw ArgumentError(tensor.place(), role + " cannot be of type " + dtype_text(tensor.dtype));
+    throw ArgumentError(tensor.place(), concat(role, " cannot be of type ", dtype_text(tensor.dtype)));
   const std::uint64_t bytes = static_cast<std::uint64_t>(rows) * tensor.row_stride();
   if (tensor.bytes != bytes || tensor.data == nullptr)
-    throw ArgumentError(tensor.place(), role + " must have " + std::to_string(bytes) + " bytes, got " +
-                                            (tensor.data ? std::to_string(tensor.bytes) : "none"));
+    throw ArgumentError(tensor.place(), concat(role, " must have ", bytes, " bytes, got ",
+                                               (tensor.data ? std::to_string(tensor.bytes) : "none")));
 }
 
 inline FeedForwardWeights pack_network(const Context& context, const FeedForwardViews& views, const std::string& name,
                                        Index hidden, Index width, const TensorMap* source) {
-  check_tensor(views.gate, name + " gate", width, hidden);
-  check_tensor(views.up, name + " up", width, hidden);
-  check_tensor(views.down, name + " down", hidden, width);
+  check_tensor(views.gate, concat(name, " gate"), width, hidden);
+  check_tensor(views.up, concat(name, " up"), width, hidden);
+  check_tensor(views.down, concat(name, " down"), hidden, width);
   return {Linear::pack(context, views.gate, source), Linear::pack(context, views.up, source),
           Linear::pack(context, views.down, source)};
 }

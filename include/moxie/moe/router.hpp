@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/linalg/linear.hpp>
@@ -21,11 +22,10 @@ class Router {
   Router(const RouterConfig& config, Linear weight, Vector bias = {})
       : rule_(config, std::move(bias)), weight_(std::move(weight)) {
     if (weight_.dtype() != Dtype::F32)
-      throw ArgumentError({{}, "router", {}},
-                          "the weight must be packed as F32, got " + std::string(dtype_info(weight_.dtype()).name));
+      throw ArgumentError({{}, "router", {}}, concat("the weight must be packed as F32, got ", dtype_info(weight_.dtype()).name));
     if (weight_.outputs() != config.n_experts)
-      throw ArgumentError({{}, "router", {}}, "the weight must have n_experts (" + std::to_string(config.n_experts) +
-                                                  ") rows, got " + std::to_string(weight_.outputs()));
+      throw ArgumentError({{}, "router", {}},
+                          concat("the weight must have n_experts (", config.n_experts, ") rows, got ", weight_.outputs()));
   }
 
   const RouterConfig& config() const noexcept { return rule_.config(); }
@@ -44,7 +44,7 @@ class Router {
     context.threads.for_each(
         x.rows(),
         [&](std::int64_t r, int) {
-          const auto place = [&] { return Place{{}, "router, row " + std::to_string(first_row + r), {}}; };
+          const auto place = [&] { return Place{{}, concat("router, row ", first_row + r), {}}; };
           try {
             const std::int32_t* given = replay ? replay + r * k : nullptr;
             if (given && std::any_of(given, given + k, [](std::int32_t id) { return id != router_chooses; })) {

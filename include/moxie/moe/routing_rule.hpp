@@ -20,6 +20,7 @@
 #include <string>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/moe/config.hpp>
@@ -41,27 +42,24 @@ class RoutingRule {
     };
     const std::string experts = std::to_string(config.n_experts);
     need(config.n_experts >= 1 && config.n_experts <= std::numeric_limits<std::int32_t>::max(),
-         "n_experts must be 1 to " + std::to_string(std::numeric_limits<std::int32_t>::max()) + ", got " + experts);
+         concat("n_experts must be 1 to ", std::numeric_limits<std::int32_t>::max(), ", got ", experts));
     need(config.top_k >= 1 && config.top_k <= config.n_experts,
-         "top_k must be 1 to n_experts (" + experts + "), got " + std::to_string(config.top_k));
+         concat("top_k must be 1 to n_experts (", experts, "), got ", config.top_k));
     need(config.n_group >= 1 && config.n_group <= max_groups && config.n_experts % config.n_group == 0,
-         "n_group must divide n_experts (" + experts + ") and be at most " + std::to_string(max_groups) + ", got " +
-             std::to_string(config.n_group));
+         concat("n_group must divide n_experts (", experts, ") and be at most ", max_groups, ", got ", config.n_group));
     need(config.topk_group >= 1 && config.topk_group <= config.n_group,
-         "topk_group must be 1 to n_group (" + std::to_string(config.n_group) + "), got " + std::to_string(config.topk_group));
+         concat("topk_group must be 1 to n_group (", config.n_group, "), got ", config.topk_group));
     const std::int64_t group_size = config.n_experts / config.n_group;
-    need(config.top_k <= config.topk_group * group_size, "top_k must be at most the experts of topk_group groups (" +
-                                                             std::to_string(config.topk_group * group_size) + "), got " +
-                                                             std::to_string(config.top_k));
+    need(config.top_k <= config.topk_group * group_size, concat("top_k must be at most the experts of topk_group groups (",
+                                                                config.topk_group * group_size, "), got ", config.top_k));
     need(config.n_group == 1 || config.group_score != GroupScore::best_two || group_size >= 2,
-         "groups scored by their two best experts need at least 2 experts each, n_group " + std::to_string(config.n_group) +
-             " leaves 1");
+         concat("groups scored by their two best experts need at least 2 experts each, n_group ", config.n_group, " leaves 1"));
     need(is_finite(config.norm_epsilon) && config.norm_epsilon >= 0, "norm_epsilon must be finite and not negative");
     need(is_finite(config.routed_scaling_factor), "routed_scaling_factor must be finite");
     need(bias_.size() == 0 || bias_.size() == config.n_experts,
-         "the selection bias must have n_experts (" + experts + ") elements, got " + std::to_string(bias_.size()));
+         concat("the selection bias must have n_experts (", experts, ") elements, got ", bias_.size()));
     for (Index e = 0; e < bias_.size(); ++e)
-      need(is_finite(bias_[e]), "the selection bias of expert " + std::to_string(e) + " is not finite");
+      need(is_finite(bias_[e]), concat("the selection bias of expert ", e, " is not finite"));
   }
 
   const RouterConfig& config() const noexcept { return config_; }
@@ -103,10 +101,8 @@ class RoutingRule {
   void replay(float* logits, const std::int32_t* ids, float* weights) const {
     for (Index s = 0; s < config_.top_k; ++s) {
       if (ids[s] < 0 || ids[s] >= config_.n_experts)
-        throw ArgumentError("expert id " + std::to_string(ids[s]) + " is out of range, the layer has experts 0 to " +
-                            std::to_string(config_.n_experts - 1));
-      if (std::find(ids, ids + s, ids[s]) != ids + s)
-        throw ArgumentError("expert id " + std::to_string(ids[s]) + " occurs twice in a row");
+        throw ArgumentError(concat("expert id ", ids[s], " is out of range, the layer has experts 0 to ", config_.n_experts - 1));
+      if (std::find(ids, ids + s, ids[s]) != ids + s) throw ArgumentError(concat("expert id ", ids[s], " occurs twice in a row"));
     }
     score(logits);
     weigh(logits, ids, weights);
@@ -117,8 +113,8 @@ class RoutingRule {
     const Index n = config_.n_experts;
     for (Index e = 0; e < n; ++e)
       if (!is_finite(logits[e]))
-        throw Error("the router logit of expert " + std::to_string(e) +
-                    " is not finite: the layer's input or its router weights hold NaN or infinity, or are too large");
+        throw Error(concat("the router logit of expert ", e,
+                           " is not finite: the layer's input or its router weights hold NaN or infinity, or are too large"));
     if (config_.scoring == RouterScoring::sigmoid) {
       for (Index e = 0; e < n; ++e) logits[e] = 1.0f / (1.0f + std::exp(-logits[e]));
       return;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 
@@ -33,9 +34,8 @@ class RoutingTrace {
   /// A trace of 0 tokens. Throws ArgumentError for a size below 1.
   RoutingTrace(Index n_layers, Index n_experts, Index top_k) : n_experts_(n_experts), top_k_(top_k) {
     if (n_layers < 1 || n_experts < 1 || top_k < 1 || top_k > n_experts)
-      throw ArgumentError({{}, "routing trace", {}}, "needs at least one layer and 1 <= top_k <= n_experts, got " +
-                                                         std::to_string(n_layers) + " layers, " + std::to_string(n_experts) +
-                                                         " experts, top_k " + std::to_string(top_k));
+      throw ArgumentError({{}, "routing trace", {}}, concat("needs at least one layer and 1 <= top_k <= n_experts, got ",
+                                                            n_layers, " layers, ", n_experts, " experts, top_k ", top_k));
     layers_.resize(static_cast<std::size_t>(n_layers));
   }
 
@@ -54,7 +54,7 @@ class RoutingTrace {
   /// Keeps the first `tokens` tokens; new ones are zeros, to be recorded.
   void resize(Index tokens) {
     if (tokens < 0)
-      throw ArgumentError({{}, "routing trace", {}}, "the number of tokens must not be negative, got " + std::to_string(tokens));
+      throw ArgumentError({{}, "routing trace", {}}, concat("the number of tokens must not be negative, got ", tokens));
     for (Layer& layer : layers_) {
       layer.ids.resize(static_cast<std::size_t>(tokens * top_k_));
       layer.weights.resize(static_cast<std::size_t>(tokens * top_k_));
@@ -66,8 +66,8 @@ class RoutingTrace {
   void append(const RoutingTrace& other, Index begin, Index count) {
     other.check_model(n_layers(), n_experts_, top_k_);
     if (begin < 0 || count < 0 || begin > other.tokens_ || count > other.tokens_ - begin)
-      throw ArgumentError({{}, "routing trace", {}}, "tokens " + std::to_string(begin) + " to " + std::to_string(begin + count) +
-                                                         " were asked for, the trace has " + std::to_string(other.tokens_));
+      throw ArgumentError({{}, "routing trace", {}},
+                          concat("tokens ", begin, " to ", begin + count, " were asked for, the trace has ", other.tokens_));
     const Index old = tokens_;
     resize(old + count);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
@@ -99,14 +99,11 @@ class RoutingTrace {
     std::vector<float> weights;
   };
   static void check(const char* what, Index has, Index needs) {
-    if (has != needs)
-      throw ArgumentError({{}, "routing trace", {}},
-                          "has " + std::to_string(has) + " " + what + ", " + std::to_string(needs) + " are needed");
+    if (has != needs) throw ArgumentError({{}, "routing trace", {}}, concat("has ", has, " ", what, ", ", needs, " are needed"));
   }
   const Layer& at(Index layer) const {
     if (layer < 0 || layer >= n_layers())
-      throw ArgumentError({{}, "routing trace", {}},
-                          "layer " + std::to_string(layer) + " was asked for, the trace has " + std::to_string(n_layers()));
+      throw ArgumentError({{}, "routing trace", {}}, concat("layer ", layer, " was asked for, the trace has ", n_layers()));
     return layers_[static_cast<std::size_t>(layer)];
   }
   Layer& at(Index layer) { return const_cast<Layer&>(std::as_const(*this).at(layer)); }

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/quant/format_list.hpp>
@@ -29,7 +30,7 @@ std::string format_names(TypeList<Format...>, bool only_encodable = false) {
 inline std::string dtype_text(Dtype dtype) {
   const auto id = static_cast<std::uint32_t>(dtype);
   const DtypeInfo* info = find_dtype(id);
-  return info ? std::string(info->name) : "type " + std::to_string(id);
+  return info ? std::string(info->name) : concat("type ", id);
 }
 
 constexpr bool is_format(Dtype dtype) noexcept {
@@ -43,8 +44,8 @@ decltype(auto) with_format_of(TypeList<First, Rest...>, Dtype dtype, F&& f, Plac
   if constexpr (sizeof...(Rest) > 0)
     return with_format_of(TypeList<Rest...>{}, dtype, std::forward<F>(f), std::move(place));
   else
-    throw UnsupportedError(std::move(place),
-                           "weights of " + dtype_text(dtype) + " are not supported; supported are " + format_names(Formats{}));
+    throw UnsupportedError(std::move(place), concat("weights of ", dtype_text(dtype), " are not supported; supported are ",
+                                                    format_names(Formats{})));
 }
 }  // namespace detail
 
@@ -58,14 +59,14 @@ namespace detail {
 template <class Format>
 void check_row_length(std::int64_t n) {
   if (n < 0 || n % Format::block != 0)
-    throw ArgumentError("a row of " + std::to_string(n) + " elements cannot be " + Format::name +
-                        ": its length must be a multiple of " + std::to_string(Format::block));
+    throw ArgumentError(
+        concat("a row of ", n, " elements cannot be ", Format::name, ": its length must be a multiple of ", Format::block));
 }
 template <class Format>
 void check_encodable() {
   if constexpr (!EncodableFormat<Format>)
-    throw UnsupportedError(std::string(Format::name) + " can be read but not written; what can be written is " +
-                           format_names(Formats{}, true));
+    throw UnsupportedError(
+        concat(Format::name, " can be read but not written; what can be written is ", format_names(Formats{}, true)));
 }
 }  // namespace detail
 

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
@@ -47,9 +48,8 @@ inline void encode_rows(Dtype dtype, const ConstRows& x, std::byte* dst, Threads
     const float* row = x.data() + r * x.outerStride();
     for (Index c = 0; c < n; ++c)
       if (!(std::fabs(row[c]) <= limit))
-        throw ArgumentError("row " + std::to_string(r) + ", column " + std::to_string(c) + ": " + std::to_string(row[c]) +
-                            " cannot be encoded as " + dtype_text(dtype) + "; weights must be finite, of magnitude " +
-                            std::to_string(limit) + " at most");
+        throw ArgumentError(concat("row ", r, ", column ", c, ": ", row[c], " cannot be encoded as ", dtype_text(dtype),
+                                   "; weights must be finite, of magnitude ", limit, " at most"));
     encode_row(dtype, row, dst + static_cast<std::uint64_t>(r) * row_bytes(dtype, static_cast<std::uint64_t>(n)), n);
   });
 }
@@ -88,9 +88,9 @@ inline void check_tensor_rows(const TensorView& tensor) {
           whole = whole && size >= 0 && !__builtin_mul_overflow(expected, static_cast<std::uint64_t>(size), &expected);
         }
         if (!whole || expected != tensor.bytes)
-          throw FormatError(tensor.place(), "shape " + tensor.shape_text() + " of " + Format::name + " does not fit its " +
-                                                std::to_string(tensor.bytes) + " bytes; rows must be a multiple of " +
-                                                std::to_string(Format::block) + " elements");
+          throw FormatError(tensor.place(),
+                            concat("shape ", tensor.shape_text(), " of ", Format::name, " does not fit its ", tensor.bytes,
+                                   " bytes; rows must be a multiple of ", Format::block, " elements"));
       },
       tensor.place());
 }
@@ -115,19 +115,18 @@ inline constexpr std::int64_t fp8_block = 128;
 inline void decode_fp8_blocks(const TensorView& weight, const TensorView& scale_inv, std::int64_t row0, std::int64_t rows,
                               float* dst) {
   if (weight.dtype != Dtype::F8_E4M3 || weight.shape.size() != 2)
-    throw FormatError(weight.place(), "an FP8 weight with block scales must be an F8_E4M3 matrix, got " +
-                                          dtype_text(weight.dtype) + " " + weight.shape_text());
+    throw FormatError(weight.place(), concat("an FP8 weight with block scales must be an F8_E4M3 matrix, got ",
+                                             dtype_text(weight.dtype), " ", weight.shape_text()));
   detail::check_tensor_rows(weight);
   detail::check_tensor_rows(scale_inv);
   const std::int64_t columns = weight.columns();
   const auto blocks = [](std::int64_t n) { return n / fp8_block + (n % fp8_block != 0); };
   if (scale_inv.shape != std::vector{blocks(weight.rows()), blocks(columns)})
-    throw FormatError(scale_inv.place(), "block scales of shape " + scale_inv.shape_text() + "; a weight of " +
-                                             weight.shape_text() + " needs [" + std::to_string(blocks(weight.rows())) + ", " +
-                                             std::to_string(blocks(columns)) + "]");
+    throw FormatError(scale_inv.place(),
+                      concat("block scales of shape ", scale_inv.shape_text(), "; a weight of ", weight.shape_text(), " needs [",
+                             blocks(weight.rows()), ", ", blocks(columns), "]"));
   if (row0 < 0 || rows < 0 || rows > weight.rows() - row0)
-    throw ArgumentError("rows " + std::to_string(row0) + " to " + std::to_string(row0) + " + " + std::to_string(rows) +
-                        " of a weight of " + std::to_string(weight.rows()) + " rows");
+    throw ArgumentError(concat("rows ", row0, " to ", row0, " + ", rows, " of a weight of ", weight.rows(), " rows"));
   std::vector<float> scales(static_cast<std::size_t>(scale_inv.columns()));
   for (std::int64_t r = row0; r < row0 + rows; ++r, dst += columns) {
     if (r == row0 || r % fp8_block == 0)

@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/text/chat_deepseek.hpp>
 #include <moxie/text/chat_message.hpp>
@@ -41,10 +42,11 @@ inline std::string render_mixtral(std::span<const Message> messages, const ChatO
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const bool user_turn = i % 2 == 0;
     if (messages[i].role != (user_turn ? "user" : "assistant")) {
-      throw ArgumentError("message " + std::to_string(i) + " is by \"" + messages[i].role +
-                          "\"; in this chat format user and assistant take turns, the user first, and there are no other roles");
+      throw ArgumentError(
+          concat("message ", i, " is by \"", messages[i].role,
+                 "\"; in this chat format user and assistant take turns, the user first, and there are no other roles"));
     }
-    out += user_turn ? "[INST] " + content(messages[i]) + " [/INST]" : content(messages[i]) + options.eos.value_or("</s>");
+    out += user_turn ? concat("[INST] ", content(messages[i]), " [/INST]") : content(messages[i]) + options.eos.value_or("</s>");
   }
   return out;
 }
@@ -74,8 +76,8 @@ inline void check_tools(const FormatEntry& format, std::span<const Message> mess
   std::string able;
   for (const FormatEntry& entry : formats)
     if (entry.tools == Tools::describes) (able += able.empty() ? "" : ", ") += entry.name;
-  throw ArgumentError("the chat format \"" + std::string(format.name) + "\" has no " + (calls ? "tool calls" : "tools") +
-                      "; those with tools are " + able + ". Describe the tools in a system message instead");
+  throw ArgumentError(concat("the chat format \"", format.name, "\" has no ", (calls ? "tool calls" : "tools"),
+                             "; those with tools are ", able, ". Describe the tools in a system message instead"));
 }
 
 /// White space at both ends off.
@@ -112,7 +114,7 @@ inline ChatFormat chat_format(std::string_view name) {
   for (const chat::FormatEntry& entry : chat::formats) {
     if (entry.name == name) return entry.format;
   }
-  throw ArgumentError("there is no chat format \"" + std::string(name) + "\"; there are " + chat::format_names());
+  throw ArgumentError(concat("there is no chat format \"", name, "\"; there are ", chat::format_names()));
 }
 
 /// The text of a conversation of at least one message. Throws ArgumentError for conversations that the format does not allow.
@@ -135,7 +137,7 @@ inline std::string render_chat(ChatFormat format, std::span<const Message> messa
 inline ChatFormat detect_chat_format(std::string_view chat_template, std::string_view family) {
   const auto has = [&](std::string_view part) { return chat_template.find(part) != std::string_view::npos; };
   const auto unknown = [] {
-    return UnsupportedError("the model's chat template is none that moxie knows; choose from " + chat::format_names());
+    return UnsupportedError(concat("the model's chat template is none that moxie knows; choose from ", chat::format_names()));
   };
   const bool thinks = has("</think>");
   if (has("<｜User｜>")) {
@@ -165,8 +167,8 @@ inline ChatFormat detect_chat_format(std::string_view chat_template, std::string
     if (family == "mixtral") return ChatFormat::mixtral;
     if (family == "qwen2_moe") return ChatFormat::qwen2;
     if (family == "qwen3_moe") return ChatFormat::qwen3;
-    throw UnsupportedError("the model has no chat template, and \"" + std::string(family) + "\" has no usual one; choose from " +
-                           chat::format_names());
+    throw UnsupportedError(
+        concat("the model has no chat template, and \"", family, "\" has no usual one; choose from ", chat::format_names()));
   }
   throw unknown();
 }

@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/text/chat_message.hpp>
 
 namespace moxie::chat {
@@ -24,11 +25,11 @@ inline std::string render_deepseek_v2(std::span<const Message> messages, const C
   std::string out = options.bos.value_or(std::string(deepseek_bos));
   for (const Message& message : messages) {
     if (message.role == "user") {
-      out += "User: " + content(message) + "\n\n";
+      out += concat("User: ", content(message), "\n\n");
     } else if (message.role == "assistant") {
-      out += "Assistant: " + content(message) + options.eos.value_or(std::string(deepseek_eos));
+      out += concat("Assistant: ", content(message), options.eos.value_or(std::string(deepseek_eos)));
     } else if (message.role == "system") {
-      out += content(message) + "\n\n";
+      out += concat(content(message), "\n\n");
     }
   }
   if (options.add_generation_prompt) out += "Assistant:";
@@ -52,7 +53,7 @@ inline std::string render_deepseek(std::span<const Message> messages, const Chat
   for (const Message& message : messages) {
     if (message.role == "user") {
       after_tool = false;
-      out += "<｜User｜>" + content(message);
+      out += concat("<｜User｜>", content(message));
     } else if (message.role == "assistant" && !message.content) {
       after_tool = false;
       for (const auto& json : array_or_null(message.tool_calls, "tool_calls")) {
@@ -60,9 +61,9 @@ inline std::string render_deepseek(std::span<const Message> messages, const Chat
         if (!call.arguments.is_string())
           throw ArgumentError("this chat format needs the arguments of a tool call as a string of JSON");
         out += first_call ? "<｜Assistant｜><｜tool▁calls▁begin｜>" : "\n";
-        out += "<｜tool▁call▁begin｜>" + call.type + "<｜tool▁sep｜>" + call.name + "\n```json\n" +
-               call.arguments.get<std::string>() + "\n```<｜tool▁call▁end｜>";
-        if (!first_call) out += "<｜tool▁calls▁end｜>" + eos;
+        out += concat("<｜tool▁call▁begin｜>", call.type, "<｜tool▁sep｜>", call.name, "\n```json\n",
+                      call.arguments.get<std::string>(), "\n```<｜tool▁call▁end｜>");
+        if (!first_call) out += concat("<｜tool▁calls▁end｜>", eos);
         first_call = false;
       }
     } else if (message.role == "assistant") {
@@ -74,7 +75,7 @@ inline std::string render_deepseek(std::span<const Message> messages, const Chat
     } else if (message.role == "tool") {
       after_tool = true;
       out += first_output ? "<｜tool▁outputs▁begin｜>" : "\n";
-      out += "<｜tool▁output▁begin｜>" + content(message) + "<｜tool▁output▁end｜>";
+      out += concat("<｜tool▁output▁begin｜>", content(message), "<｜tool▁output▁end｜>");
       first_output = false;
     }
   }

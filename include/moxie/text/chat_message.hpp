@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie {
@@ -36,8 +37,7 @@ inline Message message_from_json(const nlohmann::ordered_json& json) {
   const auto text = [&](const char* key) -> std::optional<std::string> {
     const auto field = json.find(key);
     if (field == json.end() || field->is_null()) return std::nullopt;
-    if (!field->is_string())
-      throw ArgumentError(std::string("a message's ") + key + " must be a string, is " + field->type_name());
+    if (!field->is_string()) throw ArgumentError(concat("a message's ", key, " must be a string, is ", field->type_name()));
     return field->get<std::string>();
   };
   Message message;
@@ -55,14 +55,13 @@ namespace chat {
 /// The content of a message that must have one.
 inline const std::string& content(const Message& message) {
   if (!message.content)
-    throw ArgumentError("this chat format needs the content of each " + message.role + " message, one has none");
+    throw ArgumentError(concat("this chat format needs the content of each ", message.role, " message, one has none"));
   return *message.content;
 }
 
 /// `json`, which must be an array or null. Throws ArgumentError.
 inline const nlohmann::ordered_json& array_or_null(const nlohmann::ordered_json& json, const char* name) {
-  if (!json.is_array() && !json.is_null())
-    throw ArgumentError(std::string(name) + " must be an array or null, is " + json.type_name());
+  if (!json.is_array() && !json.is_null()) throw ArgumentError(concat(name, " must be an array or null, is ", json.type_name()));
   return json;
 }
 

@@ -13,13 +13,14 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/text/chat_message.hpp>
 #include <moxie/text/python_json.hpp>
 
 namespace moxie::chat {
 
 inline std::string im_block(const std::string& role, const std::string& text) {
-  return "<|im_start|>" + role + "\n" + text + "<|im_end|>\n";
+  return concat("<|im_start|>", role, "\n", text, "<|im_end|>\n");
 }
 
 inline std::string render_chatml(std::span<const Message> messages, const ChatOptions& options) {
@@ -62,8 +63,9 @@ inline std::string qwen3_tool_calls(const nlohmann::ordered_json& calls, bool af
   for (const auto& json : array_or_null(calls, "tool_calls")) {
     const ToolCall call = tool_call(json);
     if (after_text || !out.empty()) out += '\n';
-    out += "<tool_call>\n{\"name\": \"" + call.name + "\", \"arguments\": " +
-           (call.arguments.is_string() ? call.arguments.get<std::string>() : python_json(call.arguments)) + "}\n</tool_call>";
+    out +=
+        concat("<tool_call>\n{\"name\": \"", call.name, "\", \"arguments\": ",
+               (call.arguments.is_string() ? call.arguments.get<std::string>() : python_json(call.arguments)), "}\n</tool_call>");
   }
   return out;
 }
@@ -71,11 +73,11 @@ inline std::string qwen3_tool_calls(const nlohmann::ordered_json& calls, bool af
 inline std::string qwen3_system(std::span<const Message> messages, const nlohmann::ordered_json& tools) {
   const bool has_system = messages.front().role == "system";
   if (array_or_null(tools, "tools").empty()) return has_system ? im_block("system", content(messages.front())) : "";
-  std::string text = has_system ? content(messages.front()) + "\n\n" : "";
+  std::string text = has_system ? concat(content(messages.front()), "\n\n") : "";
   text +=
       "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
       "You are provided with function signatures within <tools></tools> XML tags:\n<tools>";
-  for (const auto& tool : tools) text += "\n" + python_json(tool);
+  for (const auto& tool : tools) text += concat("\n", python_json(tool));
   text +=
       "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
       "<tool_call></tool_call> XML tags:\n"
@@ -105,13 +107,13 @@ inline std::string qwen3_messages(std::span<const Message> messages, const ChatO
       const QwenAnswer answer = qwen_answer(message);
       std::string text(answer.text);
       if (i > last_question && (i + 1 == messages.size() || !answer.thinking.empty())) {
-        text = "<think>\n" + std::string(strip_left(strip_right(answer.thinking, '\n'), '\n')) + "\n</think>\n\n" +
-               std::string(strip_left(answer.text, '\n'));
+        text = concat("<think>\n", strip_left(strip_right(answer.thinking, '\n'), '\n'), "\n</think>\n\n",
+                      strip_left(answer.text, '\n'));
       }
       out += im_block(message.role, text + qwen3_tool_calls(message.tool_calls, !answer.text.empty()));
     } else if (message.role == "tool") {
       if (i == 0 || !is_tool(i - 1)) out += "<|im_start|>user";
-      out += "\n<tool_response>\n" + content(message) + "\n</tool_response>";
+      out += concat("\n<tool_response>\n", content(message), "\n</tool_response>");
       if (!is_tool(i + 1)) out += "<|im_end|>\n";
     }
   }

@@ -15,6 +15,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/text/tokenizer.hpp>
 
@@ -118,12 +119,11 @@ inline nlohmann::json gguf_tokenizer_metadata(const nlohmann::json& tokenizer_js
 
   std::vector<TokenEntry> tokens = hf_tokens(root, [](const std::string& text) { return text; });
   if (static_cast<std::int64_t>(tokens.size()) > vocab_size)
-    throw FormatError({file, {}, {}}, "has " + std::to_string(tokens.size()) + " tokens, the model's embedding only " +
-                                          std::to_string(vocab_size));
+    throw FormatError({file, {}, {}}, concat("has ", tokens.size(), " tokens, the model's embedding only ", vocab_size));
   tokens.resize(static_cast<std::size_t>(vocab_size));
   for (std::size_t id = 0; id < tokens.size(); ++id) {
     TokenEntry& token = tokens[id];
-    if (token.kind == TokenKind::none) token = {"[PAD" + std::to_string(id) + "]", {}, TokenKind::unused};
+    if (token.kind == TokenKind::none) token = {concat("[PAD", id, "]"), {}, TokenKind::unused};
     if (token.kind == TokenKind::added && detail::looks_special(token.text)) token.kind = TokenKind::special;
     if (sentencepiece && token.kind == TokenKind::normal && byte_token(token.text)) token.kind = TokenKind::byte;
   }
@@ -151,7 +151,7 @@ inline nlohmann::json gguf_tokenizer_metadata(const nlohmann::json& tokenizer_js
   } else {
     nlohmann::json merges = nlohmann::json::array();
     for (const nlohmann::json& merge : root["model"]["merges"].value())
-      merges.push_back(merge.is_array() ? merge[0].get<std::string>() + " " + merge[1].get<std::string>()
+      merges.push_back(merge.is_array() ? concat(merge[0].get<std::string>(), " ", merge[1].get<std::string>())
                                         : merge.get<std::string>());
     out["tokenizer.ggml.merges"] = std::move(merges);
   }

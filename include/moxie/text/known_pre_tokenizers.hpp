@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/text/pre_tokenizer.hpp>
 
@@ -84,7 +85,7 @@ inline const KnownPreTokenizer& known_pre_tokenizer(std::string_view name, const
       (all += all.empty() ? "" : ", ") += candidate;
     }
   }
-  throw UnsupportedError(place, "the pre-tokenizer \"" + std::string(name) + "\" is not known; known are " + all);
+  throw UnsupportedError(place, concat("the pre-tokenizer \"", name, "\" is not known; known are ", all));
 }
 
 }  // namespace moxie

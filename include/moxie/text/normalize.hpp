@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie {
@@ -29,7 +30,7 @@ inline std::string nfc(std::string_view text) {
       utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()), &result,
                    static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   const std::unique_ptr<utf8proc_uint8_t, void (*)(void*)> owner(result, std::free);
-  if (length < 0) throw ArgumentError("Unicode normalization of the text failed: " + std::string(utf8proc_errmsg(length)));
+  if (length < 0) throw ArgumentError(concat("Unicode normalization of the text failed: ", utf8proc_errmsg(length)));
   return {reinterpret_cast<const char*>(result), static_cast<std::size_t>(length)};
 }
 

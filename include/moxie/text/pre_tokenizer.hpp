@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/text/regex.hpp>
 #include <moxie/text/utf8.hpp>
 
@@ -52,7 +53,7 @@ class PreTokenizer {
     const Step& step = steps_[index];
     if (!step.regex) {
       if (text.front() == ' ') return run(index + 1, text, matcher, word);
-      return run(index + 1, " " + std::string(text), matcher, word);
+      return run(index + 1, concat(" ", text), matcher, word);
     }
     const auto next = [&](std::size_t begin, std::size_t end) { run(index + 1, text.substr(begin, end - begin), matcher, word); };
     if (step.behavior == SplitBehavior::isolated) {

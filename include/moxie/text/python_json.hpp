@@ -28,10 +28,10 @@ inline std::string python_float(double value) {
   for (const char c : text.substr(sign.size(), e - sign.size())) {
     if (c != '.') digits += c;
   }
-  if (exponent < 0) return std::string(sign) + "0." + std::string(static_cast<std::size_t>(-exponent - 1), '0') + digits;
+  if (exponent < 0) return concat(sign, "0.", std::string(static_cast<std::size_t>(-exponent - 1), '0'), digits);
   const auto whole = static_cast<std::size_t>(exponent) + 1;
-  if (digits.size() <= whole) return std::string(sign) + digits + std::string(whole - digits.size(), '0') + ".0";
-  return std::string(sign) + digits.substr(0, whole) + "." + digits.substr(whole);
+  if (digits.size() <= whole) return concat(sign, digits, std::string(whole - digits.size(), '0'), ".0");
+  return concat(sign, digits.substr(0, whole), ".", digits.substr(whole));
 }
 
 inline std::string python_json_string(std::string_view text) {
@@ -76,13 +76,13 @@ inline std::string python_json(const nlohmann::ordered_json& value) {
   std::string out;
   if (value.is_object()) {
     for (const auto& [key, item] : value.items()) {
-      out += (out.empty() ? "" : ", ") + python_json_string(key) + ": " + python_json(item);
+      out += concat((out.empty() ? "" : ", "), python_json_string(key), ": ", python_json(item));
     }
-    return "{" + out + "}";
+    return concat("{", out, "}");
   }
   if (value.is_array()) {
     for (const auto& item : value) out += (out.empty() ? "" : ", ") + python_json(item);
-    return "[" + out + "]";
+    return concat("[", out, "]");
   }
   if (value.is_string()) return python_json_string(value.get_ref<const std::string&>());
   if (value.is_number_float()) return python_float(value.get<double>());

@@ -25,6 +25,7 @@
 #include <string_view>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie {
@@ -39,8 +40,8 @@ inline std::string oniguruma_to_pcre2(std::string_view pattern, const Place& pla
       R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
   constexpr std::string_view hex = "0-9A-Fa-f";
   const auto unsupported = [&](std::string_view what) {
-    throw UnsupportedError(place, "the regular expression \"" + std::string(pattern) + "\" uses " + std::string(what) +
-                                      ", which moxie does not translate");
+    throw UnsupportedError(place,
+                           concat("the regular expression \"", pattern, "\" uses ", what, ", which moxie does not translate"));
   };
 
   std::string out;
@@ -130,8 +131,8 @@ class Regex {
                               PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get()),
                 FreeCode());
     if (!code_) {
-      throw FormatError(place, "not a regular expression that PCRE2 understands: " + message(error) + " at offset " +
-                                   std::to_string(offset) + " of \"" + translated + "\"");
+      throw FormatError(place, concat("not a regular expression that PCRE2 understands: ", message(error), " at offset ", offset,
+                                      " of \"", translated, "\""));
     }
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // without a JIT the interpreter runs the pattern
   }
@@ -141,7 +142,7 @@ class Regex {
   /// PCRE2's words for an error code.
   static std::string message(int error) {
     PCRE2_UCHAR text[256];
-    return pcre2_get_error_message(error, text, sizeof text) < 0 ? "error " + std::to_string(error)
+    return pcre2_get_error_message(error, text, sizeof text) < 0 ? concat("error ", error)
                                                                  : std::string(reinterpret_cast<const char*>(text));
   }
 
@@ -174,8 +175,8 @@ class Matcher {
     }
     if (result == PCRE2_ERROR_NOMATCH) return {std::string_view::npos, std::string_view::npos};
     if (result < 0) {
-      throw Error("matching \"" + regex.pattern() + "\" against a text of " + std::to_string(subject.size()) +
-                  " bytes failed: " + Regex::message(result));
+      throw Error(concat("matching \"", regex.pattern(), "\" against a text of ", subject.size(),
+                         " bytes failed: ", Regex::message(result)));
     }
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data_.get());
     return {range[0], range[1]};

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/text/bpe.hpp>
 #include <moxie/text/tokenizer_model.hpp>
@@ -73,8 +74,7 @@ class ByteTokens {
       return;
     }
     if (unknown_ < 0)
-      throw UnsupportedError("the tokenizer has no token for \"" + std::string(character) +
-                             "\", no byte tokens and no unknown token");
+      throw UnsupportedError(concat("the tokenizer has no token for \"", character, "\", no byte tokens and no unknown token"));
     if (ids.empty() || ids.back() != unknown_) ids.push_back(unknown_);
   }
 

@@ -24,6 +24,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/text/known_pre_tokenizers.hpp>
 #include <moxie/text/tokenizer.hpp>
@@ -36,7 +37,7 @@ class GgufTokenizerKeys {
   GgufTokenizerKeys(const nlohmann::json& metadata, std::string file) : metadata_(metadata), file_(std::move(file)) {}
 
   Place place(const std::string& key, std::optional<std::size_t> index = {}) const {
-    return {file_, key + (index ? "[" + std::to_string(*index) + "]" : ""), {}};
+    return {file_, key + (index ? concat("[", *index, "]") : ""), {}};
   }
 
   /// The array under `key`, or null where it is absent. Throws FormatError when it is no array.
@@ -55,8 +56,8 @@ class GgufTokenizerKeys {
   const nlohmann::json* token_array(const std::string& key, std::size_t tokens) const {
     const nlohmann::json* found = array(key);
     if (found && found->size() != tokens) {
-      throw FormatError(place(key), "has " + std::to_string(found->size()) + " entries; there are " + std::to_string(tokens) +
-                                        " in tokenizer.ggml.tokens, one is needed for each");
+      throw FormatError(place(key), concat("has ", found->size(), " entries; there are ", tokens,
+                                           " in tokenizer.ggml.tokens, one is needed for each"));
     }
     return found;
   }
@@ -79,8 +80,7 @@ class GgufTokenizerKeys {
     if (!found->is_number_integer()) throw FormatError(place(key), std::string("must be a token id, is ") + found->type_name());
     const bool negative = !found->is_number_unsigned() && found->get<std::int64_t>() < 0;
     if (negative || found->get<std::uint64_t>() >= tokens) {
-      throw FormatError(place(key),
-                        "the token id " + found->dump() + " is out of range: there are " + std::to_string(tokens) + " tokens");
+      throw FormatError(place(key), concat("the token id ", found->dump(), " is out of range: there are ", tokens, " tokens"));
     }
     return found->get<std::int32_t>();
   }
@@ -101,7 +101,7 @@ inline bool is_marker_text(std::string_view text) {
       "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> "
       "<|fim_pad|> <fim-pad> <fim_pad> <PAD> <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|> ";
   const bool looks_like_one = text.size() > 3 && text.back() == '>' && text.find(' ') == std::string_view::npos;
-  return looks_like_one && markers.find(" " + std::string(text) + " ") != std::string_view::npos;
+  return looks_like_one && markers.find(concat(" ", text, " ")) != std::string_view::npos;
 }
 
 /// The tokens of GGUF metadata with their kinds. `bytes_of(text, kind)` gives what a token stands for.
@@ -198,7 +198,7 @@ inline Tokenizer byte_level_from_gguf(const GgufTokenizerKeys& keys) {
     const std::string& merge = merges[i].get_ref<const std::string&>();
     const std::size_t space = merge.find(' ', 1);
     if (space == std::string::npos)
-      throw FormatError(keys.place(merges_key, i), "\"" + merge + "\" must be two tokens with a space between");
+      throw FormatError(keys.place(merges_key, i), concat("\"", merge, "\" must be two tokens with a space between"));
     add_merge(
         parts->vocabulary, merge.substr(0, space), merge.substr(space + 1), i, [&] { return keys.place(merges_key, i); }, table);
   }
@@ -249,9 +249,9 @@ inline Tokenizer Tokenizer::from_gguf(const nlohmann::json& metadata, std::strin
   if (model == "llama") return sentencepiece_from_gguf(keys);
   if (!model) throw UnsupportedError(keys.place(model_key), "the file has no tokenizer; use token ids");
   gguf_tokens(keys, [](const std::string& text, TokenKind) { return text; });  // says what is broken before what is not supported
-  throw UnsupportedError(
-      keys.place(model_key),
-      "the tokenizer \"" + *model + "\" is not supported; moxie has \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece BPE)");
+  throw UnsupportedError(keys.place(model_key),
+                         concat("the tokenizer \"", *model,
+                                "\" is not supported; moxie has \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece BPE)"));
 }
 
 }  // namespace moxie

@@ -17,7 +17,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
+#include <moxie/io/json_text.hpp>
 #include <moxie/text/known_pre_tokenizers.hpp>
 #include <moxie/text/tokenizer.hpp>
 
@@ -38,9 +40,9 @@ class HfField {
     static const nlohmann::json absent;
     if (!value_->is_object()) throw FormatError(place(), std::string("must be an object, is ") + value_->type_name());
     const auto found = value_->find(name);
-    return {found == value_->end() ? absent : *found, file_, path_.empty() ? name : path_ + "." + name};
+    return {found == value_->end() ? absent : *found, file_, path_.empty() ? name : concat(path_, ".", name)};
   }
-  HfField at(std::size_t index) const { return {(*value_)[index], file_, path_ + "[" + std::to_string(index) + "]"}; }
+  HfField at(std::size_t index) const { return {(*value_)[index], file_, concat(path_, "[", index, "]")}; }
 
   std::size_t array_size() const {
     if (!value_->is_array()) throw FormatError(place(), std::string("must be an array, is ") + value_->type_name());
@@ -58,12 +60,14 @@ class HfField {
   /// A token id below `limit`.
   std::int32_t id(std::size_t limit) const {
     if (!value_->is_number_unsigned() || value_->get<std::uint64_t>() >= limit) {
-      throw FormatError(place(), "must be a token id from 0 to " + std::to_string(limit - 1) + ", is " +
-                                     value_->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
+      throw FormatError(place(), concat("must be a token id from 0 to ", limit - 1, ", is ",
+                                        value_->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)));
     }
     return value_->get<std::int32_t>();
   }
-  [[noreturn]] void unsupported(const std::string& what) const { throw UnsupportedError(place(), what + " is not supported"); }
+  [[noreturn]] void unsupported(const std::string& what) const {
+    throw UnsupportedError(place(), concat(what, " is not supported"));
+  }
 
  private:
   const nlohmann::json* value_;
@@ -85,8 +89,7 @@ std::vector<TokenEntry> hf_tokens(const HfField& root, BytesOf&& bytes_of) {
     const auto index = static_cast<std::size_t>(id);
     if (index >= entries.size()) entries.resize(index + 1);
     if (entries[index].kind != TokenKind::none && entries[index].text != text) {
-      throw FormatError(place,
-                        "the tokens \"" + entries[index].text + "\" and \"" + text + "\" both have the id " + std::to_string(id));
+      throw FormatError(place, concat("the tokens \"", entries[index].text, "\" and \"", text, "\" both have the id ", id));
     }
     entries[index] = {text, bytes_of(text), kind};
   };
@@ -101,8 +104,8 @@ std::vector<TokenEntry> hf_tokens(const HfField& root, BytesOf&& bytes_of) {
     const auto same = vocab.value().find(text);
     const std::int32_t id = token["id"].id(limit);
     if (same != vocab.value().end() && same->get<std::int32_t>() != id) {
-      throw FormatError(token["id"].place(), "the token \"" + text + "\" has the id " + same->dump() + " in model.vocab and " +
-                                                 std::to_string(id) + " here");
+      throw FormatError(token["id"].place(),
+                        concat("the token \"", text, "\" has the id ", same->dump(), " in model.vocab and ", id, " here"));
     }
     add(id, text, token["special"].boolean(false) ? TokenKind::special : TokenKind::added, token.place());
   }
@@ -141,15 +144,15 @@ inline MergeTable hf_merges(const HfField& root, const Vocabulary& vocabulary) {
       const std::string& text = merges.at(i).string();
       const std::size_t space = text.find(' ');
       if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
-        throw FormatError(merges.at(i).place(), "\"" + text + "\" must be two tokens with a space between");
+        throw FormatError(merges.at(i).place(), concat("\"", text, "\" must be two tokens with a space between"));
       }
       left = text.substr(0, space);
       right = text.substr(space + 1);
     }
     if (!add_merge(
             vocabulary, left, right, i, [&] { return merges.at(i).place(); }, table)) {
-      throw FormatError(merges.at(i).place(), "the merge of \"" + left + "\" and \"" + right + "\" makes the token \"" + left +
-                                                  right + "\", which does not exist");
+      throw FormatError(merges.at(i).place(), concat("the merge of \"", left, "\" and \"", right, "\" makes the token \"", left,
+                                                     right, "\", which does not exist"));
     }
   }
   return table;
@@ -164,7 +167,7 @@ inline SplitBehavior hf_split_behavior(const HfField& field) {
   if (name == "Contiguous") return SplitBehavior::contiguous;
   throw FormatError(
       field.place(),
-      "\"" + name + "\" is no behavior; there are Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous");
+      concat("\"", name, "\" is no behavior; there are Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous"));
 }
 
 /// A literal string as a regular expression.
@@ -208,7 +211,7 @@ inline bool add_hf_pre_tokenizer(const HfField& field, PreTokenizer& pre_tokeniz
     if (field["use_regex"].boolean(true)) pre_tokenizer.add_split(Regex(gpt2_pattern));
     return true;
   }
-  field.unsupported("the pre-tokenizer \"" + type + "\"");
+  field.unsupported(concat("the pre-tokenizer \"", type, "\""));
 }
 
 /// True when the normalizer is NFC, false when it does nothing.
@@ -216,7 +219,7 @@ inline bool hf_normalizer_is_nfc(const HfField& field) {
   if (field.null()) return false;
   const std::string& type = field["type"].string();
   if (type == "NFC") return true;
-  if (type != "Sequence") field.unsupported("the normalizer \"" + type + "\"");
+  if (type != "Sequence") field.unsupported(concat("the normalizer \"", type, "\""));
   const HfField steps = field["normalizers"];
   bool any = false;
   for (std::size_t i = 0; i < steps.array_size(); ++i) any = hf_normalizer_is_nfc(steps.at(i)) || any;
@@ -233,7 +236,7 @@ inline void add_hf_post_processor(const HfField& field, TokenizerParts& parts) {
     for (std::size_t i = 0; i < steps.array_size(); ++i) add_hf_post_processor(steps.at(i), parts);
     return;
   }
-  if (type != "TemplateProcessing") field.unsupported("the post-processor \"" + type + "\"");
+  if (type != "TemplateProcessing") field.unsupported(concat("the post-processor \"", type, "\""));
   const HfField single = field["single"];
   std::vector<std::int32_t> before, after;
   bool text_seen = false;
@@ -261,7 +264,7 @@ inline void add_hf_config(const HfField& config, TokenizerParts& parts) {
     const std::string& text = field.value().is_object() ? field["content"].string() : field.string();
     if (text.empty()) return std::nullopt;
     const auto id = parts.vocabulary.find(text);
-    if (!id) throw FormatError(field.place(), "\"" + text + "\" is no token of tokenizer.json");
+    if (!id) throw FormatError(field.place(), concat("\"", text, "\" is no token of tokenizer.json"));
     return id;
   };
   const auto overrule = [&](const std::string& key, std::optional<std::int32_t> id, std::vector<std::int32_t>& ids) {
@@ -281,10 +284,10 @@ inline void add_hf_config(const HfField& config, TokenizerParts& parts) {
 /// True for the fields of SentencePiece's tokenizers: ▁ put first and for each space, byte fallback, one word, and back.
 inline bool is_hf_sentencepiece(const HfField& root) {
   static const auto normalizer =
-      nlohmann::json::parse(R"([{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}])");
-  static const auto decoders = nlohmann::json::parse(
-      R"([{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},)"
-      R"({"type":"Strip","content":" ","start":1,"stop":0}])");
+      parse_trusted_json(R"([{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}])");
+  static const auto decoders =
+      parse_trusted_json(R"([{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},)"
+                         R"({"type":"Strip","content":" ","start":1,"stop":0}])");
   return root["pre_tokenizer"].null() && !root["normalizer"].null() && root["normalizer"]["normalizers"].value() == normalizer &&
          !root["decoder"].null() && root["decoder"]["decoders"].value() == decoders &&
          root["model"]["byte_fallback"].boolean(false);
@@ -295,7 +298,7 @@ inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const 
   const HfField root(tokenizer_json, file, "");
   const HfField model = root["model"];
   if (const HfField type = model["type"]; !type.null() && type.string() != "BPE")
-    type.unsupported("the model \"" + type.string() + "\"");
+    type.unsupported(concat("the model \"", type.string(), "\""));
   if (const HfField dropout = model["dropout"]; !dropout.null() && dropout.value() != 0) dropout.unsupported("dropout");
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (const HfField field = model[affix]; !field.null() && !field.string().empty())
@@ -329,12 +332,12 @@ inline Tokenizer Tokenizer::from_hf(const nlohmann::json& tokenizer_json, const 
   parts->nfc = !sentencepiece && hf_normalizer_is_nfc(root["normalizer"]);
   add_hf_added_tokens(root, *parts);
   add_hf_post_processor(root["post_processor"], *parts);
-  add_hf_config(HfField(tokenizer_config, "tokenizer_config.json beside " + file, ""), *parts);
+  add_hf_config(HfField(tokenizer_config, concat("tokenizer_config.json beside ", file), ""), *parts);
 
   std::int32_t unknown = -1;
   if (const HfField field = model["unk_token"]; !field.null()) {
     const auto id = parts->vocabulary.find(field.string());
-    if (!id) throw FormatError(field.place(), "\"" + field.string() + "\" is no token of model.vocab");
+    if (!id) throw FormatError(field.place(), concat("\"", field.string(), "\" is no token of model.vocab"));
     unknown = *id;
   }
   MergeTable merges = hf_merges(root, parts->vocabulary);

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/text/bpe.hpp>
 #include <moxie/text/byte_level.hpp>
@@ -38,8 +39,8 @@ bool add_merge(const Vocabulary& vocabulary, const std::string& left, const std:
   const auto id = [&](const std::string& text) {
     const auto found = vocabulary.find(text);
     if (!found) {
-      throw FormatError(
-          place(), "the merge of \"" + left + "\" and \"" + right + "\" needs the token \"" + text + "\", which does not exist");
+      throw FormatError(place(), concat("the merge of \"", left, "\" and \"", right, "\" needs the token \"", text,
+                                        "\", which does not exist"));
     }
     return *found;
   };
@@ -90,8 +91,8 @@ class ByteLevelBpe final : public TokenizerModel {
     for (const char c : word) {
       const std::int32_t id = byte_ids_[static_cast<std::uint8_t>(c)];
       if (id < 0) {
-        throw UnsupportedError("the tokenizer has no token for the byte " + std::to_string(static_cast<std::uint8_t>(c)) +
-                               " and none for unknown bytes, so it cannot encode the text \"" + std::string(word) + "\"");
+        throw UnsupportedError(concat("the tokenizer has no token for the byte ", static_cast<std::uint8_t>(c),
+                                      " and none for unknown bytes, so it cannot encode the text \"", word, "\""));
       }
       merger.symbols.push_back(id);
     }

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie {
@@ -44,8 +45,8 @@ class Vocabulary {
       const std::size_t hash = std::hash<std::string_view>()(tokens_[id].text);
       Slot& slot = slots_[slot_of(tokens_[id].text, hash)];
       if (slot.id >= 0) {
-        throw FormatError(place, "the token \"" + tokens_[id].text + "\" occurs twice, as id " + std::to_string(slot.id) +
-                                     " and as id " + std::to_string(id) + "; each must be unique");
+        throw FormatError(place, concat("the token \"", tokens_[id].text, "\" occurs twice, as id ", slot.id, " and as id ", id,
+                                        "; each must be unique"));
       }
       slot = {static_cast<std::uint32_t>(hash), static_cast<std::int32_t>(id)};
     }

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/model/config.hpp>
 
 namespace moxie::families {
@@ -96,7 +97,7 @@ inline std::string tensor_name(std::string_view pattern, std::int64_t layer = -1
 }
 /// The name of the bias that belongs to a weight: ".weight" replaced by ".bias".
 inline std::string bias_name(const std::string& weight) {
-  return weight.substr(0, weight.size() - std::string_view("weight").size()) + "bias";
+  return concat(weight.substr(0, weight.size() - std::string_view("weight").size()), "bias");
 }
 
 /// A key that moxie supports with one value only; absent and null are fine. Others change what the model computes.

@@ -12,6 +12,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
+#include <moxie/io/json_text.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/fields.hpp>
@@ -36,9 +38,9 @@ inline double yarn_mscale(double factor, double mscale) noexcept {
 inline void check_fixed(const Fields& f, std::span<const FixedOption> options) {
   for (const FixedOption& option : options) {
     const nlohmann::json* value = f.find(option.key);
-    if (value && *value != nlohmann::json::parse(option.value))
-      f.unsupported(option.key, "is " + Fields::show(*value) + "; moxie has this family only with " +
-                                    (option.value == std::string_view("null") ? "none" : option.value));
+    if (value && *value != parse_trusted_json(option.value))
+      f.unsupported(option.key, concat("is ", Fields::show(*value), "; moxie has this family only with ",
+                                       (option.value == std::string_view("null") ? "none" : option.value)));
   }
 }
 
@@ -51,30 +53,30 @@ inline void check_config(const ModelConfig& c, const Fields& f) {
   const AttentionConfig& a = c.attention;
   const RopeConfig& r = a.rope;
   if (a.kind == AttentionKind::gqa) {
-    require(a.n_heads % a.n_kv_heads == 0, "the model has " + n(a.n_heads) + " attention heads and " + n(a.n_kv_heads) +
-                                               " key-value heads; the first must be a multiple of the second");
-    require(r.dims <= a.head_dim,
-            "the model rotates " + n(r.dims) + " dimensions of heads that have " + n(a.head_dim) + "; it can rotate at most all");
+    require(a.n_heads % a.n_kv_heads == 0, concat("the model has ", n(a.n_heads), " attention heads and ", n(a.n_kv_heads),
+                                                  " key-value heads; the first must be a multiple of the second"));
+    require(r.dims <= a.head_dim, concat("the model rotates ", n(r.dims), " dimensions of heads that have ", n(a.head_dim),
+                                         "; it can rotate at most all"));
   }
   require(r.dims % 2 == 0,
-          "the model rotates " + n(r.dims) + " dimensions; the number must be even, as dimensions are rotated in pairs");
-  require(c.n_layers * c.moe.router.n_experts <= max_expert_matrices, n(c.n_layers) + " layers of " + n(c.moe.router.n_experts) +
-                                                                          " experts are more than moxie takes: at most " +
-                                                                          n(max_expert_matrices) + " experts in all");
+          concat("the model rotates ", n(r.dims), " dimensions; the number must be even, as dimensions are rotated in pairs"));
+  require(c.n_layers * c.moe.router.n_experts <= max_expert_matrices,
+          concat(n(c.n_layers), " layers of ", n(c.moe.router.n_experts), " experts are more than moxie takes: at most ",
+                 n(max_expert_matrices), " experts in all"));
   const RouterConfig& router = c.moe.router;
   require(router.top_k <= router.n_experts,
-          "each token goes to " + n(router.top_k) + " experts of " + n(router.n_experts) + "; it can go to at most all");
+          concat("each token goes to ", n(router.top_k), " experts of ", n(router.n_experts), "; it can go to at most all"));
   if (router.n_group > 1) {
     require(router.n_experts % router.n_group == 0,
-            n(router.n_experts) + " experts in " + n(router.n_group) + " groups; the groups must be of equal size");
+            concat(n(router.n_experts), " experts in ", n(router.n_group), " groups; the groups must be of equal size"));
     const std::int64_t size = router.n_experts / router.n_group;
     require(router.topk_group <= router.n_group,
-            n(router.topk_group) + " of " + n(router.n_group) + " groups of experts are used; it can be at most all");
+            concat(n(router.topk_group), " of ", n(router.n_group), " groups of experts are used; it can be at most all"));
     require(router.group_score == GroupScore::best || size >= 2,
             "groups of one expert; a group's score is the sum of its best two, so it needs two");
-    require(router.top_k <= router.topk_group * size, "each token goes to " + n(router.top_k) + " experts, but the " +
-                                                          n(router.topk_group) + " groups used have only " +
-                                                          n(router.topk_group * size));
+    require(router.top_k <= router.topk_group * size,
+            concat("each token goes to ", n(router.top_k), " experts, but the ", n(router.topk_group), " groups used have only ",
+                   n(router.topk_group * size)));
   }
 }
 

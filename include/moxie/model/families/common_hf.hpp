@@ -14,6 +14,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/common_config.hpp>
@@ -43,8 +44,9 @@ inline void check_hf_quantization(const Fields& f) {
   if (!object) return;
   const Fields q(*object, f.file(), {}, "quantization_config.");
   if (const std::string method = q.text("quant_method", ""); method != "fp8")
-    q.unsupported("quant_method", "is " + Fields::show(method) +
-                                      "; moxie reads unquantized checkpoints and 'fp8' (for others: convert the model to GGUF)");
+    q.unsupported("quant_method",
+                  concat("is ", Fields::show(method),
+                         "; moxie reads unquantized checkpoints and 'fp8' (for others: convert the model to GGUF)"));
   static constexpr FixedOption options[] = {
       {"fmt", "\"e4m3\""}, {"weight_block_size", "[128, 128]"}, {"activation_scheme", "\"dynamic\""}};
   check_fixed(q, options);
@@ -103,7 +105,7 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
     r.number("factor", 1e-3, highest_factor);
   } else if (kind != "default") {
     r.unsupported(r.contains("rope_type") ? "rope_type" : "type",
-                  "is " + Fields::show(kind) + "; moxie has default, linear, dynamic, yarn and llama3 for this family");
+                  concat("is ", Fields::show(kind), "; moxie has default, linear, dynamic, yarn and llama3 for this family"));
   }
   r.check_missing();
   return softmax_mscale;
@@ -118,8 +120,8 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
     a.qk_norm = family.qk_norm;
     a.n_kv_heads = f.integer("num_key_value_heads", 1, max_heads, a.n_heads);
     if (!f.contains("head_dim") && c.hidden_size % a.n_heads != 0)
-      f.fail("head_dim", "is missing, and hidden_size " + std::to_string(c.hidden_size) +
-                             " is no multiple of num_attention_heads " + std::to_string(a.n_heads));
+      f.fail("head_dim",
+             concat("is missing, and hidden_size ", c.hidden_size, " is no multiple of num_attention_heads ", a.n_heads));
     a.head_dim = f.integer("head_dim", 1, max_head_dim, c.hidden_size / a.n_heads);
     a.rope.dims = a.head_dim;
     width = static_cast<double>(a.head_dim);
@@ -144,8 +146,8 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
   const nlohmann::json* types = f.find("layer_types");
   const auto type_of = [&](std::int64_t layer) -> std::string {
     if (!types->is_array() || std::ssize(*types) != c.n_layers || !(*types)[static_cast<std::size_t>(layer)].is_string())
-      f.fail("layer_types", "is " + Fields::show(*types) + "; it must be an array of " + std::to_string(c.n_layers) +
-                                " strings, one for each layer");
+      f.fail("layer_types",
+             concat("is ", Fields::show(*types), "; it must be an array of ", c.n_layers, " strings, one for each layer"));
     return (*types)[static_cast<std::size_t>(layer)].get<std::string>();
   };
   if (rule == Window::none) {
@@ -164,7 +166,7 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
       const std::string type = type_of(i);
       if (type != "sliding_attention" && type != "full_attention")
         f.unsupported("layer_types",
-                      "names " + Fields::show(type) + "; moxie has full_attention and sliding_attention for this family");
+                      concat("names ", Fields::show(type), "; moxie has full_attention and sliding_attention for this family"));
       if (rule == Window::by_layer_type) sliding = type == "sliding_attention";
       if (sliding != (type == "sliding_attention") && window != 0)
         f.unsupported("layer_types", "disagrees with sliding_window, which this family uses in all layers or none");
@@ -194,7 +196,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
       const std::string method = f.text("topk_method", "greedy");
       groups = method == hf.group_method;
       if (!groups && method != "greedy")
-        f.unsupported("topk_method", "is " + Fields::show(method) + "; this family has greedy and " + hf.group_method);
+        f.unsupported("topk_method", concat("is ", Fields::show(method), "; this family has greedy and ", hf.group_method));
     }
     if (groups) {
       router.n_group = f.integer("n_group", 1, max_experts, f.mentions("n_group") ? 1 : hf.n_group_default);
@@ -218,10 +220,11 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
     for (std::int64_t i = 0; i < c.n_layers; ++i)
       if ((i + 1) % step != 0) c.is_moe_layer[static_cast<std::size_t>(i)] = false;
     if (const nlohmann::json* only = f.find("mlp_only_layers")) {
-      if (!only->is_array()) f.fail("mlp_only_layers", "is " + Fields::show(*only) + "; it must be an array of layer numbers");
+      if (!only->is_array())
+        f.fail("mlp_only_layers", concat("is ", Fields::show(*only), "; it must be an array of layer numbers"));
       for (const nlohmann::json& layer : *only) {
         if (!layer.is_number_integer())
-          f.fail("mlp_only_layers", "holds " + Fields::show(layer) + "; it must hold layer numbers");
+          f.fail("mlp_only_layers", concat("holds ", Fields::show(layer), "; it must hold layer numbers"));
         const std::int64_t i = layer.get<std::int64_t>();
         if (i >= 0 && i < c.n_layers) c.is_moe_layer[static_cast<std::size_t>(i)] = false;
       }

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/common.hpp>
@@ -193,8 +194,8 @@ class DecoderFinder {
     return gguf || name.starts_with("model.") || name.starts_with("lm_head.");
   }
   bool predicts(std::int64_t layer) const {
-    const std::string prefix = n_.layer_prefix + std::to_string(layer);
-    return tensors_.find(prefix + ".eh_proj.weight") || tensors_.find(prefix + ".nextn.eh_proj.weight");
+    const std::string prefix = concat(n_.layer_prefix, layer);
+    return tensors_.find(concat(prefix, ".eh_proj.weight")) || tensors_.find(concat(prefix, ".nextn.eh_proj.weight"));
   }
 
   const ModelConfig& c_;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/model/tensors.hpp>
@@ -51,19 +52,19 @@ class TensorFinder {
     const TensorView* view = find(name, shape, presence);
     if (!view || !check_shape(*view, shape)) return std::nullopt;
     if (!is_weight_type(view->dtype))
-      return wrong(name, "has type " + type_name(*view) + "; it must be a floating-point or quantized type");
+      return wrong(name, concat("has type ", type_name(*view), "; it must be a floating-point or quantized type"));
     const DtypeInfo& info = dtype_info(view->dtype);
     if (view->columns() % info.block_elements != 0)
-      return wrong(name, "has rows of " + std::to_string(view->columns()) + " elements, no multiple of the block of " +
-                             type_name(*view) + ", " + std::to_string(info.block_elements));
+      return wrong(name, concat("has rows of ", view->columns(), " elements, no multiple of the block of ", type_name(*view),
+                                ", ", info.block_elements));
     if (view->bytes != static_cast<std::uint64_t>(view->rows()) * view->row_stride())
-      return wrong(name, "has " + std::to_string(view->bytes) + " bytes, which does not fit its shape and type");
+      return wrong(name, concat("has ", view->bytes, " bytes, which does not fit its shape and type"));
     Weight weight{*view, std::nullopt};
     if (view->dtype == Dtype::F8_E4M3) {
       const Shape blocks{(shape[0] + 127) / 128, (shape.back() + 127) / 128};
-      const TensorView* scale = find(name + "_scale_inv", blocks, Presence::required);
+      const TensorView* scale = find(concat(name, "_scale_inv"), blocks, Presence::required);
       if (!scale || !check_shape(*scale, blocks)) return std::nullopt;
-      if (scale->dtype != Dtype::F32) return wrong(scale->name, "has type " + type_name(*scale) + "; it must be F32");
+      if (scale->dtype != Dtype::F32) return wrong(scale->name, concat("has type ", type_name(*scale), "; it must be F32"));
       weight.scale_inv = *scale;
     }
     return weight;
@@ -74,9 +75,9 @@ class TensorFinder {
     if (!view) return std::nullopt;
     if (!(view->shape == Shape{1, n}) && !check_shape(*view, {n})) return std::nullopt;
     if (view->dtype != Dtype::F32 && view->dtype != Dtype::F16 && view->dtype != Dtype::BF16)
-      return wrong(name, "has type " + type_name(*view) + "; it must be F32, F16 or BF16");
+      return wrong(name, concat("has type ", type_name(*view), "; it must be F32, F16 or BF16"));
     if (view->bytes != static_cast<std::uint64_t>(n) * dtype_info(view->dtype).block_bytes)
-      return wrong(name, "has " + std::to_string(view->bytes) + " bytes, which does not fit its shape and type");
+      return wrong(name, concat("has ", view->bytes, " bytes, which does not fit its shape and type"));
     Weight weight{*view, std::nullopt};
     weight.tensor.shape = {n};
     return weight;
@@ -88,13 +89,13 @@ class TensorFinder {
   void check() const {
     if (count_ == 0) return;
     std::string text = count_ == 1 ? problems_.front().second
-                                   : std::to_string(count_) + (hopeless() ? " or more" : "") + " tensors are missing or wrong: ";
+                                   : concat(count_, (hopeless() ? " or more" : ""), " tensors are missing or wrong: ");
     if (count_ > 1) {
       for (std::size_t i = 0; i < problems_.size(); ++i)
-        text += (i ? "; '" : "'") + problems_[i].first + "' " + problems_[i].second;
-      if (count_ > problems_.size()) text += "; and " + std::to_string(count_ - problems_.size()) + " more";
+        text += concat((i ? "; '" : "'"), problems_[i].first, "' ", problems_[i].second);
+      if (count_ > problems_.size()) text += concat("; and ", count_ - problems_.size(), " more");
     }
-    throw FormatError({file_, count_ == 1 ? "tensor '" + problems_.front().first + "'" : std::string(), {}}, text);
+    throw FormatError({file_, count_ == 1 ? concat("tensor '", problems_.front().first, "'") : std::string(), {}}, text);
   }
   /// Throws FormatError when the file has tensors that nobody asked for and that `belongs` says are part of the decoder.
   template <class F>
@@ -103,13 +104,13 @@ class TensorFinder {
     std::size_t unused = 0;
     for (const auto& [name, view] : tensors_.all()) {
       if (used_.contains(&view) || !belongs(name)) continue;
-      if (++unused <= shown) list += (unused == 1 ? "'" : ", '") + name + "'";
+      if (++unused <= shown) list += concat((unused == 1 ? "'" : ", '"), name, "'");
     }
     if (unused == 0) return;
-    if (unused > shown) list += ", and " + std::to_string(unused - shown) + " more";
-    throw FormatError({file_, {}, {}}, "the configuration (family " + family + ") has no place for " +
-                                           (unused == 1 ? "this tensor: " : "these tensors: ") + list +
-                                           "; leaving them out would change the result");
+    if (unused > shown) list += concat(", and ", unused - shown, " more");
+    throw FormatError({file_, {}, {}}, concat("the configuration (family ", family, ") has no place for ",
+                                              (unused == 1 ? "this tensor: " : "these tensors: "), list,
+                                              "; leaving them out would change the result"));
   }
 
  private:
@@ -140,12 +141,12 @@ class TensorFinder {
     if (presence == Presence::absent) return nullptr;
     const TensorView* view = tensors_.find(name);
     if (view) used_.insert(view);
-    if (!view && presence == Presence::required) wrong(name, "is missing; it must have the shape " + shape_text(shape));
+    if (!view && presence == Presence::required) wrong(name, concat("is missing; it must have the shape ", shape_text(shape)));
     return view;
   }
   bool check_shape(const TensorView& view, const Shape& shape) {
     if (view.shape == shape) return true;
-    wrong(view.name, "has the shape " + view.shape_text() + "; it must be " + shape_text(shape));
+    wrong(view.name, concat("has the shape ", view.shape_text(), "; it must be ", shape_text(shape)));
     return false;
   }
   std::nullopt_t wrong(const std::string& name, const std::string& what) {
