@@ -24,7 +24,7 @@
 MOXIE_KERNELS_BEGIN
 namespace moxie::kernels {
 
-/// c = a * b, or with Merge c = alpha[row] * c + beta[row] * (a * b).
+/// c = a * b, or with factors c = alpha[row] * c + beta[row] * (a * b).
 /// a [rows, depth], b [depth, columns], c [rows, columns]; columns are a multiple of 16.
 struct AttentionProduct {
   const float* a;
@@ -38,7 +38,7 @@ struct AttentionProduct {
 };
 
 /// R rows x V vectors at row r and column `column`.
-template <class A, bool Merge, int R, int V>
+template <class A, int R, int V>
 MOXIE_INLINE void attention_block(const AttentionProduct& t, std::int64_t r, std::int64_t column) {
   using F = Floats<A>;
   constexpr auto lanes = static_cast<std::int64_t>(F::size);
@@ -57,31 +57,30 @@ MOXIE_INLINE void attention_block(const AttentionProduct& t, std::int64_t r, std
   unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
     const int i = j / V, v = j % V;
     float* c = t.c + (r + i) * t.c_stride + column + v * lanes;
-    if constexpr (Merge)
+    if (t.alpha)
       madd(F::load_unaligned(c), F(t.alpha[r + i]), sum[i][v] * F(t.beta[r + i])).store_unaligned(c);
     else
       sum[i][v].store_unaligned(c);
   });
 }
 
-template <class A, bool Merge, int R, int V>
+template <class A, int R, int V>
 void attention_rows(const AttentionProduct& t, std::int64_t r, std::int64_t columns) {
   constexpr auto lanes = static_cast<std::int64_t>(Floats<A>::size);
   std::int64_t column = 0;
-  for (; column + V * lanes <= columns; column += V * lanes) attention_block<A, Merge, R, V>(t, r, column);
-  for (; column < columns; column += lanes) attention_block<A, Merge, R, 1>(t, r, column);
+  for (; column + V * lanes <= columns; column += V * lanes) attention_block<A, R, V>(t, r, column);
+  for (; column < columns; column += lanes) attention_block<A, R, 1>(t, r, column);
 }
 
-template <class A, bool Merge>
+template <class A>
 void attention_product(const AttentionProduct& t, std::int64_t rows, std::int64_t columns) {
   std::int64_t r = 0;
-  // 8 x 2 (4 x 2) sums fill half of 32 (16) vector registers: enough to hide a latency of 4 at 2 a cycle. A block reads few
+  // 8 x 2 (2 x 4) sums fill half of 32 (16) vector registers: enough to hide a latency of 4 at 2 a cycle. A block reads few
   // columns, since b may come from the second-level cache, and many rows, which stay in the first; few rows need more columns.
   if constexpr (Floats<A>::size == 16)
-    for (; r + 8 <= rows; r += 8) attention_rows<A, Merge, 8, 2>(t, r, columns);
-  for (; r + 4 <= rows; r += 4) attention_rows<A, Merge, 4, 2>(t, r, columns);
-  for (; r + 2 <= rows; r += 2) attention_rows<A, Merge, 2, 4>(t, r, columns);
-  for (; r < rows; ++r) attention_rows<A, Merge, 1, 4>(t, r, columns);
+    for (; r + 8 <= rows; r += 8) attention_rows<A, 8, 2>(t, r, columns);
+  for (; r + 2 <= rows; r += 2) attention_rows<A, 2, 4>(t, r, columns);
+  for (; r < rows; ++r) attention_rows<A, 1, 4>(t, r, columns);
 }
 
 /// n elements (a multiple of 16) that are not int8, as f32: where they are, or converted into `scratch`.
@@ -170,10 +169,10 @@ void attention_merge(std::int64_t n, const float* page_max, const float* page_su
   }
 }
 
-template <class A, bool Latent>
-void attend(const AttentionTile& t) {
+template <class A>
+void attend_pages(const AttentionTile& t, bool latent) {
   const std::int64_t queries = t.rows * t.heads, lanes = (queries + 15) / 16 * 16;
-  const std::int64_t value_stride = Latent ? kv_row_stride(t.k_dim) : kv_row_stride(t.v_dim);
+  const std::int64_t value_stride = latent ? kv_row_stride(t.k_dim) : kv_row_stride(t.v_dim);
   const std::int64_t values = kv_row_stride(t.v_dim);  // columns of the result, padding included
   float* q = t.scratch;                                // [queries][k_dim], latent: [k_dim][lanes]
   float* out = q + lanes * kv_row_stride(t.k_dim);     // [queries][values]
@@ -187,9 +186,9 @@ void attend(const AttentionTile& t) {
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* from = t.q + i / t.heads * t.q_stride + i % t.heads * t.k_dim;
     for (std::int64_t d = 0; d < t.k_dim; ++d)
-      q[Latent ? d * lanes + i : i * t.k_dim + d] = from[d] * (t.scale * 1.44269504088896341f);
+      q[latent ? d * lanes + i : i * t.k_dim + d] = from[d] * (t.scale * 1.44269504088896341f);
   }
-  if constexpr (Latent)
+  if (latent)
     for (std::int64_t d = 0; d < t.k_dim; ++d)
       for (std::int64_t i = queries; i < lanes; ++i) q[d * lanes + i] = 0.0f;
   for (std::int64_t i = 0; i < queries * values; ++i) out[i] = 0.0f;
@@ -203,13 +202,13 @@ void attend(const AttentionTile& t) {
 
     const std::byte* stored = t.pages[page] + t.key_offset;
     const float* keys =
-        Latent ? attention_values<A>(stored, t.type, t.k_dim, floats) : attention_keys<A>(stored, t.type, t.k_dim, floats);
-    if constexpr (Latent) {
-      attention_product<A, false>({keys, value_stride, q, lanes, transposed, lanes, t.k_dim, nullptr, nullptr}, kv_page, lanes);
+        latent ? attention_values<A>(stored, t.type, t.k_dim, floats) : attention_keys<A>(stored, t.type, t.k_dim, floats);
+    if (latent) {
+      attention_product<A>({keys, value_stride, q, lanes, transposed, lanes, t.k_dim, nullptr, nullptr}, kv_page, lanes);
       for (std::int64_t i = begin; i < end; ++i)
         for (std::int64_t j = 0; j < kv_page; ++j) scores[i * kv_page + j] = transposed[j * lanes + i];
     } else {
-      attention_product<A, false>(
+      attention_product<A>(
           {q + begin * t.k_dim, t.k_dim, keys, kv_page, scores + begin * kv_page, kv_page, t.k_dim, nullptr, nullptr},
           end - begin, kv_page);
     }
@@ -223,7 +222,7 @@ void attend(const AttentionTile& t) {
     if (!split)
       attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
 
-    const float* v = Latent ? keys : attention_values<A>(t.pages[page] + t.value_offset, t.type, t.v_dim, floats);
+    const float* v = latent ? keys : attention_values<A>(t.pages[page] + t.value_offset, t.type, t.v_dim, floats);
     for (std::int64_t row = seeing.begin; row < seeing.end;) {  // neighbours that see the same keys together
       const std::int64_t i = row * t.heads;
       const auto [from, to] = seen_keys(t, page, row);
@@ -235,12 +234,9 @@ void attend(const AttentionTile& t) {
                                      (split ? partial : out) + i * values,
                                      values,
                                      to - from,
-                                     alpha + i,
+                                     split ? nullptr : alpha + i,
                                      beta + i};
-      if (split)
-        attention_product<A, false>(product, row * t.heads - i, values);
-      else
-        attention_product<A, true>(product, row * t.heads - i, values);
+      attention_product<A>(product, row * t.heads - i, values);
     }
   }
   if (split) return;
@@ -248,6 +244,10 @@ void attend(const AttentionTile& t) {
     float* to = t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim;
     for (std::int64_t d = 0; d < t.v_dim; ++d) to[d] = out[i * values + d] / sum[i];
   }
+}
+template <class A, bool Latent>
+void attend(const AttentionTile& t) {
+  attend_pages<A>(t, Latent);
 }
 
 template <class A>

@@ -9,6 +9,7 @@
 // The unit is the power of two that gives the largest element of a block of keys 13 bits, of a row of values 12 bits. Elements
 // that are no finite numbers make the scale, or 8191 / 2^e, NaN; their codes are then of no use, but harmless.
 
+#include <cstddef>
 #include <cstdint>
 
 #include <xsimd/xsimd.hpp>
@@ -237,27 +238,32 @@ void code_key_rows(const std::byte* rows, std::int64_t stride, const std::byte* 
       }
       __asm__(""
               : "+m"(factors));  // else compilers take them from the register, lane by lane, instead of broadcasting from memory
-      const auto convert = [&](std::int64_t i, auto whole) MOXIE_INLINE_LAMBDA {
+      const std::byte* from = first + begin * size;
+      std::int64_t row_bytes = stride * size;
+      alignas(64) std::byte padded[L * kv_block * size];  // of a block that is cut off, with zeros behind
+      if (end - begin < kv_block) {
+        for (std::int64_t r = 0; r < L; ++r) {
+          __builtin_memset(padded + r * kv_block * size, 0, static_cast<std::size_t>(kv_block * size));
+          __builtin_memcpy(padded + r * kv_block * size, from + r * row_bytes, static_cast<std::size_t>((end - begin) * size));
+        }
+        from = padded;
+        row_bytes = kv_block * size;
+      }
+      for (std::int64_t i = 0; i < pairs_of_block; i += L) {
         W x[L];
         unroll<static_cast<int>(L)>([&](int r) MOXIE_INLINE_LAMBDA {
+          const std::byte* row = from + r * row_bytes;
           const auto element = [&](std::int64_t d) MOXIE_INLINE_LAMBDA {
-            if (!whole.value && d >= end) return W(0);
             if constexpr (type == KvType::int8)
-              return PairOps<A>::load_i8(reinterpret_cast<const std::int8_t*>(first) + r * stride + d);
+              return PairOps<A>::load_i8(reinterpret_cast<const std::int8_t*>(row) + d);
             else
-              return code<A>(Type::load(first, r * stride + d), F(factors[r]));
+              return code<A>(Type::load(row, d), F(factors[r]));
           };
-          x[r] = pair<A>(element(begin + 2 * i), element(begin + 2 * i + L));
+          x[r] = pair<A>(element(2 * i), element(2 * i + L));
         });
         PairOps<A>::transpose(x);
         unroll<static_cast<int>(L)>(
             [&](int p) MOXIE_INLINE_LAMBDA { x[p].store_aligned(codes + (b * pairs_of_block + i + p) * kv_page + j); });
-      };
-      for (std::int64_t i = 0; i < pairs_of_block; i += L) {
-        if (end - begin == kv_block)
-          convert(i, Constant<true>{});
-        else
-          convert(i, Constant<false>{});
       }
     }
 }

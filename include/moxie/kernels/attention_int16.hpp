@@ -76,6 +76,7 @@ MOXIE_INLINE void add_pairs(const std::int32_t* a, std::int64_t a_stride, const 
 /// Scores of queries with 64 keys over up to 128 dimensions.
 struct Scores {
   static constexpr int rows = 6;  // 6 x 2 whole and 6 x 2 f32 sums, 3 operands
+  static constexpr bool whole_pages = true;
   const std::int32_t* q;          // words [queries][64]
   const float* q_scale;
   const std::int32_t* keys;  // words [blocks][16][64]
@@ -113,6 +114,7 @@ struct Scores {
 template <bool Merge>
 struct Values {
   static constexpr int rows = 8;  // 8 x 2 sums: a step loads 10 operands for 16 products
+  static constexpr bool whole_pages = false;
   const std::int32_t* p;          // words [queries][32]
   const std::int32_t* values;     // words [32][64]
   float* out;                     // [queries][out_stride]
@@ -142,15 +144,15 @@ template <class A, int R, int V, class Product>
 void product_rows(const Product& t, std::int64_t r, std::int64_t columns, Ahead& ahead) noexcept {
   std::int64_t column = 0;
   for (; column + V * lanes<A> <= columns; column += V * lanes<A>) t.template block<A, R, V>(r, column, ahead);
-  for (; column < columns; column += lanes<A>) t.template block<A, R, 1>(r, column, ahead);
+  if constexpr (!Product::whole_pages)
+    for (; column < columns; column += lanes<A>) t.template block<A, R, 1>(r, column, ahead);
 }
-/// Queries [begin, end) and the first `columns` of 64.
+/// Queries [begin, end) and the first `columns` of 64. (4 x 2 sums would take as many loads as 2 x 4.)
 template <class A, class Product>
 void product(const Product& t, std::int64_t begin, std::int64_t end, std::int64_t columns, Ahead& ahead) noexcept {
   std::int64_t r = begin;
   if constexpr (lanes<A> == 16)
     for (; r + Product::rows <= end; r += Product::rows) product_rows<A, Product::rows, 2>(t, r, columns, ahead);
-  for (; r + 4 <= end; r += 4) product_rows<A, 4, 2>(t, r, columns, ahead);
   for (; r + 2 <= end; r += 2) product_rows<A, 2, 4>(t, r, columns, ahead);
   for (; r < end; ++r) product_rows<A, 1, 4>(t, r, columns, ahead);
 }
@@ -257,12 +259,12 @@ MOXIE_INLINE std::int64_t kv_bytes(const AttentionTile& t, bool latent) noexcept
 }
 
 /// A page's keys and values as codes, whatever the type of the page.
-template <class A, bool Latent>
-void code_page_keys(const AttentionTile& t, std::int64_t page, std::int32_t* codes, float* scales) noexcept {
+template <class A>
+void code_page_keys(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* codes, float* scales) noexcept {
   const std::byte* keys = t.pages[page] + t.key_offset;
   const std::int64_t stride = kv_row_stride(t.k_dim), blocks = kv_blocks(t.k_dim);
   const auto with = [&](auto type) MOXIE_INLINE_LAMBDA {
-    if constexpr (Latent)
+    if (latent)
       code_key_rows<A, type.value>(keys, stride, keys + kv_page * stride, blocks, codes, scales);
     else
       code_keys<A, type.value>(keys, t.k_dim, codes, scales);
@@ -274,11 +276,11 @@ void code_page_keys(const AttentionTile& t, std::int64_t page, std::int32_t* cod
   else
     with(TypeConstant<KvType::int8>{});
 }
-template <class A, bool Latent>
-void code_page_values(const AttentionTile& t, std::int64_t page, std::int32_t* codes, float* exponents,
+template <class A>
+void code_page_values(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* codes, float* exponents,
                       float* inverses) noexcept {
-  const std::byte* rows = t.pages[page] + (Latent ? t.key_offset : t.value_offset);
-  const std::int64_t dim = Latent ? t.k_dim : t.v_dim, stride = kv_row_stride(dim);
+  const std::byte* rows = t.pages[page] + (latent ? t.key_offset : t.value_offset);
+  const std::int64_t dim = latent ? t.k_dim : t.v_dim, stride = kv_row_stride(dim);
   const auto with = [&](auto type) MOXIE_INLINE_LAMBDA {
     code_values<A, type.value>(rows, stride, kv_row_stride(t.v_dim), rows + kv_page * stride, kv_blocks(dim), codes, exponents,
                                inverses);
@@ -293,9 +295,9 @@ void code_page_values(const AttentionTile& t, std::int64_t page, std::int32_t* c
 
 }  // namespace int16
 
-/// Pages of f16, bf16 or int8.
-template <class A, bool Latent>
-void attend_int16(const AttentionTile& t) {
+/// Pages of f16, bf16 or int8; of latent ones the values are the begin of the keys.
+template <class A>
+void attend_int16_pages(const AttentionTile& t, bool latent) {
   using namespace int16;
   const std::int64_t queries = t.rows * t.heads, all = (queries + 15) / 16 * 16;
   const std::int64_t values = kv_row_stride(t.v_dim), blocks = kv_blocks(t.k_dim), groups = (blocks + group - 1) / group;
@@ -329,9 +331,9 @@ void attend_int16(const AttentionTile& t) {
     const Span rows = page_rows(t, page);
     const std::int64_t begin = rows.begin * t.heads, end = rows.end * t.heads;
     const std::byte* next = t.pages[page + 1 < pages.end ? page + 1 : page] + t.key_offset;
-    Ahead ahead{next, next + (page + 1 < pages.end ? kv_bytes(t, Latent) : 0)};
-    code_page_keys<A, Latent>(t, page, keys, key_scale);
-    code_page_values<A, Latent>(t, page, value_codes, exponents, inverses);
+    Ahead ahead{next, next + (page + 1 < pages.end ? kv_bytes(t, latent) : 0)};
+    code_page_keys<A>(t, latent, page, keys, key_scale);
+    code_page_values<A>(t, latent, page, value_codes, exponents, inverses);
 
     for (std::int64_t g = 0; g < groups; ++g) {
       const std::int64_t first = g * group, n = blocks - first < group ? blocks - first : group;
@@ -363,6 +365,10 @@ void attend_int16(const AttentionTile& t) {
     float* to = t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim;
     for (std::int64_t d = 0; d < t.v_dim; ++d) to[d] = out[i * values + d] / sum[i];
   }
+}
+template <class A, bool Latent>
+void attend_int16(const AttentionTile& t) {
+  attend_int16_pages<A>(t, Latent);
 }
 
 }  // namespace moxie::kernels
