@@ -19,6 +19,7 @@
 #include <moxie/generate/options.hpp>
 #include <moxie/generate/sampler.hpp>
 #include <moxie/generate/session.hpp>
+#include <moxie/model/token_ids.hpp>
 
 namespace moxie {
 
@@ -67,10 +68,7 @@ class Batch {
       throw ArgumentError("stop texts are not supported in a Batch: use a Session, or end the sequence with remove()");
     if (prompt.empty()) throw ArgumentError("a sequence needs a prompt of at least one token");
     const ModelConfig& config = model_.config();
-    for (const std::int32_t id : prompt)
-      if (id < 0 || id >= config.vocab_size)
-        throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " +
-                            std::to_string(config.vocab_size));
+    for (const std::int32_t id : prompt) check_token_id(id, config.vocab_size);
     if (static_cast<std::int64_t>(prompt.size()) > config.context_length)
       throw ArgumentError("a prompt of " + std::to_string(prompt.size()) + " tokens does not fit the model's context of " +
                           std::to_string(config.context_length));

@@ -21,6 +21,7 @@
 #include <moxie/generate/options.hpp>
 #include <moxie/generate/sampler.hpp>
 #include <moxie/generate/stop_texts.hpp>
+#include <moxie/model/token_ids.hpp>
 #include <moxie/text/stream_decoder.hpp>
 
 namespace moxie {
@@ -61,10 +62,7 @@ class Session {
   /// Appends tokens and runs them. Throws ArgumentError for an id outside the vocabulary or past the model's context, MemoryError
   /// when the budget is too small, Cancelled; the session is then as before.
   void feed(std::span<const std::int32_t> ids, const PromptProgress& progress = {}) {
-    for (const std::int32_t id : ids)
-      if (id < 0 || id >= model_.config().vocab_size)
-        throw ArgumentError("token id " + std::to_string(id) + " is outside the vocabulary of " +
-                            std::to_string(model_.config().vocab_size));
+    for (const std::int32_t id : ids) check_token_id(id, model_.config().vocab_size);
     const std::int64_t before = length();
     if (const std::int64_t context = model_.config().context_length; before + static_cast<std::int64_t>(ids.size()) > context)
       throw ArgumentError("the sequence would have " + std::to_string(before + static_cast<std::int64_t>(ids.size())) +

@@ -30,6 +30,7 @@
 #include <moxie/linalg/transpose.hpp>
 #include <moxie/model/log_softmax.hpp>
 #include <moxie/model/output_head.hpp>
+#include <moxie/model/token_ids.hpp>
 
 namespace moxie::grpo {
 
@@ -326,8 +327,7 @@ inline void hidden_gradients(const Context& context, const Linear& output, const
   if (!(temperature > 0.0f)) throw ArgumentError("temperature must be above 0");
   const Index vocab = output.outputs(), width = output.inputs(), rank = head.adapter ? head.adapter->rank() : 0;
   for (const RowGradient& row : rows)
-    if (row.target < -1 || row.target >= vocab)
-      throw ArgumentError("token id " + std::to_string(row.target) + " is outside the vocabulary of " + std::to_string(vocab));
+    if (row.target != -1) check_token_id(row.target, vocab);
   if ((sinks.d_a || sinks.d_b) && rank == 0) throw ArgumentError("gradients of an adapter are asked for, but the head has none");
   if (sinks.d_a && (sinks.d_a->rows() != rank || sinks.d_a->cols() != width))
     throw ArgumentError("d_a must be [" + std::to_string(rank) + ", " + std::to_string(width) + "]");

@@ -11,6 +11,7 @@
 #include <moxie/core/error.hpp>
 #include <moxie/generate/model.hpp>
 #include <moxie/model/output_adapter.hpp>
+#include <moxie/model/token_ids.hpp>
 #include <moxie/moe/routing_trace.hpp>
 
 namespace moxie::grpo {
@@ -44,10 +45,8 @@ inline void check_sequences(const Model& model, std::span<const std::vector<std:
     if (static_cast<std::int64_t>(sequences[s].size()) > config.context_length)
       throw ArgumentError("sequence " + std::to_string(s) + " has " + std::to_string(sequences[s].size()) +
                           " tokens; the model's context is " + std::to_string(config.context_length));
-    for (const std::int32_t id : sequences[s])
-      if (id < 0 || id >= config.vocab_size)
-        throw ArgumentError("sequence " + std::to_string(s) + ": token id " + std::to_string(id) +
-                            " is outside the vocabulary of " + std::to_string(config.vocab_size));
+    const std::string where = "sequence " + std::to_string(s) + ": ";
+    for (const std::int32_t id : sequences[s]) check_token_id(id, config.vocab_size, where);
     if (!options.replay.empty())
       options.replay[s].check_fits(config.n_moe_layers(), config.moe.router.n_experts, config.moe.router.top_k,
                                    static_cast<Index>(sequences[s].size()));

@@ -28,6 +28,7 @@
 
 #include <moxie/generate/batch.hpp>
 #include <moxie/grpo/routing_record.hpp>
+#include <moxie/model/token_ids.hpp>
 
 namespace moxie::grpo {
 
@@ -165,9 +166,8 @@ class Rollout {
       need(static_cast<std::int64_t>(prompts_[p].size()) <= config.context_length,
            name + " has " + std::to_string(prompts_[p].size()) + " tokens; the model's context is " +
                std::to_string(config.context_length));
-      for (const std::int32_t id : prompts_[p])
-        need(id >= 0 && id < config.vocab_size,
-             name + ": token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(config.vocab_size));
+      const std::string where = name + ": ";
+      for (const std::int32_t id : prompts_[p]) check_token_id(id, config.vocab_size, where);
     }
   }
 

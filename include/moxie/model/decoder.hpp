@@ -12,10 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include <moxie/core/concat.hpp>
 #include <moxie/model/attention_block.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/tensors.hpp>
+#include <moxie/model/token_ids.hpp>
 #include <moxie/model/weights.hpp>
 #include <moxie/moe/experts.hpp>
 #include <moxie/moe/feed_forward.hpp>
@@ -182,8 +182,7 @@ class Decoder {
   }
 
   void embed(std::int32_t id, float* to) const {
-    if (id < 0 || id >= config_.vocab_size)
-      throw ArgumentError(concat("token id ", id, " is outside the vocabulary of ", config_.vocab_size));
+    check_token_id(id, config_.vocab_size);
     if (embedding_.scale_inv) {
       decode_fp8_blocks(embedding_.tensor, *embedding_.scale_inv, id, 1, to);
     } else {

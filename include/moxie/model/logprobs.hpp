@@ -11,13 +11,13 @@
 #include <utility>
 #include <vector>
 
-#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
 #include <moxie/linalg/linear.hpp>
 #include <moxie/model/log_softmax.hpp>
 #include <moxie/model/output_head.hpp>
+#include <moxie/model/token_ids.hpp>
 
 namespace moxie {
 
@@ -55,7 +55,7 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
   const Index rank = head.adapter ? head.adapter->rank() : 0;
   top_n = std::min(top_n, vocab);
   for (const std::int32_t target : targets)
-    if (target < -1 || target >= vocab) throw ArgumentError(concat("token id ", target, " is outside the vocabulary of ", vocab));
+    if (target != -1) check_token_id(target, vocab);
   const Index kept = std::min(top_n, vocabulary_tile);
   const Index row_bytes =
       tiles * (static_cast<Index>(sizeof(kernels::SoftmaxPartial)) + kept * static_cast<Index>(sizeof(TokenLogprob)));
