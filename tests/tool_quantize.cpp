@@ -3,12 +3,14 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include <moxie/io/gguf.hpp>
+#include <moxie/io/gguf_writer.hpp>
 
 #include "tool_run.hpp"
 
@@ -111,6 +113,22 @@ TEST_CASE("a model's own files are not written over") {
   std::filesystem::create_symlink(copy, folder / "link.gguf");
   std::vector<std::pair<std::string, std::string>> cases = {
       {copy, copy}, {copy, folder / "./copy.gguf"}, {copy, folder / "link.gguf"}, {folder / "link.gguf", copy}};
+  const auto whole = moxie::GgufFile::open(copy);
+  const std::string parts[] = {folder / "split-00001-of-00002.gguf", folder / "split-00002-of-00002.gguf"};
+  for (std::uint16_t part = 0; part < 2; ++part) {
+    moxie::GgufWriter writer(parts[part]);
+    if (part == 0) writer.copy_metadata(whole);
+    writer.set("split.no", part);
+    writer.set("split.count", std::uint16_t{2});
+    writer.set("split.tensors.count", static_cast<std::int32_t>(whole.tensors().all().size()));
+    std::size_t n = 0;
+    for (const auto& [name, tensor] : whole.tensors().all())
+      if (n++ % 2 == part)
+        writer.add_tensor(name, tensor.dtype, tensor.shape,
+                          [bytes = std::span(tensor.data, tensor.bytes)](const auto& sink) { sink(bytes); });
+    writer.finish();
+  }
+  for (const std::string& part : parts) cases.emplace_back(parts[0], part);
   std::filesystem::create_directory(folder / "model");
   if (const auto model = shared_path("models/deepseek_v3")) {
     for (const auto& entry : std::filesystem::directory_iterator(*model))
