@@ -102,7 +102,11 @@ find_program(MOXIE_CLANGXX NAMES clang++-14 clang++)
 mark_as_advanced(MOXIE_GXX MOXIE_CLANGXX)
 foreach(compiler ${MOXIE_GXX} ${MOXIE_CLANGXX})
   cmake_path(GET compiler FILENAME compiler_name)
-  check_includes(all_${compiler_name} ${compiler} -include ${CMAKE_CURRENT_BINARY_DIR}/headers/all_headers.hpp)
+  file(REAL_PATH ${compiler} real_compiler)
+  file(REAL_PATH ${CMAKE_CXX_COMPILER} own_compiler)
+  if(NOT real_compiler STREQUAL own_compiler)  # the build's own compiler reads the chains
+    check_includes(all_${compiler_name} ${compiler} -include ${CMAKE_CURRENT_BINARY_DIR}/headers/all_headers.hpp)
+  endif()
   if(MOXIE_NATIVE)
     check_includes(all_${compiler_name}_native ${compiler} -march=native -include ${CMAKE_CURRENT_BINARY_DIR}/headers/all_headers.hpp)
   endif()
@@ -127,3 +131,4 @@ add_test(NAME headers_folders
          COMMAND ${CMAKE_COMMAND} -D INCLUDE=${PROJECT_SOURCE_DIR}/include -P ${CMAKE_CURRENT_SOURCE_DIR}/headers/folders.cmake)
 
 set_tests_properties(headers_alone headers_linked headers_folders PROPERTIES LABELS headers TIMEOUT 600)
+set_tests_properties(headers_alone PROPERTIES PROCESSORS 2)

@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 sh cmake/debian-packages.sh tests
 cmake -S . -B build -G Ninja -D MOXIE_BUILD_TESTS=ON -D MOXIE_BUILD_EXAMPLES=ON -D MOXIE_BUILD_BENCH=ON
 cmake --build build
-exec ctest --test-dir build --output-on-failure "$@"
+exec ctest --test-dir build --output-on-failure --parallel 2 "$@"
