@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/generate/forward.hpp>
 #include <moxie/generate/options.hpp>
 #include <moxie/generate/sampler.hpp>
@@ -70,8 +71,8 @@ class Batch {
     const ModelConfig& config = model_.config();
     for (const std::int32_t id : prompt) check_token_id(id, config.vocab_size);
     if (static_cast<std::int64_t>(prompt.size()) > config.context_length)
-      throw ArgumentError("a prompt of " + std::to_string(prompt.size()) + " tokens does not fit the model's context of " +
-                          std::to_string(config.context_length));
+      throw ArgumentError(
+          concat("a prompt of ", prompt.size(), " tokens does not fit the model's context of ", config.context_length));
     Member member{{next_, {prompt.begin(), prompt.end()}, prompt.size(), {}, FinishReason::none, {}},
                   options,
                   stream,
@@ -86,7 +87,7 @@ class Batch {
   /// n sequences of one prompt with streams first_stream, first_stream + 1, ..; the prompt is run and stored once.
   std::vector<Id> add_group(std::span<const std::int32_t> prompt, std::int64_t n, const GenerateOptions& options,
                             std::uint64_t first_stream = 0) {
-    if (n < 1) throw ArgumentError("a group needs at least one sequence, got " + std::to_string(n));
+    if (n < 1) throw ArgumentError(concat("a group needs at least one sequence, got ", n));
     std::vector<Id> ids;
     for (std::int64_t i = 0; i < n; ++i) {
       ids.push_back(add(prompt, options, first_stream + static_cast<std::uint64_t>(i)));
@@ -163,7 +164,7 @@ class Batch {
 
   Member& member(Id id) {
     const auto it = members_.find(id);
-    if (it == members_.end()) throw ArgumentError("the batch has no sequence " + std::to_string(id));
+    if (it == members_.end()) throw ArgumentError(concat("the batch has no sequence ", id));
     return it->second;
   }
   /// Whether a token may be drawn: neither max_tokens nor the model's context is reached.
@@ -195,8 +196,8 @@ class Batch {
     }
     const std::size_t needed = pages * pool_.page_bytes(), used = pool_.bytes_in_use(), budget = pool_.budget_bytes();
     if (budget != 0 && used + needed > budget)
-      throw MemoryError("the next step needs " + std::to_string(needed) + " bytes of KV pages; " + std::to_string(used) +
-                        " of the budget of " + std::to_string(budget) + " are in use. Remove a sequence or give a larger budget");
+      throw MemoryError(concat("the next step needs ", needed, " bytes of KV pages; ", used, " of the budget of ", budget,
+                               " are in use. Remove a sequence or give a larger budget"));
     for (const Work& work : work_) work.member->kv.reserve(work.member->kv.length() + work.rows);
   }
 
@@ -260,7 +261,7 @@ class Batch {
                                       m.stream, m.sequence.ids.size());
       } catch (const ArgumentError& error) {
         const Id id = m.sequence.id;
-        throw ArgumentError({{}, options_.name ? options_.name(id) : "sequence " + std::to_string(id), {}}, error.what());
+        throw ArgumentError({{}, options_.name ? options_.name(id) : concat("sequence ", id), {}}, error.what());
       }
     });
     for (std::size_t i = 0; i < ready.size(); ++i) {

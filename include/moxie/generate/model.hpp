@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/io/detect.hpp>
 #include <moxie/io/gguf.hpp>
@@ -92,7 +93,7 @@ class Model {
   /// SystemError.
   static Model load(const std::string& path, const LoadOptions& options = {}) {
     const auto start = std::chrono::steady_clock::now();
-    if (options.chunk < 1) throw ArgumentError("chunk must be at least 1 row, got " + std::to_string(options.chunk));
+    if (options.chunk < 1) throw ArgumentError(concat("chunk must be at least 1 row, got ", options.chunk));
     auto state = std::make_shared<State>();
     state->options = options;
     state->context = {options.kernels ? options.kernels : &kernels::native_table(), Threads(options.threads, options.profile),
@@ -224,9 +225,8 @@ class Model {
   static void build(State& state, ModelDescription description, const TensorMap& tensors) {
     const ModelConfig& config = description.config;
     if (state.tokenizer && static_cast<std::int64_t>(state.tokenizer->vocab_size()) > config.vocab_size)
-      throw FormatError({state.info.path, {}, {}}, "the tokenizer has " + std::to_string(state.tokenizer->vocab_size()) +
-                                                       " tokens, the model's embedding only " +
-                                                       std::to_string(config.vocab_size));
+      throw FormatError({state.info.path, {}, {}}, concat("the tokenizer has ", state.tokenizer->vocab_size(),
+                                                          " tokens, the model's embedding only ", config.vocab_size));
     ModelInfo info = count_parameters(config, tensors);
     info.path = std::move(state.info.path);
     state.info = std::move(info);

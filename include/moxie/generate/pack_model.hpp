@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/threads.hpp>
 #include <moxie/generate/model_source.hpp>
@@ -258,7 +259,7 @@ inline PackReport pack_model(const std::string& from, const std::string& to, con
   for (const auto& [name, text] : {std::pair("config", &texts.config), std::pair("generation_config", &texts.generation_config),
                                    std::pair("tokenizer_config", &texts.tokenizer_config),
                                    std::pair("tokenizer", &texts.tokenizer), std::pair("chat_template", &texts.chat_template)})
-    if (!text->empty()) writer.set(packed::key("folder." + std::string(name)), *text);
+    if (!text->empty()) writer.set(packed::key(concat("folder.", name)), *text);
   write(folder.tensors(), files, describe_hf(folder.config, folder.tensors(), from));
   return report;
 }

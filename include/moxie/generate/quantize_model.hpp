@@ -25,6 +25,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/memory.hpp>
 #include <moxie/core/threads.hpp>
@@ -79,7 +80,7 @@ struct TensorSource {
   }
   /// One tensor of the input, read from low to high.
   bool in_file_order() const { return !open && row_order.empty() && weights.size() == 1; }
-  Place place() const { return weights.empty() ? Place{{}, "tensor '" + name + "'", {}} : weights.front().tensor.place(); }
+  Place place() const { return weights.empty() ? Place{{}, concat("tensor '", name, "'"), {}} : weights.front().tensor.place(); }
 
   RowReader reader() const {
     if (open) return open();
@@ -103,14 +104,14 @@ inline void split_kv_b(const AttentionConfig& a, const Weight& kv_b, const std::
   const Index nope = a.qk_nope_head_dim, v = a.v_head_dim, latent = a.kv_lora_rank;
   const auto decode = [kv_b, rows = a.n_heads * (nope + v)] { return std::make_shared<const RowMatrix>(load_rows(kv_b, rows)); };
   const std::string stem = name.substr(0, name.rfind("attn_kv_b.weight"));
-  TensorSource keys{stem + "attn_k_b.weight", {a.n_heads, latent, nope}, {kv_b}, {}};
+  TensorSource keys{concat(stem, "attn_k_b.weight"), {a.n_heads, latent, nope}, {kv_b}, {}};
   keys.open = [=] {
     return [=, all = decode()](Index r, float* to) {
       const Index first = r / latent * (nope + v), column = r % latent;
       for (Index i = 0; i < nope; ++i) to[i] = (*all)(first + i, column);
     };
   };
-  TensorSource values{stem + "attn_v_b.weight", {a.n_heads, v, latent}, {kv_b}, {}};
+  TensorSource values{concat(stem, "attn_v_b.weight"), {a.n_heads, v, latent}, {kv_b}, {}};
   values.open = [=] {
     return [=, all = decode()](Index r, float* to) {
       const float* row = all->data() + (r / v * (nope + v) + nope + r % v) * latent;
@@ -174,7 +175,8 @@ inline std::string write_hf_tokenizer(const HfFolder& folder, std::int64_t vocab
         generation.is_object() && generation.contains("eos_token_id") ? generation["eos_token_id"] : nlohmann::json::array();
     if (!ends.is_array()) ends = nlohmann::json::array({ends});
     for (const nlohmann::json& id : ends) {
-      if (!left_out.empty() || !id.is_number_unsigned() || id >= vocab_size) continue;
+      if (!left_out.empty() || !id.is_number_unsigned() || id.get<std::uint64_t>() >= static_cast<std::uint64_t>(vocab_size))
+        continue;
       for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
         if (!metadata.contains(key)) metadata[key] = id;
         if (metadata[key] == id) break;
@@ -206,10 +208,9 @@ inline void encode_tensor(const TensorSource& source, Threads threads, const Ten
           read(first + i, row.data());
           for (Index c = 0; c < columns; ++c)
             if (!(std::fabs(row[static_cast<std::size_t>(c)]) <= largest_encodable(source.dtype)))
-              throw FormatError(source.place(), "row " + std::to_string(first + i) + ", column " + std::to_string(c) + " is " +
-                                                    std::to_string(row[static_cast<std::size_t>(c)]) + ", which " +
-                                                    dtype_text(source.dtype) +
-                                                    " cannot hold; choose BF16 or F32, or repair the model");
+              throw FormatError(source.place(),
+                                concat("row ", first + i, ", column ", c, " is ", row[static_cast<std::size_t>(c)], ", which ",
+                                       dtype_text(source.dtype), " cannot hold; choose BF16 or F32, or repair the model"));
           encode_row(source.dtype, row.data(), bytes.data() + static_cast<std::uint64_t>(i) * stride, columns);
         },
         std::max<Index>(1, 8192 / columns));

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/generate/forward.hpp>
 #include <moxie/generate/options.hpp>
 #include <moxie/generate/sampler.hpp>
@@ -65,8 +66,8 @@ class Session {
     for (const std::int32_t id : ids) check_token_id(id, model_.config().vocab_size);
     const std::int64_t before = length();
     if (const std::int64_t context = model_.config().context_length; before + static_cast<std::int64_t>(ids.size()) > context)
-      throw ArgumentError("the sequence would have " + std::to_string(before + static_cast<std::int64_t>(ids.size())) +
-                          " tokens; the model's context is " + std::to_string(context));
+      throw ArgumentError(concat("the sequence would have ", before + static_cast<std::int64_t>(ids.size()),
+                                 " tokens; the model's context is ", context));
     ids_.insert(ids_.end(), ids.begin(), ids.end());
     try {
       run(progress);
@@ -86,7 +87,7 @@ class Session {
   Sample next(const GenerateOptions& options, std::int64_t prompt_length) {
     options.check();
     if (length() >= model_.config().context_length)
-      throw ArgumentError("the sequence has " + std::to_string(length()) + " tokens, all of the model's context");
+      throw ArgumentError(concat("the sequence has ", length(), " tokens, all of the model's context"));
     run({});
     const std::span<const float> z = logits();
     const auto all = std::span<const std::int32_t>(ids_);
@@ -114,8 +115,7 @@ class Session {
 
   /// Forgets all but the first n tokens. Throws ArgumentError when there are fewer.
   void rewind(std::int64_t n) {
-    if (n < 0 || n > length())
-      throw ArgumentError("cannot rewind to " + std::to_string(n) + " tokens: the session has " + std::to_string(length()));
+    if (n < 0 || n > length()) throw ArgumentError(concat("cannot rewind to ", n, " tokens: the session has ", length()));
     restore(n);
   }
 
@@ -154,8 +154,7 @@ class Session {
     kv_.reserve(total);
     const Index width = model_.config().hidden_size;
     for (std::int64_t done = begin; done < total;) {
-      if (take_cancel())
-        throw Cancelled("cancelled after " + std::to_string(done - begin) + " of " + std::to_string(total - begin) + " tokens");
+      if (take_cancel()) throw Cancelled(concat("cancelled after ", done - begin, " of ", total - begin, " tokens"));
       const std::int64_t n = std::min(model_.options().chunk, total - done);
       rows_.clear();
       for (std::int64_t i = done; i < done + n; ++i) rows_.push_back({ids_[static_cast<std::size_t>(i)], &kv_, i});

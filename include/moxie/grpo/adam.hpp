@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/grpo/option_names.hpp>
@@ -121,19 +122,20 @@ class Adam {
 
  private:
   void check_parameters(std::initializer_list<Parameter> parameters) const {
-    const auto shape = [](const RowMatrix& m) { return "[" + std::to_string(m.rows()) + ", " + std::to_string(m.cols()) + "]"; };
+    const auto shape = [](const RowMatrix& m) { return concat("[", m.rows(), ", ", m.cols(), "]"); };
     const auto same = [](const RowMatrix& a, const RowMatrix& b) { return a.rows() == b.rows() && a.cols() == b.cols(); };
     if (!state_.moments.empty() && state_.moments.size() != parameters.size())
-      throw ArgumentError("Adam's state is of " + std::to_string(state_.moments.size()) + " parameters, " +
-                          std::to_string(parameters.size()) + " were given");
+      throw ArgumentError(
+          concat("Adam's state is of ", state_.moments.size(), " parameters, ", parameters.size(), " were given"));
     std::size_t at = 0;
     for (const Parameter& p : parameters) {
-      const std::string name = "parameter " + std::to_string(at);
-      if (!same(p.value, p.gradient)) throw ArgumentError(name + " is " + shape(p.value) + ", its gradient " + shape(p.gradient));
+      const std::string name = concat("parameter ", at);
+      if (!same(p.value, p.gradient))
+        throw ArgumentError(concat(name, " is ", shape(p.value), ", its gradient ", shape(p.gradient)));
       if (!state_.moments.empty() && !(same(p.value, state_.moments[at].first) && same(p.value, state_.moments[at].second)))
-        throw ArgumentError(name + " is " + shape(p.value) + ", its moments in Adam's state are " +
-                            shape(state_.moments[at].first) + " and " + shape(state_.moments[at].second));
-      if (!p.gradient.allFinite()) throw ArgumentError("the gradient of " + name + " is not finite");
+        throw ArgumentError(concat(name, " is ", shape(p.value), ", its moments in Adam's state are ",
+                                   shape(state_.moments[at].first), " and ", shape(state_.moments[at].second)));
+      if (!p.gradient.allFinite()) throw ArgumentError(concat("the gradient of ", name, " is not finite"));
       ++at;
     }
   }

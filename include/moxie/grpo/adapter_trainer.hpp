@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/generate/model.hpp>
 #include <moxie/grpo/adam.hpp>
@@ -83,8 +84,7 @@ class AdapterTrainer {
         throw ArgumentError("all groups of completions must have the same size");
     const CompletionRows rows = completion_rows(model_, prompts, groups);
     if (rewards.rows() != rows.completions)
-      throw ArgumentError(std::to_string(rewards.rows()) + " rows of rewards were given for " + std::to_string(rows.completions) +
-                          " completions");
+      throw ArgumentError(concat(rewards.rows(), " rows of rewards were given for ", rows.completions, " completions"));
     Advantages advantage = grpo::advantages(
         {.values = rewards, .num_generations = group_size, .reward_weights = options_.reward_weights}, options_.advantages);
     LossBatch batch = loss_batch(rows, groups, advantage.advantages);
@@ -113,8 +113,8 @@ class AdapterTrainer {
     for (const RolloutGroup& group : groups)
       for (const Completion& completion : group.completions) {
         if (completion.logprobs.size() != completion.ids.size())
-          throw ArgumentError("completion " + std::to_string(b) + " has " + std::to_string(completion.logprobs.size()) +
-                              " logprobs for " + std::to_string(completion.ids.size()) + " tokens");
+          throw ArgumentError(
+              concat("completion ", b, " has ", completion.logprobs.size(), " logprobs for ", completion.ids.size(), " tokens"));
         const bool counts = !(options_.mask_truncated_completions && completion.finish == FinishReason::length);
         for (std::size_t t = 0; t < completion.logprobs.size(); ++t) {
           batch.old_logprobs(b, static_cast<Index>(t)) = static_cast<double>(completion.logprobs[t]);

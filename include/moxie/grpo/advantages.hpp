@@ -17,6 +17,7 @@
 
 #include <Eigen/Core>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/grpo/option_names.hpp>
 #include <moxie/grpo/rewards.hpp>
@@ -102,8 +103,7 @@ inline Advantages advantages(const Rewards& rewards, const AdvantageOptions& opt
 /// unless the rewards fill whole groups of at least 2.
 inline Eigen::ArrayXd group_advantages(const Eigen::Ref<const Eigen::ArrayXd>& rewards, Index group_size) {
   if (group_size < 2 || rewards.size() % group_size != 0)
-    throw ArgumentError(std::to_string(rewards.size()) + " rewards do not fill groups of " + std::to_string(group_size) +
-                        "; a group has at least 2");
+    throw ArgumentError(concat(rewards.size(), " rewards do not fill groups of ", group_size, "; a group has at least 2"));
   return advantages({.values = rewards, .num_generations = group_size}).advantages;
 }
 

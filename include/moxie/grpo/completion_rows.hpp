@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/grpo/logprob_options.hpp>
 #include <moxie/grpo/rollout.hpp>
@@ -36,8 +37,7 @@ struct CompletionRows {
 inline CompletionRows completion_rows(const Model& model, std::span<const std::vector<std::int32_t>> prompts,
                                       std::span<const RolloutGroup> groups, std::int64_t batch = 32) {
   if (prompts.size() != groups.size())
-    throw ArgumentError(std::to_string(groups.size()) + " groups of completions were given for " +
-                        std::to_string(prompts.size()) + " prompts");
+    throw ArgumentError(concat(groups.size(), " groups of completions were given for ", prompts.size(), " prompts"));
   CompletionRows result;
   std::vector<std::vector<std::int32_t>> sequences;  // different ones: completions of a group are often the same
   std::vector<std::int64_t> drawn_from;  // of each: the position of the prompt's last token, from which the first one is drawn
@@ -46,7 +46,7 @@ inline CompletionRows completion_rows(const Model& model, std::span<const std::v
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     known.clear();
     for (const Completion& completion : groups[p].completions) {
-      if (prompts[p].empty()) throw ArgumentError("prompt " + std::to_string(p) + " has no tokens");
+      if (prompts[p].empty()) throw ArgumentError(concat("prompt ", p, " has no tokens"));
       const Index b = result.completions++, n = static_cast<Index>(completion.ids.size());
       if (n == 0) continue;
       const std::vector<std::int32_t> run(completion.ids.begin(),

@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
@@ -330,9 +331,9 @@ inline void hidden_gradients(const Context& context, const Linear& output, const
     if (row.target != -1) check_token_id(row.target, vocab);
   if ((sinks.d_a || sinks.d_b) && rank == 0) throw ArgumentError("gradients of an adapter are asked for, but the head has none");
   if (sinks.d_a && (sinks.d_a->rows() != rank || sinks.d_a->cols() != width))
-    throw ArgumentError("d_a must be [" + std::to_string(rank) + ", " + std::to_string(width) + "]");
+    throw ArgumentError(concat("d_a must be [", rank, ", ", width, "]"));
   if (sinks.d_b && (sinks.d_b->rows() != vocab || sinks.d_b->cols() != rank))
-    throw ArgumentError("d_b must be [" + std::to_string(vocab) + ", " + std::to_string(rank) + "]");
+    throw ArgumentError(concat("d_b must be [", vocab, ", ", rank, "]"));
   detail::HiddenGradients gradients(context, output, temperature, head, sinks, scratch);
   const auto block = static_cast<std::size_t>(gradients.block());
   for (std::size_t first = 0; first < rows.size(); first += block) {

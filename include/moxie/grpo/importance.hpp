@@ -19,6 +19,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/grpo/metrics.hpp>
 #include <moxie/grpo/option_names.hpp>
@@ -95,8 +96,8 @@ inline ImportanceCorrection importance_correction(const ConstTokens& old_logprob
   check(options);
   const auto check_shape = [&](std::string_view name, Index rows, Index cols) {
     if (rows != old_logprobs.rows() || cols != old_logprobs.cols())
-      throw ArgumentError(std::string(name) + " are [" + std::to_string(rows) + ", " + std::to_string(cols) + "], must be [" +
-                          std::to_string(old_logprobs.rows()) + ", " + std::to_string(old_logprobs.cols()) + "] as old_logprobs");
+      throw ArgumentError(concat(name, " are [", rows, ", ", cols, "], must be [", old_logprobs.rows(), ", ", old_logprobs.cols(),
+                                 "] as old_logprobs"));
   };
   check_shape("sampling_logprobs", sampling_logprobs.rows(), sampling_logprobs.cols());
   check_shape("mask", mask.rows(), mask.cols());

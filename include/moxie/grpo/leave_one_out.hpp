@@ -14,6 +14,7 @@
 
 #include <Eigen/Core>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/grpo/option_names.hpp>
 #include <moxie/grpo/rewards.hpp>
@@ -34,8 +35,8 @@ inline Advantages leave_one_out_advantages(const Rewards& rewards, const LeaveOn
   rewards.check();
   const Index rows = rewards.values.rows(), group = rewards.num_generations;
   if (options.beta != 0.0 && kl.size() != rows)
-    throw ArgumentError("beta is not 0, so kl must have an entry for each of the " + std::to_string(rows) +
-                        " completions; it has " + std::to_string(kl.size()));
+    throw ArgumentError(
+        concat("beta is not 0, so kl must have an entry for each of the ", rows, " completions; it has ", kl.size()));
   Eigen::ArrayXd sums = weighted_sum(rewards.values, rewards.reward_weights);
   if (options.reward_clip_range) {
     const auto [lowest, highest] = *options.reward_clip_range;

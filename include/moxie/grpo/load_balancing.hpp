@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/grpo/option_names.hpp>
 #include <moxie/grpo/tokens.hpp>
@@ -30,10 +31,10 @@ struct LoadBalancing {
 inline LoadBalancing load_balancing_loss(const ConstTokens& router_logits, const ConstMask& mask, Index top_k) {
   const Index rows = router_logits.rows(), experts = router_logits.cols();
   check_option(top_k >= 1 && top_k <= experts, "top_k", static_cast<double>(top_k),
-               "from 1 to the number of experts, " + std::to_string(experts));
+               concat("from 1 to the number of experts, ", experts));
   if (mask.size() > 0 && rows % mask.size() != 0)
-    throw ArgumentError("router_logits have " + std::to_string(rows) + " rows, must be a multiple of the " +
-                        std::to_string(mask.size()) + " tokens of the mask, one row for each layer and token");
+    throw ArgumentError(concat("router_logits have ", rows, " rows, must be a multiple of the ", mask.size(),
+                               " tokens of the mask, one row for each layer and token"));
   const auto counts = [&](Index row) {
     const Index token = mask.size() > 0 ? row % mask.size() : 0;
     return mask.size() == 0 || mask(token / mask.cols(), token % mask.cols());

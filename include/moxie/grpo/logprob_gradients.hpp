@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/grpo/hidden_gradients.hpp>
 #include <moxie/grpo/logprob_options.hpp>
 #include <moxie/grpo/sequence_passes.hpp>
@@ -35,12 +36,11 @@ inline LogprobGradients logprob_gradients(const Model& model, std::span<const st
     throw ArgumentError("there is nothing to compute gradients of: give an adapter, or ask for those of hidden rows");
   const auto check_size = [&](std::span<const std::vector<float>> given, std::size_t less, const char* what) {
     if (given.size() != sequences.size())
-      throw ArgumentError(std::string(what) + " of " + std::to_string(given.size()) + " sequences were given for " +
-                          std::to_string(sequences.size()));
+      throw ArgumentError(concat(what, " of ", given.size(), " sequences were given for ", sequences.size()));
     for (std::size_t s = 0; s < given.size(); ++s)
       if (const std::size_t tokens = sequences[s].size(); given[s].size() != (tokens < less ? 0 : tokens - less))
-        throw ArgumentError("sequence " + std::to_string(s) + ": " + std::to_string(given[s].size()) + " numbers of " + what +
-                            " were given for " + std::to_string(tokens) + " tokens");
+        throw ArgumentError(
+            concat("sequence ", s, ": ", given[s].size(), " numbers of ", what, " were given for ", tokens, " tokens"));
   };
   check_size(d_logprobs, 1, "d_logprobs");
   if (!d_entropy.empty()) check_size(d_entropy, 0, "d_entropy");

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/generate/model.hpp>
 #include <moxie/model/output_adapter.hpp>
@@ -34,18 +35,17 @@ struct LogprobOptions {
 inline void check_sequences(const Model& model, std::span<const std::vector<std::int32_t>> sequences,
                             const LogprobOptions& options) {
   if (!(options.temperature > 0.0f)) throw ArgumentError("temperature must be above 0");
-  if (options.batch < 1) throw ArgumentError("batch must be at least 1 sequence, got " + std::to_string(options.batch));
-  if (options.top_n < 0) throw ArgumentError("top_n must be 0 or more, got " + std::to_string(options.top_n));
+  if (options.batch < 1) throw ArgumentError(concat("batch must be at least 1 sequence, got ", options.batch));
+  if (options.top_n < 0) throw ArgumentError(concat("top_n must be 0 or more, got ", options.top_n));
   if (!options.replay.empty() && options.replay.size() != sequences.size())
-    throw ArgumentError(std::to_string(options.replay.size()) + " routing traces were given for " +
-                        std::to_string(sequences.size()) + " sequences");
+    throw ArgumentError(concat(options.replay.size(), " routing traces were given for ", sequences.size(), " sequences"));
   const ModelConfig& config = model.config();
   if (options.adapter) options.adapter->check(config.vocab_size, config.hidden_size);
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     if (static_cast<std::int64_t>(sequences[s].size()) > config.context_length)
-      throw ArgumentError("sequence " + std::to_string(s) + " has " + std::to_string(sequences[s].size()) +
-                          " tokens; the model's context is " + std::to_string(config.context_length));
-    const std::string where = "sequence " + std::to_string(s) + ": ";
+      throw ArgumentError(
+          concat("sequence ", s, " has ", sequences[s].size(), " tokens; the model's context is ", config.context_length));
+    const std::string where = concat("sequence ", s, ": ");
     for (const std::int32_t id : sequences[s]) check_token_id(id, config.vocab_size, where);
     if (!options.replay.empty())
       options.replay[s].check_fits(config.n_moe_layers(), config.moe.router.n_experts, config.moe.router.top_k,

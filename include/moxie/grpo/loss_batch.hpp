@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/grpo/tokens.hpp>
 
@@ -40,8 +41,7 @@ struct LossBatch {
   /// The micro-batch of rows [first, end), which keeps N of the whole. Throws ArgumentError.
   LossBatch middle_rows(Index first, Index end) const {
     if (first < 0 || end > rows() || first >= end)
-      throw ArgumentError("rows [" + std::to_string(first) + ", " + std::to_string(end) + ") are not within a batch of " +
-                          std::to_string(rows()) + " rows");
+      throw ArgumentError(concat("rows [", first, ", ", end, ") are not within a batch of ", rows(), " rows"));
     check_shapes();
     const auto cut = [&](const auto& whole) {
       using Array = std::decay_t<decltype(whole)>;
@@ -67,9 +67,8 @@ struct LossBatch {
       if (array.size() == 0 && !needed) return;
       if (array.rows() == rows() && (array.cols() == cols() || (may_be_column && array.cols() == 1))) return;
       const std::string rows_text = std::to_string(rows());
-      throw ArgumentError(std::string(name) + " are [" + std::to_string(array.rows()) + ", " + std::to_string(array.cols()) +
-                          "], must be [" + rows_text + ", " + std::to_string(cols()) +
-                          (may_be_column ? "] or [" + rows_text + ", 1]" : "]") + " for these logprobs");
+      throw ArgumentError(concat(name, " are [", array.rows(), ", ", array.cols(), "], must be [", rows_text, ", ", cols(),
+                                 (may_be_column ? concat("] or [", rows_text, ", 1]") : "]"), " for these logprobs"));
     };
     check("mask", mask, true, false);
     check("advantages", advantages, true, true);
@@ -79,8 +78,8 @@ struct LossBatch {
     check("sampling_logprobs", sampling_logprobs, false, false);
     check("importance_sampling_ratio", importance_sampling_ratio, false, true);
     if (num_items_in_batch && *num_items_in_batch < 0)
-      throw ArgumentError("num_items_in_batch is " + std::to_string(*num_items_in_batch) +
-                          ", must be the number of tokens in the generated batch");
+      throw ArgumentError(
+          concat("num_items_in_batch is ", *num_items_in_batch, ", must be the number of tokens in the generated batch"));
   }
 };
 

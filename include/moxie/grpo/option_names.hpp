@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 
 namespace moxie::grpo {
@@ -22,12 +23,12 @@ Enum option_value(std::string_view option, std::string_view name, const OptionNa
     if (known == name) return value;
     possible += (possible.empty() ? "" : ", ") + std::string(known);
   }
-  throw ArgumentError(std::string(option) + " \"" + std::string(name) + "\" is unknown; possible are " + possible);
+  throw ArgumentError(concat(option, " \"", name, "\" is unknown; possible are ", possible));
 }
 
 /// Throws ArgumentError "OPTION is VALUE, must be RANGE" unless `holds`.
 inline void check_option(bool holds, std::string_view option, double value, std::string_view range) {
-  if (!holds) throw ArgumentError(std::string(option) + " is " + std::to_string(value) + ", must be " + std::string(range));
+  if (!holds) throw ArgumentError(concat(option, " is ", value, ", must be ", range));
 }
 
 }  // namespace moxie::grpo

@@ -9,6 +9,7 @@
 
 #include <Eigen/Core>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/grpo/metrics.hpp>
 #include <moxie/grpo/nan_statistics.hpp>
@@ -25,16 +26,15 @@ struct Rewards {
 
   /// Throws ArgumentError unless all sizes fit.
   void check() const {
-    if (num_generations < 1)
-      throw ArgumentError("num_generations is " + std::to_string(num_generations) + ", must be at least 1");
+    if (num_generations < 1) throw ArgumentError(concat("num_generations is ", num_generations, ", must be at least 1"));
     if (values.size() == 0 || values.rows() % num_generations != 0)
       throw ArgumentError(
-          "rewards are [" + std::to_string(values.rows()) + ", " + std::to_string(values.cols()) +
-          "], must be [rows, functions] with rows in whole groups of num_generations = " + std::to_string(num_generations));
+          concat("rewards are [", values.rows(), ", ", values.cols(),
+                 "], must be [rows, functions] with rows in whole groups of num_generations = ", num_generations));
     const auto check_size = [&](const char* name, std::size_t size) {
       if (size != 0 && static_cast<Index>(size) != values.cols())
-        throw ArgumentError(std::string(name) + " of rewards have " + std::to_string(size) +
-                            " entries, must have one for each of the " + std::to_string(values.cols()) + " reward functions");
+        throw ArgumentError(concat(name, " of rewards have ", size, " entries, must have one for each of the ", values.cols(),
+                                   " reward functions"));
     };
     check_size("reward_weights", reward_weights.size());
     check_size("names", names.size());
@@ -66,10 +66,10 @@ inline double or_zero(double advantage) { return std::isnan(advantage) ? 0.0 : a
 inline Metrics reward_metrics(const Rewards& rewards, const Eigen::ArrayXd& deviations) {
   Metrics metrics;
   for (Index k = 0; k < rewards.values.cols(); ++k) {
-    const std::string name = rewards.names.empty() ? "f" + std::to_string(k) : rewards.names[static_cast<std::size_t>(k)];
+    const std::string name = rewards.names.empty() ? concat("f", k) : rewards.names[static_cast<std::size_t>(k)];
     const NanStatistics of_function = nan_statistics(rewards.values.col(k));
-    metrics["rewards/" + name + "/mean"] = of_function.mean;
-    metrics["rewards/" + name + "/std"] = of_function.std;
+    metrics[concat("rewards/", name, "/mean")] = of_function.mean;
+    metrics[concat("rewards/", name, "/std")] = of_function.std;
   }
   const NanStatistics of_sums = nan_statistics(weighted_sum(rewards.values, rewards.reward_weights));
   metrics["reward"] = of_sums.mean;

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/generate/batch.hpp>
 #include <moxie/grpo/routing_record.hpp>
 #include <moxie/model/token_ids.hpp>
@@ -122,8 +123,7 @@ class Rollout {
   std::string name_of(Batch::Id id) const {
     for (const Group& group : groups_)
       for (const Running& running : group.running)
-        if (running.id == id)
-          return "completion " + std::to_string(running.member) + " of prompt " + std::to_string(group.prompt);
+        if (running.id == id) return concat("completion ", running.member, " of prompt ", group.prompt);
     return "a completion";
   }
 
@@ -154,19 +154,18 @@ class Rollout {
     };
     if (!options_.generate.stop.empty()) throw ArgumentError("stop texts are not supported in a rollout");
     need(options_.group_size >= 1 && options_.group_size <= std::int64_t{1} << 31,
-         "group_size must be 1 to 2^31, got " + std::to_string(options_.group_size));
-    need(options_.batch >= 1, "batch must be at least 1 completion, got " + std::to_string(options_.batch));
-    need(options_.skip >= 0, "skip must be 0 or more, got " + std::to_string(options_.skip));
+         concat("group_size must be 1 to 2^31, got ", options_.group_size));
+    need(options_.batch >= 1, concat("batch must be at least 1 completion, got ", options_.batch));
+    need(options_.skip >= 0, concat("skip must be 0 or more, got ", options_.skip));
     constexpr std::uint64_t most = std::uint64_t{1} << 32;
     need(prompts_.size() <= most && options_.first_prompt <= most - prompts_.size(), "prompts are numbered below 2^32");
     const ModelConfig& config = model_.config();
     for (std::size_t p = 0; p < prompts_.size(); ++p) {
-      const std::string name = "prompt " + std::to_string(p);
-      need(!prompts_[p].empty(), name + " has no tokens");
+      const std::string name = concat("prompt ", p);
+      need(!prompts_[p].empty(), concat(name, " has no tokens"));
       need(static_cast<std::int64_t>(prompts_[p].size()) <= config.context_length,
-           name + " has " + std::to_string(prompts_[p].size()) + " tokens; the model's context is " +
-               std::to_string(config.context_length));
-      const std::string where = name + ": ";
+           concat(name, " has ", prompts_[p].size(), " tokens; the model's context is ", config.context_length));
+      const std::string where = concat(name, ": ");
       for (const std::int32_t id : prompts_[p]) check_token_id(id, config.vocab_size, where);
     }
   }
@@ -183,10 +182,9 @@ class Rollout {
     group.tail = length % kv_page != 0;
     group.own = (positions + kv_page - 1) / kv_page - group.shared;
     if (group.pages(1, 0) > budget_)
-      throw MemoryError("prompt " + std::to_string(p) + " of " + std::to_string(length) + " tokens and " + std::to_string(room) +
-                        " new ones may take " + std::to_string(static_cast<std::size_t>(group.pages(1, 0)) * page_bytes) +
-                        " bytes of KV pages, the budget is " + std::to_string(options_.kv_budget_bytes) +
-                        "; give a larger one, or fewer new tokens");
+      throw MemoryError(concat("prompt ", p, " of ", length, " tokens and ", room, " new ones may take ",
+                               static_cast<std::size_t>(group.pages(1, 0)) * page_bytes, " bytes of KV pages, the budget is ",
+                               options_.kv_budget_bytes, "; give a larger one, or fewer new tokens"));
     if (group.pages(1, group.waiting() - 1) <= budget_) {
       waiting_.push_back(std::move(group));
       return;

@@ -9,6 +9,7 @@
 // that are all -1 (vLLM: the token was not run by that request) leave the choice to the router too.
 
 #include <charconv>
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -18,6 +19,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/io/base64.hpp>
 #include <moxie/moe/routing_trace.hpp>
@@ -36,22 +38,21 @@ class RoutesReader {
     need("MoE layers", layers, trace_.n_layers());
     need("experts per token", top_k, trace_.top_k());
     if (tokens != needed_ && tokens + 1 != needed_)
-      throw FormatError("the routes are of " + std::to_string(tokens) + " tokens, the sequence has " + std::to_string(needed_) +
-                        ": they are another sequence's, or cut off");
+      throw FormatError(concat("the routes are of ", tokens, " tokens, the sequence has ", needed_,
+                               ": they are another sequence's, or cut off"));
     trace_.resize(needed_);
     for (Index l = 0; l < trace_.n_layers(); ++l) trace_.ids(l).bottomRows(needed_ - tokens).setConstant(router_chooses);
   }
   void set(Index token, Index layer, Index slot, std::int64_t id) {
     auto ids = trace_.ids(layer);
     const auto bad = [&](const std::string& what) {
-      throw FormatError("the routes of token " + std::to_string(token) + " in MoE layer " + std::to_string(layer) + ": " + what);
+      throw FormatError(concat("the routes of token ", token, " in MoE layer ", layer, ": ", what));
     };
     if (id < router_chooses || id >= trace_.n_experts())
-      bad("expert " + std::to_string(id) + " does not exist, the model has experts 0 to " +
-          std::to_string(trace_.n_experts() - 1));
+      bad(concat("expert ", id, " does not exist, the model has experts 0 to ", trace_.n_experts() - 1));
     for (Index k = 0; k < slot; ++k) {
       if ((ids(token, k) == router_chooses) != (id == router_chooses)) bad("some ids are -1, but not all");
-      if (ids(token, k) == id && id != router_chooses) bad("expert " + std::to_string(id) + " occurs twice");
+      if (ids(token, k) == id && id != router_chooses) bad(concat("expert ", id, " occurs twice"));
     }
     ids(token, slot) = static_cast<std::int32_t>(id);
   }
@@ -60,8 +61,7 @@ class RoutesReader {
  private:
   static void need(const char* what, Index has, Index needed) {
     if (has != needed)
-      throw FormatError("the routes have " + std::to_string(has) + " " + what + ", the model has " + std::to_string(needed) +
-                        ": they are another model's");
+      throw FormatError(concat("the routes have ", has, " ", what, ", the model has ", needed, ": they are another model's"));
   }
   RoutingTrace trace_;
   Index needed_;
@@ -84,9 +84,8 @@ void read_nested(const nlohmann::json& lists, Shape&& shape, F&& f) {
         if (!lists[a][b][c].is_number_integer()) bad();
         const nlohmann::json& id = lists[a][b][c];
         f(static_cast<Index>(a), static_cast<Index>(b), static_cast<Index>(c),
-          id > INT32_MAX   ? std::int64_t{INT32_MAX}
-          : id < INT32_MIN ? std::int64_t{INT32_MIN}
-                           : id.get<std::int64_t>());
+          id.is_number_unsigned() ? static_cast<std::int64_t>(std::min<std::uint64_t>(id.get<std::uint64_t>(), INT32_MAX))
+                                  : std::max<std::int64_t>(id.get<std::int64_t>(), INT32_MIN));
       }
     }
   }

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <string>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/io/base64.hpp>
 #include <moxie/moe/routing_trace.hpp>
 
@@ -49,8 +50,7 @@ class RoutingRecord {
   RoutingTrace trace(Index tokens) const {
     RoutingTrace trace(layers_, n_experts_, top_k_);
     if (tokens < tokens_)
-      throw ArgumentError({{}, "routing record", {}},
-                          "has " + std::to_string(tokens_) + " tokens, the sequence only " + std::to_string(tokens));
+      throw ArgumentError({{}, "routing record", {}}, concat("has ", tokens_, " tokens, the sequence only ", tokens));
     trace.resize(tokens);
     for (Index l = 0; l < layers_; ++l)
       for (Index t = 0; t < tokens; ++t)
@@ -60,9 +60,8 @@ class RoutingRecord {
 
   /// The text described above.
   std::string text() const {
-    std::string header = std::string("{'descr': '") + (id_bytes() == 2 ? "<u2" : "|u1") +
-                         "', 'fortran_order': False, 'shape': (" + std::to_string(tokens_) + ", " + std::to_string(layers_) +
-                         ", " + std::to_string(top_k_) + "), }";
+    std::string header = concat("{'descr': '", (id_bytes() == 2 ? "<u2" : "|u1"), "', 'fortran_order': False, 'shape': (",
+                                tokens_, ", ", layers_, ", ", top_k_, "), }");
     header.append(63 - (10 + header.size()) % 64, ' ');  // the data begins at a multiple of 64 bytes
     header += '\n';
     std::string file("\x93NUMPY\x01\x00", 8);

@@ -14,6 +14,7 @@
 #include <string>
 #include <system_error>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/grpo/adam.hpp>
@@ -43,7 +44,7 @@ inline std::string shortest(float value) {
 inline const std::string& state_entry(const SafetensorsFile& file, const char* key) {
   const auto found = file.metadata().find(key);
   if (found == file.metadata().end())
-    throw FormatError({file.path(), std::string("metadata '") + key + "'", {}}, "is missing; this is no training state");
+    throw FormatError({file.path(), concat("metadata '", key, "'"), {}}, "is missing; this is no training state");
   return found->second;
 }
 
@@ -53,13 +54,13 @@ Number state_number(const SafetensorsFile& file, const char* key) {
   Number value{};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size())
-    throw FormatError({file.path(), std::string("metadata '") + key + "'", {}}, "must be a number, is " + in_quotes(text));
+    throw FormatError({file.path(), concat("metadata '", key, "'"), {}}, concat("must be a number, is ", in_quotes(text)));
   return value;
 }
 
 inline RowMatrix state_matrix(const SafetensorsFile& file, const std::string& name) {
   const TensorView* view = file.tensors().find(name);
-  if (!view) throw FormatError({file.path(), "tensor '" + name + "'", {}}, "is missing; this is no training state");
+  if (!view) throw FormatError({file.path(), concat("tensor '", name, "'"), {}}, "is missing; this is no training state");
   if (view->dtype != Dtype::F32 || view->shape.size() != 2) throw FormatError(view->place(), "must be an F32 matrix");
   RowMatrix values(view->shape[0], view->shape[1]);
   if (view->bytes > 0) std::memcpy(values.data(), view->data, view->bytes);
@@ -76,8 +77,8 @@ inline void save_training_state(const std::string& path, const OutputAdapter& ad
   writer.add("adapter.a", adapter.a);
   writer.add("adapter.b", adapter.b);
   for (std::size_t i = 0; i < optimizer.moments.size(); ++i) {
-    writer.add("adam." + std::to_string(i) + ".first", optimizer.moments[i].first);
-    writer.add("adam." + std::to_string(i) + ".second", optimizer.moments[i].second);
+    writer.add(concat("adam.", i, ".first"), optimizer.moments[i].first);
+    writer.add(concat("adam.", i, ".second"), optimizer.moments[i].second);
   }
   writer.set_metadata("format", detail::training_state_format);
   writer.set_metadata("scale", detail::shortest(adapter.scale));
@@ -90,7 +91,7 @@ inline void save_training_state(const std::string& path, const OutputAdapter& ad
 inline TrainingState load_training_state(const std::string& path) {
   const SafetensorsFile file = SafetensorsFile::open(path);
   if (detail::state_entry(file, "format") != detail::training_state_format)
-    throw FormatError({path, "metadata 'format'", {}}, "must be " + in_quotes(detail::training_state_format));
+    throw FormatError({path, "metadata 'format'", {}}, concat("must be ", in_quotes(detail::training_state_format)));
   TrainingState state;
   state.adapter.a = detail::state_matrix(file, "adapter.a");
   state.adapter.b = detail::state_matrix(file, "adapter.b");
@@ -98,9 +99,9 @@ inline TrainingState load_training_state(const std::string& path) {
   state.optimizer.steps = detail::state_number<std::int64_t>(file, "adam_steps");
   if (!std::isfinite(state.adapter.scale)) throw FormatError({path, "metadata 'scale'", {}}, "must be finite");
   if (state.optimizer.steps < 0) throw FormatError({path, "metadata 'adam_steps'", {}}, "must be 0 or more");
-  for (std::size_t i = 0; file.tensors().find("adam." + std::to_string(i) + ".first"); ++i)
-    state.optimizer.moments.push_back({detail::state_matrix(file, "adam." + std::to_string(i) + ".first"),
-                                       detail::state_matrix(file, "adam." + std::to_string(i) + ".second")});
+  for (std::size_t i = 0; file.tensors().find(concat("adam.", i, ".first")); ++i)
+    state.optimizer.moments.push_back(
+        {detail::state_matrix(file, concat("adam.", i, ".first")), detail::state_matrix(file, concat("adam.", i, ".second"))});
   state.progress = detail::state_entry(file, "progress");
   return state;
 }

@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include <moxie/core/concat.hpp>
+
 namespace moxie {
 
 /// `text` with bytes outside printable ASCII as \xNN, cut to `limit` bytes.

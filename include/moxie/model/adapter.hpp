@@ -35,6 +35,7 @@
 #include <utility>
 #include <vector>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/core/matrix.hpp>
 #include <moxie/core/memory.hpp>
@@ -191,14 +192,14 @@ class AdapterWalk {
     const Index width = config_.moe.moe_intermediate_size, hidden = config_.hidden_size, ranks = update.a.rows();
     const bool down = update.a.columns() == width && update.b.rows() == hidden;
     if (!down && (update.a.columns() != hidden || update.b.rows() != 2 * width))
-      throw FormatError(update.a.place(), "has shape " + update.a.shape_text() + " beside a B of " + update.b.shape_text() +
-                                              "; for the experts' gate_up_proj they must be [.., " + std::to_string(hidden) +
-                                              "] and [" + std::to_string(2 * width) + ", ..], for their down_proj [.., " +
-                                              std::to_string(width) + "] and [" + std::to_string(hidden) + ", ..]");
+      throw FormatError(update.a.place(),
+                        concat("has shape ", update.a.shape_text(), " beside a B of ", update.b.shape_text(),
+                               "; for the experts' gate_up_proj they must be [.., ", hidden, "] and [", 2 * width,
+                               ", ..], for their down_proj [.., ", width, "] and [", hidden, ", ..]"));
     if (update.b.columns() != ranks || ranks % n != 0)
-      throw FormatError(update.a.place(), "has shape " + update.a.shape_text() + " beside a B of " + update.b.shape_text() +
-                                              "; the inner sizes must be the same multiple of " + std::to_string(n) +
-                                              ", the number of experts");
+      throw FormatError(update.a.place(),
+                        concat("has shape ", update.a.shape_text(), " beside a B of ", update.b.shape_text(),
+                               "; the inner sizes must be the same multiple of ", n, ", the number of experts"));
     const Index rank = ranks / n;
     std::string parameter = module;
     if (constexpr std::string_view nested = ".base_layer"; parameter.ends_with(nested))
@@ -240,13 +241,13 @@ class AdapterWalk {
 
   static void check_shape(const LowRankUpdate& update, Index rows, Index columns) {
     const auto needed = [](Index first, Index second) {
-      return "; it must be [" + std::to_string(first) + ", " + std::to_string(second) + "] for this model";
+      return concat("; it must be [", first, ", ", second, "] for this model");
     };
     const Index rank = update.a.rows();
     if (update.a.columns() != columns)
-      throw FormatError(update.a.place(), "has shape " + update.a.shape_text() + needed(rank, columns));
+      throw FormatError(update.a.place(), concat("has shape ", update.a.shape_text(), needed(rank, columns)));
     if (update.b.rows() != rows || update.b.columns() != rank)
-      throw FormatError(update.b.place(), "has shape " + update.b.shape_text() + needed(rows, rank));
+      throw FormatError(update.b.place(), concat("has shape ", update.b.shape_text(), needed(rows, rank)));
   }
 
   std::shared_ptr<const LowRank> low_rank(const Entry& entry, const Matrices& m) const {
@@ -290,7 +291,7 @@ class AdapterWalk {
       try {
         encode_rows(stored, part, bytes.data() + static_cast<std::size_t>(first) * stride);
       } catch (const ArgumentError& error) {
-        throw FormatError({entry.second.b.file, "module '" + entry.first + "'", {}},
+        throw FormatError({entry.second.b.file, concat("module '", entry.first, "'"), {}},
                           std::string("the merged weights cannot be stored: ") + error.what());
       }
     });
@@ -307,14 +308,14 @@ class AdapterWalk {
     for (const auto& [module, update] : adapter_.updates) {
       if (used_.count(module) != 0) continue;
       if (!first) first = &update;
-      if (++count <= 3) unknown += (count > 1 ? ", '" : "'") + module + "'";
+      if (++count <= 3) unknown += concat((count > 1 ? ", '" : "'"), module, "'");
     }
     if (first)
       throw FormatError({first->a.file, {}, {}},
-                        "updates " + unknown + (count > 3 ? " and " + std::to_string(count - 3) + " more" : "") +
-                            ", which this model (" + config_.family +
-                            ") does not have or moxie cannot update; it can update lm_head, the projections of attention, "
-                            "routers and the feed-forward networks");
+                        concat("updates ", unknown, (count > 3 ? concat(" and ", count - 3, " more") : ""),
+                               ", which this model (", config_.family,
+                               ") does not have or moxie cannot update; it can update lm_head, the projections of attention, "
+                               "routers and the feed-forward networks"));
   }
 
   const Context& context_;

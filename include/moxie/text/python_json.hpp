@@ -4,12 +4,15 @@
 
 #include <charconv>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <string_view>
 
 #include <nlohmann/json.hpp>
+
+#include <moxie/core/concat.hpp>
 
 namespace moxie {
 
@@ -86,7 +89,9 @@ inline std::string python_json(const nlohmann::ordered_json& value) {
   }
   if (value.is_string()) return python_json_string(value.get_ref<const std::string&>());
   if (value.is_number_float()) return python_float(value.get<double>());
-  return value.dump();
+  if (value.is_number_unsigned()) return concat(value.get<std::uint64_t>());
+  if (value.is_number_integer()) return concat(value.get<std::int64_t>());
+  return value.is_null() ? "null" : value.get<bool>() ? "true" : "false";
 }
 
 }  // namespace moxie

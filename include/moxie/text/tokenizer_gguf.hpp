@@ -105,8 +105,8 @@ inline bool is_marker_text(std::string_view text) {
 }
 
 /// The tokens of GGUF metadata with their kinds. `bytes_of(text, kind)` gives what a token stands for.
-template <class BytesOf>
-std::vector<TokenEntry> gguf_tokens(const GgufTokenizerKeys& keys, BytesOf&& bytes_of) {
+inline std::vector<TokenEntry> gguf_tokens(const GgufTokenizerKeys& keys,
+                                           std::string (*bytes_of)(const std::string&, TokenKind)) {
   const std::string tokens_key = "tokenizer.ggml.tokens";
   const std::string types_key = "tokenizer.ggml.token_type";
   const nlohmann::json& tokens = keys.required_array(tokens_key);
@@ -127,12 +127,12 @@ std::vector<TokenEntry> gguf_tokens(const GgufTokenizerKeys& keys, BytesOf&& byt
     entry.text = tokens[i].get_ref<const std::string&>();
     entry.kind = TokenKind::normal;
     if (types) {
-      const nlohmann::json& type = (*types)[i];
-      if (!type.is_number_integer() || type < 1 || type > 6) {
+      const std::int64_t type = (*types)[i].is_number_integer() ? (*types)[i].get<std::int64_t>() : 0;
+      if (type < 1 || type > 6) {
         throw FormatError(keys.place(types_key, i),
                           "must be 1 (normal), 2 (unknown), 3 (control), 4 (user-defined), 5 (unused) or 6 (byte)");
       }
-      entry.kind = static_cast<TokenKind>(type.get<int>());
+      entry.kind = static_cast<TokenKind>(type);
       // In vocabularies of SentencePiece it ends a sequence; elsewhere it is a word of HTML.
       const bool sentence_end = entry.text == "</s>" && keys.string("tokenizer.ggml.model").value_or("") == "llama";
       if (sentence_end || is_marker_text(entry.text)) entry.kind = TokenKind::special;

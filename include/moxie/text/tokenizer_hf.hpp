@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,7 +20,7 @@
 
 #include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
-#include <moxie/io/json_text.hpp>
+#include <moxie/core/json_parser.hpp>
 #include <moxie/text/known_pre_tokenizers.hpp>
 #include <moxie/text/tokenizer.hpp>
 
@@ -75,8 +76,7 @@ class HfField {
 };
 
 /// The tokens of model.vocab and added_tokens. `bytes_of(text)` gives what a token stands for.
-template <class BytesOf>
-std::vector<TokenEntry> hf_tokens(const HfField& root, BytesOf&& bytes_of) {
+inline std::vector<TokenEntry> hf_tokens(const HfField& root, const std::function<std::string(const std::string&)>& bytes_of) {
   const HfField vocab = root["model"]["vocab"];
   if (!vocab.value().is_object() || vocab.value().empty()) throw FormatError(vocab.place(), "must be an object of token -> id");
   const HfField added = root["added_tokens"];

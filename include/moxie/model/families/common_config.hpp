@@ -13,7 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include <moxie/core/concat.hpp>
-#include <moxie/io/json_text.hpp>
+#include <moxie/core/json_parser.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/fields.hpp>

@@ -16,6 +16,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/common.hpp>
@@ -118,7 +119,8 @@ inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& f
     rope.magnitude = own.number("rope.magnitude", 1e-6, 1e6, rope.magnitude);
     rope.truncate = own.boolean("rope.truncate", true);
   } else {
-    f.unsupported("rope.scaling.type", "is " + Fields::show(kind) + "; moxie has none, linear and yarn for this architecture");
+    f.unsupported("rope.scaling.type",
+                  concat("is ", Fields::show(kind), "; moxie has none, linear and yarn for this architecture"));
   }
   return m;
 }
@@ -132,12 +134,11 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     a.qk_norm = family.qk_norm;
     a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
     if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
-      f.fail("attention.key_length", "is missing, and embedding_length " + std::to_string(c.hidden_size) +
-                                         " is no multiple of head_count " + std::to_string(a.n_heads));
+      f.fail("attention.key_length",
+             concat("is missing, and embedding_length ", c.hidden_size, " is no multiple of head_count ", a.n_heads));
     a.head_dim = f.integer("attention.key_length", 1, max_head_dim, c.hidden_size / a.n_heads);
     if (const std::int64_t v = f.integer("attention.value_length", 1, max_head_dim, a.head_dim); v != a.head_dim)
-      f.unsupported("attention.value_length", "is " + std::to_string(v) + " and key_length " + std::to_string(a.head_dim) +
-                                                  "; moxie needs them to be equal");
+      f.unsupported("attention.value_length", concat("is ", v, " and key_length ", a.head_dim, "; moxie needs them to be equal"));
     a.rope.dims = f.integer("rope.dimension_count", 1, max_head_dim, a.head_dim);
     width = static_cast<double>(a.head_dim);
   } else {
@@ -150,7 +151,7 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     f.check_missing();
     if (qk <= a.qk_rope_head_dim)
       f.fail("attention.key_length_mla",
-             "is " + std::to_string(qk) + "; it must be larger than rope.dimension_count, " + std::to_string(a.qk_rope_head_dim));
+             concat("is ", qk, "; it must be larger than rope.dimension_count, ", a.qk_rope_head_dim));
     a.qk_nope_head_dim = qk - a.qk_rope_head_dim;
     a.rope.dims = a.qk_rope_head_dim;
     a.latent_norm_eps =
@@ -166,11 +167,11 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
   std::vector<std::int64_t> windows(static_cast<std::size_t>(c.n_layers), window);
   if (const nlohmann::json* pattern = f.find("attention.sliding_window_pattern"); pattern && window != 0) {
     if (!pattern->is_array() || std::ssize(*pattern) != c.n_layers)
-      f.fail("attention.sliding_window_pattern", "is " + Fields::show(*pattern) + "; it must have a boolean for each of the " +
-                                                     std::to_string(c.n_layers) + " layers");
+      f.fail("attention.sliding_window_pattern",
+             concat("is ", Fields::show(*pattern), "; it must have a boolean for each of the ", c.n_layers, " layers"));
     for (std::size_t i = 0; i < windows.size(); ++i) {
       if (!(*pattern)[i].is_boolean())
-        f.fail("attention.sliding_window_pattern", "holds " + Fields::show((*pattern)[i]) + "; it must hold booleans");
+        f.fail("attention.sliding_window_pattern", concat("holds ", Fields::show((*pattern)[i]), "; it must hold booleans"));
       if (!(*pattern)[i].get<bool>()) windows[i] = 0;
     }
   }
@@ -191,8 +192,8 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   router.scoring = family.scoring;
   const std::int64_t gating = family.scoring == RouterScoring::softmax ? 1 : 2;
   if (const std::int64_t found = f.integer("expert_gating_func", 0, 1000, gating); found != gating && found != 0)
-    f.unsupported("expert_gating_func", "is " + std::to_string(found) + "; moxie has " + std::to_string(gating) + " (" +
-                                            (gating == 1 ? "softmax" : "sigmoid") + ") for this architecture");
+    f.unsupported("expert_gating_func", concat("is ", found, "; moxie has ", gating, " (", (gating == 1 ? "softmax" : "sigmoid"),
+                                               ") for this architecture"));
   router.norm_topk_prob = f.boolean("expert_weights_norm", family.gguf.topk_norm == TopkNorm::always);
   router.norm_epsilon = family.norm_epsilon;
   const double scale = f.number("expert_weights_scale", 0.0, 1e6, 0.0);
@@ -201,7 +202,7 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   router.topk_group = std::max<std::int64_t>(1, f.integer("expert_group_used_count", 0, max_experts, 1));
   const std::string group_score = own.text("expert_group_score", "best_two");
   if (group_score != "best_two" && group_score != "best")
-    own.fail("expert_group_score", "is " + Fields::show(group_score) + "; it must be 'best_two' or 'best'");
+    own.fail("expert_group_score", concat("is ", Fields::show(group_score), "; it must be 'best_two' or 'best'"));
   router.group_score = group_score == "best" ? GroupScore::best : GroupScore::best_two;
   if (family.shared == SharedExperts::counted)
     moe.shared_intermediate_size = f.integer(family.gguf.shared, 0, 1024, 0) * moe.moe_intermediate_size;
@@ -217,8 +218,8 @@ inline std::vector<float> read_rope_freqs(const TensorMap& tensors, const ModelC
   if (!view) return {};
   const std::int64_t n = c.attention.rope.dims / 2;
   if (view->shape != Shape{n} || view->dtype != Dtype::F32 || view->bytes != static_cast<std::uint64_t>(n) * sizeof(float))
-    throw FormatError(view->place(), "has type " + std::string(dtype_info(view->dtype).name) + " and shape " +
-                                         view->shape_text() + "; it must be F32 " + shape_text({n}));
+    throw FormatError(view->place(), concat("has type ", dtype_info(view->dtype).name, " and shape ", view->shape_text(),
+                                            "; it must be F32 ", shape_text({n})));
   std::vector<float> factors(static_cast<std::size_t>(n));
   std::memcpy(factors.data(), view->data, view->bytes);
   for (const float factor : factors)
@@ -230,7 +231,7 @@ inline std::vector<float> read_rope_freqs(const TensorMap& tensors, const ModelC
 inline std::int64_t count_prediction_layers(const Fields& f, const TensorMap& tensors, std::int64_t blocks) {
   const std::int64_t most = std::min(blocks - 1, f.integer("nextn_predict_layers", 0, max_layers, 0));
   std::int64_t n = 0;
-  while (n < most && (tensors.find("blk." + std::to_string(blocks - 1 - n) + ".nextn.eh_proj.weight") ||
+  while (n < most && (tensors.find(concat("blk.", blocks - 1 - n, ".nextn.eh_proj.weight")) ||
                       !tensors.find(tensor_name(gguf_tensor_names.attn_norm, blocks - 1 - n))))
     ++n;
   return n;
@@ -262,8 +263,8 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   // the hidden size says the most about a file: where a norm contradicts it, that is the defect, whatever else may be missing
   if (const TensorView* norm = tensors.find(tensor_name(gguf_tensor_names.attn_norm, 0));
       norm && norm->shape != Shape{c.hidden_size})
-    throw FormatError(norm->place(),
-                      "has the shape " + norm->shape_text() + "; by embedding_length it must be " + shape_text({c.hidden_size}));
+    throw FormatError(norm->place(), concat("has the shape ", norm->shape_text(), "; by embedding_length it must be ",
+                                            shape_text({c.hidden_size})));
   const TensorView* embedding = tensors.find(gguf_tensor_names.embedding);
   const std::int64_t rows = embedding && embedding->shape.size() == 2 && embedding->shape[0] > 0 ? embedding->shape[0] : 1;
   c.vocab_size = f.integer("vocab_size", 1, max_vocab, std::min(rows, max_vocab));

@@ -19,6 +19,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/common_config.hpp>
@@ -33,7 +34,7 @@ inline const families::Family& family_of(const ModelConfig& config) {
   for (const families::Family* family : families::all_families)
     if (family->name == config.family) return *family;
   throw ArgumentError({{}, "ModelConfig.family", {}},
-                      "is '" + config.family + "'; it must be one of " + families::list_families(false));
+                      concat("is '", config.family, "'; it must be one of ", families::list_families(false)));
 }
 
 /// general.architecture. Throws ArgumentError.
@@ -92,24 +93,24 @@ inline void write_gguf_rope(const ModelConfig& c, const std::string& a, nlohmann
   const AttentionConfig& attention = c.attention;
   const RopeConfig& r = attention.rope;
   const bool mla = attention.kind == AttentionKind::mla;
-  out[a + "rope.dimension_count"] = r.dims;
-  out[a + "rope.freq_base"] = r.theta;
+  out[concat(a, "rope.dimension_count")] = r.dims;
+  out[concat(a, "rope.freq_base")] = r.theta;
   double m = 1.0, magnitude = 1.0;  // as describe_gguf() will derive them
   if (r.scaling == RopeScaling::linear) {
-    out[a + "rope.scaling.type"] = "linear";
-    out[a + "rope.scaling.factor"] = r.factor;
+    out[concat(a, "rope.scaling.type")] = "linear";
+    out[concat(a, "rope.scaling.factor")] = r.factor;
   } else if (r.scaling == RopeScaling::yarn) {
-    out[a + "rope.scaling.type"] = "yarn";
-    out[a + "rope.scaling.factor"] = r.factor;
-    out[a + "rope.scaling.original_context_length"] = r.original_context;
-    out[a + "rope.scaling.yarn_beta_fast"] = r.beta_fast;
-    out[a + "rope.scaling.yarn_beta_slow"] = r.beta_slow;
+    out[concat(a, "rope.scaling.type")] = "yarn";
+    out[concat(a, "rope.scaling.factor")] = r.factor;
+    out[concat(a, "rope.scaling.original_context_length")] = r.original_context;
+    out[concat(a, "rope.scaling.yarn_beta_fast")] = r.beta_fast;
+    out[concat(a, "rope.scaling.yarn_beta_slow")] = r.beta_slow;
     magnitude = yarn_mscale(r.factor, 1.0);
     const double plain = 1.0 / std::sqrt(static_cast<double>(attention.qk_nope_head_dim + attention.qk_rope_head_dim));
     if (mla && r.factor > 1.0 && static_cast<double>(attention.scale) > plain * (1.0 + 1e-6)) {
       m = std::sqrt(static_cast<double>(attention.scale) / plain);
       magnitude = 1.0;
-      out[a + "rope.scaling.yarn_log_multiplier"] = (m - 1.0) / std::log(r.factor);
+      out[concat(a, "rope.scaling.yarn_log_multiplier")] = (m - 1.0) / std::log(r.factor);
     }
     if (!r.truncate) out["moxie.rope.truncate"] = false;
   }
@@ -117,13 +118,13 @@ inline void write_gguf_rope(const ModelConfig& c, const std::string& a, nlohmann
     if (mla) {
       out["moxie.rope.magnitude"] = r.magnitude;
     } else {
-      out[a + "rope.scaling.attn_factor"] = r.magnitude / magnitude;
+      out[concat(a, "rope.scaling.attn_factor")] = r.magnitude / magnitude;
     }
   }
   const double width = static_cast<double>(mla ? attention.qk_nope_head_dim + attention.qk_rope_head_dim : attention.head_dim);
   const double scale = m * m / std::sqrt(width);
   if (std::abs(static_cast<double>(attention.scale) - scale) > 1e-6 * scale)
-    out[a + "attention.scale"] = static_cast<double>(attention.scale);
+    out[concat(a, "attention.scale")] = static_cast<double>(attention.scale);
 }
 
 }  // namespace families
@@ -135,32 +136,32 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   const AttentionConfig& attention = config.attention;
   const MoeConfig& moe = config.moe;
   const RouterConfig& router = moe.router;
-  const std::string a = std::string(family.architecture) + ".";
+  const std::string a = concat(family.architecture, ".");
   nlohmann::json out = nlohmann::json::object();
   out["general.architecture"] = family.architecture;
   if (!config.name.empty()) out["general.name"] = config.name;
-  out[a + "block_count"] = config.n_layers;
-  out[a + "context_length"] = config.context_length;
-  out[a + "embedding_length"] = config.hidden_size;
-  out[a + "vocab_size"] = config.vocab_size;
-  out[a + "feed_forward_length"] = config.intermediate_size;
-  out[a + "attention.layer_norm_rms_epsilon"] = static_cast<double>(config.rms_norm_eps);
-  out[a + "attention.head_count"] = attention.n_heads;
+  out[concat(a, "block_count")] = config.n_layers;
+  out[concat(a, "context_length")] = config.context_length;
+  out[concat(a, "embedding_length")] = config.hidden_size;
+  out[concat(a, "vocab_size")] = config.vocab_size;
+  out[concat(a, "feed_forward_length")] = config.intermediate_size;
+  out[concat(a, "attention.layer_norm_rms_epsilon")] = static_cast<double>(config.rms_norm_eps);
+  out[concat(a, "attention.head_count")] = attention.n_heads;
   if (attention.kind == AttentionKind::gqa) {
-    out[a + "attention.head_count_kv"] = attention.n_kv_heads;
-    out[a + "attention.key_length"] = attention.head_dim;
-    out[a + "attention.value_length"] = attention.head_dim;
+    out[concat(a, "attention.head_count_kv")] = attention.n_kv_heads;
+    out[concat(a, "attention.key_length")] = attention.head_dim;
+    out[concat(a, "attention.value_length")] = attention.head_dim;
   } else {
     const std::int64_t qk = attention.qk_nope_head_dim + attention.qk_rope_head_dim;
-    out[a + "attention.head_count_kv"] = split_kv_b ? 1 : attention.n_heads;
-    out[a + "attention.key_length"] = split_kv_b ? attention.kv_lora_rank + attention.qk_rope_head_dim : qk;
-    out[a + "attention.value_length"] = split_kv_b ? attention.kv_lora_rank : attention.v_head_dim;
+    out[concat(a, "attention.head_count_kv")] = split_kv_b ? 1 : attention.n_heads;
+    out[concat(a, "attention.key_length")] = split_kv_b ? attention.kv_lora_rank + attention.qk_rope_head_dim : qk;
+    out[concat(a, "attention.value_length")] = split_kv_b ? attention.kv_lora_rank : attention.v_head_dim;
     if (split_kv_b) {
-      out[a + "attention.key_length_mla"] = qk;
-      out[a + "attention.value_length_mla"] = attention.v_head_dim;
+      out[concat(a, "attention.key_length_mla")] = qk;
+      out[concat(a, "attention.value_length_mla")] = attention.v_head_dim;
     }
-    out[a + "attention.q_lora_rank"] = attention.q_lora_rank;  // 0 too: llama.cpp asks for the key in most models
-    out[a + "attention.kv_lora_rank"] = attention.kv_lora_rank;
+    out[concat(a, "attention.q_lora_rank")] = attention.q_lora_rank;  // 0 too: llama.cpp asks for the key in most models
+    out[concat(a, "attention.kv_lora_rank")] = attention.kv_lora_rank;
     if (attention.latent_norm_eps != config.rms_norm_eps)
       out["moxie.attention.latent_norm_epsilon"] = static_cast<double>(attention.latent_norm_eps);
   }
@@ -174,27 +175,27 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
     window = std::max(window, config.sliding_window(i));
     pattern.push_back(config.sliding_window(i) != 0);
   }
-  if (window != 0) out[a + "attention.sliding_window"] = window;
-  if (!config.layer_windows.empty()) out[a + "attention.sliding_window_pattern"] = pattern;
+  if (window != 0) out[concat(a, "attention.sliding_window")] = window;
+  if (!config.layer_windows.empty()) out[concat(a, "attention.sliding_window_pattern")] = pattern;
 
-  out[a + "expert_count"] = router.n_experts;
-  out[a + "expert_used_count"] = router.top_k;
+  out[concat(a, "expert_count")] = router.n_experts;
+  out[concat(a, "expert_used_count")] = router.top_k;
   out[a + family.gguf.expert_width] = moe.moe_intermediate_size;
   if (family.shared == families::SharedExperts::counted)
     out[a + family.gguf.shared] = moe.shared_intermediate_size / moe.moe_intermediate_size;
   if (family.shared == families::SharedExperts::gated) out[a + family.gguf.shared] = moe.shared_intermediate_size;
   if (router.norm_topk_prob != (family.gguf.topk_norm == families::TopkNorm::always))
-    out[a + "expert_weights_norm"] = router.norm_topk_prob;
+    out[concat(a, "expert_weights_norm")] = router.norm_topk_prob;
   if (attention.kind == AttentionKind::mla || router.routed_scaling_factor != 1.0f)
-    out[a + "expert_weights_scale"] = static_cast<double>(router.routed_scaling_factor);
+    out[concat(a, "expert_weights_scale")] = static_cast<double>(router.routed_scaling_factor);
   if (attention.kind == AttentionKind::mla) {
-    out[a + "expert_gating_func"] = router.scoring == RouterScoring::softmax ? 1 : 2;
+    out[concat(a, "expert_gating_func")] = router.scoring == RouterScoring::softmax ? 1 : 2;
     while (leading < config.n_layers && !config.is_moe_layer[static_cast<std::size_t>(leading)]) ++leading;
-    out[a + "leading_dense_block_count"] = leading;
+    out[concat(a, "leading_dense_block_count")] = leading;
   }
   if (router.n_group > 1) {
-    out[a + "expert_group_count"] = router.n_group;
-    out[a + "expert_group_used_count"] = router.topk_group;
+    out[concat(a, "expert_group_count")] = router.n_group;
+    out[concat(a, "expert_group_used_count")] = router.topk_group;
     if (router.group_score == GroupScore::best) out["moxie.expert_group_score"] = "best";
   }
   return out;
