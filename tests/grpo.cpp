@@ -284,9 +284,12 @@ TEST_CASE("weights of the vocabulary that are no numbers give log-probabilities 
   const std::vector<float> hidden(4, 1.0f);
   std::vector<PositionScore> scores(1);
   LogprobScratch scratch;
-  score_hidden(context, output, hidden.data(), Ids{3}, 1.0f, 0, scores, scratch);
+  score_hidden(context, output, hidden.data(), Ids{3}, 1.0f, 3, scores, scratch);
   CHECK(std::isnan(scores[0].logprob));
   CHECK(std::isnan(scores[0].lse));
+  CHECK(std::isnan(scores[0].entropy));
+  REQUIRE(scores[0].top.size() == 3);
+  for (std::size_t i = 0; i < 3; ++i) CHECK(scores[0].top[i].id == 960 + static_cast<std::int32_t>(i));
 }
 
 TEST_CASE("group advantages are TRL's") {

@@ -174,7 +174,7 @@ inline void add_packed_tensors(const Context& context, const TensorMap& source, 
   PackedTables tables;
   for (const TensorView* tensor : order) {
     if (const auto how = panels.find(tensor->name); how != panels.end()) {
-      const auto inputs = static_cast<std::int64_t>(round_up(static_cast<std::size_t>(tensor->columns()), kernels::block_k));
+      const auto inputs = kernels::padded(tensor->columns());
       const auto panel = static_cast<std::uint64_t>(context.kernels->find(tensor->dtype)->panel_bytes(inputs));
       const auto bytes = static_cast<std::uint64_t>(tensor->rows() / kernels::panel_rows) * panel;
       tables.add(*tensor, panel);

@@ -153,7 +153,7 @@ class HiddenGradients {
   void prepare(const float* hidden, Index n) {
     const bool int8 = output_.takes_int8(context_.activations);
     s_.prepared.assign(context_, hidden, n, width_, width_, int8, head_.adapter || output_.takes_f32(context_.activations));
-    s_.rest.resize(static_cast<std::size_t>(n) * round_up(static_cast<std::size_t>(width_), kernels::block_k));
+    s_.rest.resize(static_cast<std::size_t>(n * kernels::padded(width_)));
     has_rest_ = output_.rest(s_.prepared.view(), n, s_.rest.data());
     s_.logits.resize(static_cast<std::size_t>(padded(n) * blocks_.tiles * vocabulary_tile));
     s_.partials.resize(static_cast<std::size_t>(n * tiles_));

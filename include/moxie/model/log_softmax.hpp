@@ -48,7 +48,7 @@ inline LogSumExp combine_partials(std::span<const kernels::SoftmaxPartial> parti
     weighted = std::fma(scale, std::fma(below, part_sum, static_cast<double>(part.weighted)), weighted);
   }
   const double log_sum = std::log(sum);
-  return {static_cast<double>(largest) + log_sum, std::max(0.0, log_sum - weighted / sum), largest, log_sum};
+  return {static_cast<double>(largest) + log_sum, std::max(log_sum - weighted / sum, 0.0), largest, log_sum};
 }
 
 /// Partials of a row of logits [vocab] into `partials` [vocabulary_tiles(vocab)].

@@ -45,6 +45,16 @@ struct LogprobScratch {
   std::vector<TokenLogprob> candidates;  // [rows, tiles, top_n], logprob holds the logit
 };
 
+namespace detail {
+
+/// The order of the most probable tokens: NaN first, then high to low, and of equal ones the lower id.
+inline bool ranks_before(float a, std::int32_t a_id, float b, std::int32_t b_id) noexcept {
+  const auto above = [](float x, float y) { return x > y || (x != x && y == y); };
+  return above(a, b) || (!above(b, a) && a_id < b_id);
+}
+
+}  // namespace detail
+
 /// Scores hidden rows [rows, hidden] against `output` [vocab, hidden]. targets[r] is a token id, or -1 for none. `scores` [rows]
 /// is written. Throws ArgumentError for a target outside the vocabulary, and when the head does not fit.
 inline void score_hidden(const Context& context, const Linear& output, const float* hidden, std::span<const std::int32_t> targets,
@@ -100,7 +110,7 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
         std::vector<std::int32_t> order(static_cast<std::size_t>(end - begin));
         for (Index i = 0; i < end - begin; ++i) order[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
         std::partial_sort(order.begin(), order.begin() + here, order.end(),
-                          [z](std::int32_t a, std::int32_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); });
+                          [z](std::int32_t a, std::int32_t b) { return detail::ranks_before(z[a], a, z[b], b); });
         for (Index i = 0; i < kept; ++i)
           to[i] = i < here ? TokenLogprob{static_cast<std::int32_t>(begin) + order[static_cast<std::size_t>(i)],
                                           z[order[static_cast<std::size_t>(i)]]}
@@ -124,7 +134,7 @@ inline void score_hidden(const Context& context, const Linear& output, const flo
       const auto valid = std::remove_if(candidates.begin(), candidates.end(), [](const TokenLogprob& c) { return c.id < 0; });
       const auto last = candidates.begin() + std::min<std::ptrdiff_t>(top_n, valid - candidates.begin());
       std::partial_sort(candidates.begin(), last, valid, [](const TokenLogprob& a, const TokenLogprob& b) {
-        return a.logprob > b.logprob || (a.logprob == b.logprob && a.id < b.id);
+        return detail::ranks_before(a.logprob, a.id, b.logprob, b.id);
       });
       for (auto it = candidates.begin(); it != last; ++it) score.top.push_back({it->id, sum.logprob(it->logprob, temperature)});
     });
