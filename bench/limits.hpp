@@ -33,6 +33,7 @@ inline int code_bits(moxie::Dtype dtype) {
     case Dtype::Q4_0:
     case Dtype::Q4_1:
     case Dtype::Q4_K:
+    case Dtype::MXFP4:
       return 4;
     case Dtype::Q5_0:
     case Dtype::Q5_1:

@@ -14,7 +14,7 @@ namespace test {
 
 using moxie::Dtype;
 
-inline const Dtype int8_formats[] = {Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K};
+inline const Dtype int8_formats[] = {Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K, Dtype::IQ4_NL, Dtype::IQ4_XS, Dtype::MXFP4};
 inline const Dtype float_formats[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3};
 
 /// 32 consecutive weights: w[i] = scale * half[i / 16] * code[i] + offset; `code` has the zero point subtracted.
@@ -82,6 +82,30 @@ inline BlockMeaning meaning(Dtype dtype, const std::uint8_t* row, int b) {
       }
       break;
     }
+    case Dtype::IQ4_NL:
+    case Dtype::IQ4_XS: {
+      const int values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+      const bool xs = dtype == Dtype::IQ4_XS;
+      const std::uint8_t* p = row + (xs ? 136 * (b / 8) : 18 * b);
+      m.scale = f16_at(p);
+      if (xs) {
+        const int in = b % 8, low = p[4 + in / 2] / (in % 2 ? 16 : 1) % 16, high = (p[2] + 256 * p[3]) / (1 << 2 * in) % 4;
+        m.scale *= static_cast<float>(low + 16 * high - 32);
+      }
+      const std::uint8_t* q = p + (xs ? 8 + 16 * (b % 8) : 2);
+      for (int i = 0; i < 32; ++i) m.code[i] = values[i < 16 ? q[i] & 15 : q[i - 16] >> 4];
+      break;
+    }
+    case Dtype::MXFP4: {
+      const int values[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+      const std::uint8_t* p = row + 17 * b;
+      m.scale = std::ldexp(1.0f, p[0] - 128);
+      for (int i = 0; i < 32; ++i) {
+        const int q = i < 16 ? p[1 + i] & 15 : p[1 + i - 16] >> 4;
+        m.code[i] = q < 8 ? values[q] : -values[q - 8];
+      }
+      break;
+    }
     default: break;
   }
   return m;
@@ -95,6 +119,7 @@ inline std::vector<int> f16_fields(Dtype dtype) {
     case Dtype::Q4_K:
     case Dtype::Q5_K: return {0, 2};
     case Dtype::Q6_K: return {208};
+    case Dtype::MXFP4: return {};
     default: return {0};
   }
 }
@@ -124,6 +149,8 @@ inline FileRows random_rows(Dtype dtype, std::int64_t rows, std::int64_t k, unsi
   } else if (dtype == Dtype::F8_E4M3) {
     for (std::uint8_t& b : file.bytes)
       if ((b & 0x7f) == 0x7f) b = 0x7e;
+  } else if (dtype == Dtype::MXFP4) {
+    for (std::size_t i = 0; i < n; i += info.block_bytes) file.bytes[i] = static_cast<std::uint8_t>(118 + file.bytes[i] % 6);
   } else {
     for (std::size_t i = 0; i < n; i += info.block_bytes)
       for (const int field : f16_fields(dtype)) {

@@ -63,4 +63,10 @@ MOXIE_INLINE float e4m3_to_f32(std::uint8_t c) noexcept {
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(value));
 }
 
+/// 2^(c - 128), half of an e8m0 scale (OCP Microscaling Formats); subnormal for 0 and 1, and 2^127 for NaN's 255, as in ggml.
+MOXIE_INLINE float e8m0_half(std::uint8_t c) noexcept {
+  const std::uint32_t half = c / 2u;  // no factor of 2^(half - 63) * 2^(c - half - 65) leaves the normal numbers
+  return std::bit_cast<float>((half + 64u) << 23) * std::bit_cast<float>((c - half + 62u) << 23);
+}
+
 }  // namespace moxie

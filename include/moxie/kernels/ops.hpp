@@ -5,10 +5,11 @@
 //   Ints, F   16 int32, 16 f32: one for each row of a panel
 //
 //   bits<shift, mask>(x)       (x >> shift) & mask in each byte; a negative shift goes left      merge(a, b)   a | b
+//   lookup(table, x)           byte x of the 16 of `table` for each byte x, which is below 16
 //   code_floats<i, sign>(x)    byte 4 r + i of each row r as f32
 //   halves_float(x)            what load_halves gives, as f32
-//   load, store, set1, add, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_u8, load_halves, load_ints, store_ints,
-//   load_bytes, store_bytes
+//   load, store, set1, add, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_e8m0_half, load_u8, load_halves, load_ints,
+//   store_ints, load_bytes, store_bytes
 //
 // and the dot products of a tile of tokens with one block of 32 inputs, which every architecture does in its own way:
 //

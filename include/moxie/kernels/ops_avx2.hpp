@@ -54,6 +54,11 @@ struct Ops<Avx2> {
     return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
   }
 
+  MOXIE_INLINE static Bytes lookup(panel::Bytes16 table, Bytes x) noexcept {
+    const __m256i t = _mm256_broadcastsi128_si256((__m128i)table);
+    return {_mm256_shuffle_epi8(t, x.lo), _mm256_shuffle_epi8(t, x.hi)};
+  }
+
   MOXIE_INLINE static F load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   MOXIE_INLINE static void store(float* p, F x) noexcept {
     _mm256_storeu_ps(p, x.lo);
@@ -80,6 +85,17 @@ struct Ops<Avx2> {
     const __m256i sign = _mm256_slli_epi16(_mm256_andnot_si256(_mm256_set1_epi16(0x7f), code), 8);
     const __m256i half = _mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(rest, 7));
     return mul({_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))}, set1(256));
+  }
+  MOXIE_INLINE static F load_e8m0_half(const std::byte* p) noexcept {
+    const auto power = [](__m256i e, int bias) MOXIE_INLINE_LAMBDA {
+      return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(bias)), 23));
+    };
+    const auto scale = [&](__m256i c) MOXIE_INLINE_LAMBDA {
+      const __m256i half = _mm256_srli_epi32(c, 1);
+      return _mm256_mul_ps(power(half, 64), power(_mm256_sub_epi32(c, half), 62));
+    };
+    const __m128i x = load_128(p);
+    return {scale(_mm256_cvtepu8_epi32(x)), scale(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
   }
   MOXIE_INLINE static F load_u8(const std::byte* p) noexcept {
     const __m128i x = load_128(p);

@@ -37,6 +37,10 @@ struct Avx512Ops {
   }
   MOXIE_INLINE static Bytes merge(Bytes a, Bytes b) noexcept { return _mm512_or_si512(a, b); }
 
+  MOXIE_INLINE static Bytes lookup(panel::Bytes16 table, Bytes x) noexcept {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4((__m128i)table), x);
+  }
+
   MOXIE_INLINE static F load(const float* p) noexcept { return _mm512_loadu_ps(p); }
   MOXIE_INLINE static void store(float* p, F x) noexcept { _mm512_storeu_ps(p, x); }
   MOXIE_INLINE static F set1(float x) noexcept { return _mm512_set1_ps(x); }
@@ -55,6 +59,13 @@ struct Avx512Ops {
     const __m256i sign = _mm256_slli_epi16(_mm256_andnot_si256(_mm256_set1_epi16(0x7f), code), 8);
     return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(rest, 7))),
                          _mm512_set1_ps(256));
+  }
+  MOXIE_INLINE static F load_e8m0_half(const std::byte* p) noexcept {
+    const __m512i c = _mm512_cvtepu8_epi32(load_128(p)), half = _mm512_srli_epi32(c, 1);
+    const auto power = [](__m512i e, int bias) MOXIE_INLINE_LAMBDA {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(e, _mm512_set1_epi32(bias)), 23));
+    };
+    return _mm512_mul_ps(power(half, 64), power(_mm512_sub_epi32(c, half), 62));
   }
   MOXIE_INLINE static F load_u8(const std::byte* p) noexcept { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_128(p))); }
   MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept { return _mm512_cvtepi8_epi32(load_128(p)); }

@@ -57,6 +57,13 @@ struct Ops : MinusSums {
     return a;
   }
 
+  MOXIE_INLINE static Bytes lookup(panel::Bytes16 table, Bytes x) noexcept {
+    std::uint8_t values[16];
+    panel::store16(values, table);
+    for (std::uint8_t& v : x.v) v = values[v];
+    return x;
+  }
+
   template <class Fn>
   MOXIE_INLINE static F each(Fn&& f) noexcept {
     F x;
@@ -98,6 +105,9 @@ struct Ops : MinusSums {
   }
   MOXIE_INLINE static F load_e4m3(const std::byte* p) noexcept {
     return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return e4m3_to_f32(as_u8(p)[i]); });
+  }
+  MOXIE_INLINE static F load_e8m0_half(const std::byte* p) noexcept {
+    return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return e8m0_half(as_u8(p)[i]); });
   }
   MOXIE_INLINE static F load_u8(const std::byte* p) noexcept {
     return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return static_cast<float>(as_u8(p)[i]); });

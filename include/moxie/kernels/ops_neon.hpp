@@ -62,6 +62,11 @@ struct Ops<Neon> : MinusSums {
     return a;
   }
 
+  MOXIE_INLINE static Bytes lookup(panel::Bytes16 table, Bytes x) noexcept {
+    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i] = vqtbl1q_u8((uint8x16_t)table, x.v[i]); });
+    return x;
+  }
+
   template <class Fn>
   MOXIE_INLINE static F each(Fn&& f) noexcept {
     F x;
@@ -110,6 +115,18 @@ struct Ops<Neon> : MinusSums {
     return mul({from_f16(vget_low_u16(low)), from_f16(vget_high_u16(low)), from_f16(vget_low_u16(high)),
                 from_f16(vget_high_u16(high))},
                set1(256));
+  }
+  MOXIE_INLINE static F load_e8m0_half(const std::byte* p) noexcept {
+    const uint8x16_t x = vld1q_u8(as_u8(p));
+    const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_u8(vget_high_u8(x));
+    const auto power = [](uint32x4_t e, std::uint32_t bias) MOXIE_INLINE_LAMBDA {
+      return vreinterpretq_f32_u32(vshlq_n_u32(vaddq_u32(e, vdupq_n_u32(bias)), 23));
+    };
+    const auto scale = [&](uint16x4_t words) MOXIE_INLINE_LAMBDA {
+      const uint32x4_t c = vmovl_u16(words), half = vshrq_n_u32(c, 1);
+      return vmulq_f32(power(half, 64), power(vsubq_u32(c, half), 62));
+    };
+    return {scale(vget_low_u16(low)), scale(vget_high_u16(low)), scale(vget_low_u16(high)), scale(vget_high_u16(high))};
   }
   MOXIE_INLINE static F load_u8(const std::byte* p) noexcept {
     const uint8x16_t x = vld1q_u8(as_u8(p));
