@@ -14,13 +14,14 @@ namespace test {
 
 using moxie::Dtype;
 
-inline const Dtype int8_formats[] = {Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K, Dtype::IQ4_NL, Dtype::IQ4_XS, Dtype::MXFP4};
+inline const Dtype int8_formats[] = {Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q2_K, Dtype::Q3_K, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K, Dtype::IQ4_NL, Dtype::IQ4_XS, Dtype::MXFP4};
 inline const Dtype float_formats[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3};
 
-/// 32 consecutive weights: w[i] = scale * half[i / 16] * code[i] + offset; `code` has the zero point subtracted.
+/// 32 consecutive weights: w[i] = scale * half[i / 16] * code[i] + offset * half_offset[i / 16]; `code` has the zero point
+/// subtracted.
 struct BlockMeaning {
   int code[32];
-  int half[2] = {1, 1};
+  int half[2] = {1, 1}, half_offset[2] = {1, 1};
   float scale = 0, offset = 0;
 };
 
@@ -68,6 +69,24 @@ inline BlockMeaning meaning(Dtype dtype, const std::uint8_t* row, int b) {
       m.offset = -(f16_at(p + 2) * static_cast<float>(min));
       const std::uint8_t* q = p + (five ? 48 : 16) + 32 * (b % 8 / 2);
       for (int i = 0; i < 32; ++i) m.code[i] = (b % 2 ? q[i] >> 4 : q[i] & 15) + (five ? (p[16 + i] >> (b % 8) & 1) * 16 : 0);
+      break;
+    }
+    case Dtype::Q2_K: {
+      const std::uint8_t* p = row + 84 * (b / 8);
+      m.scale = f16_at(p + 80);
+      m.offset = -f16_at(p + 82);
+      for (int h = 0; h < 2; ++h) m.half[h] = p[2 * (b % 8) + h] % 16, m.half_offset[h] = p[2 * (b % 8) + h] / 16;
+      for (int i = 0; i < 32; ++i) m.code[i] = p[16 + 32 * (b % 8 / 4) + i] >> 2 * (b % 4) & 3;
+      break;
+    }
+    case Dtype::Q3_K: {
+      const std::uint8_t* p = row + 110 * (b / 8);
+      m.scale = f16_at(p + 108);
+      for (int h = 0; h < 2; ++h) {
+        const int s = 2 * (b % 8) + h;
+        m.half[h] = (s < 8 ? p[96 + s] % 16 : p[96 + s - 8] / 16) + (p[104 + s % 4] >> 2 * (s / 4) & 3) * 16 - 32;
+      }
+      for (int i = 0; i < 32; ++i) m.code[i] = (p[32 + 32 * (b % 8 / 4) + i] >> 2 * (b % 4) & 3) + (p[i] >> b % 8 & 1) * 4 - 4;
       break;
     }
     case Dtype::Q6_K: {
@@ -118,6 +137,8 @@ inline std::vector<int> f16_fields(Dtype dtype) {
     case Dtype::Q5_1:
     case Dtype::Q4_K:
     case Dtype::Q5_K: return {0, 2};
+    case Dtype::Q2_K: return {80, 82};
+    case Dtype::Q3_K: return {108};
     case Dtype::Q6_K: return {208};
     case Dtype::MXFP4: return {};
     default: return {0};
@@ -190,11 +211,14 @@ inline float int8_model(Dtype dtype, const std::uint8_t* w, const Int8Rows& a, s
     const BlockMeaning m = meaning(dtype, w, static_cast<int>(b));
     const std::int8_t* q = a.q.data() + row * k + 32 * b;
     const float d = a.d[static_cast<std::size_t>(row * (k / 32) + b)];
-    int products[2] = {0, 0}, sum = 0;
-    for (int i = 0; i < 32; ++i) products[i / 16] += m.code[i] * q[i], sum += q[i];
+    int products[2] = {0, 0}, sums[2] = {0, 0};
+    for (int i = 0; i < 32; ++i) products[i / 16] += m.code[i] * q[i], sums[i / 16] += q[i];
     const int isum = m.half[0] * products[0] + m.half[1] * products[1];
     acc = std::fma(static_cast<float>(isum), m.scale * d, acc);
-    if (f16_fields(dtype).size() == 2) acc = std::fma(m.offset, static_cast<float>(sum) * d, acc);
+    if (dtype == Dtype::Q2_K)
+      acc = std::fma(static_cast<float>(m.half_offset[0] * sums[0] + m.half_offset[1] * sums[1]), m.offset * d, acc);
+    else if (f16_fields(dtype).size() == 2)
+      acc = std::fma(m.offset, static_cast<float>(sums[0] + sums[1]) * d, acc);
   }
   return acc;
 }

@@ -284,7 +284,7 @@ TEST_CASE("a type without a format is an error that lists those there are") {
     }
     return "";
   };
-  const std::string all = "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4";
+  const std::string all = "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4";
   CHECK(message([&] { decode_row(Dtype::IQ2_XS, bytes, x, 256); }) ==
         "weights of IQ2_XS are not supported; supported are " + all);
   CHECK(message([&] { encode_row(static_cast<Dtype>(99), x, bytes, 256); }) ==

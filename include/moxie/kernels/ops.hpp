@@ -6,9 +6,10 @@
 //
 //   bits<shift, mask>(x)       (x >> shift) & mask in each byte; a negative shift goes left      merge(a, b)   a | b
 //   lookup(table, x)           byte x of the 16 of `table` for each byte x, which is below 16
+//   halves(x)                  the 16 signed bytes x, scales of halves of blocks, as dot() and offset_sums() want them
 //   code_floats<i, sign>(x)    byte 4 r + i of each row r as f32
-//   halves_float(x)            what load_halves gives, as f32
-//   load, store, set1, add, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_e8m0_half, load_u8, load_halves, load_ints,
+//   halves_float(x)            what halves gives, as f32
+//   load, store, set1, add, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_e8m0_half, load_u8, load_ints,
 //   store_ints, load_bytes, store_bytes
 //
 // and the dot products of a tile of tokens with one block of 32 inputs, which every architecture does in its own way:
@@ -19,6 +20,7 @@
 //   minus_sums(q, low, high, x)      the words of an Int8Block that carry the zero point
 //   dot<kind, zero, T>(w, x, h, sums)   float(sum over the block of (code - zero) * x[t].q); with halves, the two sums of 16 are
 //                                    multiplied by h[0] and h[1] first. Exact. w(Constant<j>) gives register j.
+//   offset_sums(x, h)          -minus_unit * float(h[0] * sum of the first 16 of x.q + h[1] * sum of the last 16), exact
 //   stages                     whether unpacked codes are kept in the first-level cache for more than 4 tokens
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   tile<kind>                 tokens of a full tile: as many as the registers hold

@@ -102,8 +102,8 @@ struct Ops<Avx2> {
     return to_float({_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))});
   }
   /// Each scale as a pair of equal int16, the factors of vpmaddwd.
-  MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept {
-    const __m256i x = _mm256_cvtepi8_epi16(load_128(p));
+  MOXIE_INLINE static Ints halves(panel::Bytes16 bytes) noexcept {
+    const __m256i x = _mm256_cvtepi8_epi16((__m128i)bytes);
     const __m256i low = _mm256_unpacklo_epi16(x, x), high = _mm256_unpackhi_epi16(x, x);
     return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
   }
@@ -122,13 +122,14 @@ struct Ops<Avx2> {
   }
 
   static constexpr bool sums_in_registers = false;
-  enum Kind { eight_sums, four_sums, halves, signed_codes };
+  enum Kind { eight_sums, four_sums, in_halves, signed_codes };
+  static constexpr int minus_unit = 1;
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
   static constexpr bool stages = true;
   template <class P>
   static constexpr int zero = P::zero;
   template <class P>
-  static constexpr int dot_kind = P::has_halves                           ? halves
+  static constexpr int dot_kind = P::has_halves                           ? in_halves
                                   : P::codes == Codes::s8                 ? signed_codes
                                   : P::codes == Codes::u4 || P::zero != 0 ? eight_sums
                                                                           : four_sums;
@@ -153,6 +154,12 @@ struct Ops<Avx2> {
     x[0] = _mm_cvtsi128_si32(_mm_add_epi16(low, high));
     x[1] = _mm_cvtsi128_si32(low);
     x[2] = _mm_cvtsi128_si32(high);
+  }
+
+  MOXIE_INLINE static F offset_sums(const Int8Block& x, const Ints (&h)[2]) noexcept {
+    const __m256i first = _mm256_set1_epi32(x.minus[1]), second = _mm256_set1_epi32(x.minus[2]);
+    return to_float({_mm256_add_epi32(_mm256_madd_epi16(first, h[0].lo), _mm256_madd_epi16(second, h[1].lo)),
+                     _mm256_add_epi32(_mm256_madd_epi16(first, h[0].hi), _mm256_madd_epi16(second, h[1].hi))});
   }
 
   template <int kind, int zero, int T, class W>
@@ -206,8 +213,8 @@ struct Ops<Avx2> {
       if constexpr (kind == eight_sums) {
         add_group(Constant<0>{}, Constant<8>{}, 0, Bytes{ones, ones}, false);
       } else {
-        add_group(Constant<0>{}, Constant<4>{}, 1, kind == halves ? h[0] : Bytes{ones, ones}, false);
-        add_group(Constant<4>{}, Constant<4>{}, 2, kind == halves ? h[1] : Bytes{ones, ones}, true);
+        add_group(Constant<0>{}, Constant<4>{}, 1, kind == in_halves ? h[0] : Bytes{ones, ones}, false);
+        add_group(Constant<4>{}, Constant<4>{}, 2, kind == in_halves ? h[1] : Bytes{ones, ones}, true);
       }
     }
     unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[t] = to_float(sums[t]); });

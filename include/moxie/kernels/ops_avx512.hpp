@@ -68,7 +68,7 @@ struct Avx512Ops {
     return _mm512_mul_ps(power(half, 64), power(_mm512_sub_epi32(c, half), 62));
   }
   MOXIE_INLINE static F load_u8(const std::byte* p) noexcept { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_128(p))); }
-  MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept { return _mm512_cvtepi8_epi32(load_128(p)); }
+  MOXIE_INLINE static Ints halves(panel::Bytes16 x) noexcept { return _mm512_cvtepi8_epi32((__m128i)x); }
   MOXIE_INLINE static F halves_float(Ints x) noexcept { return _mm512_cvtepi32_ps(x); }
   MOXIE_INLINE static Ints load_ints(const std::byte* p) noexcept { return _mm512_loadu_si512(p); }
   MOXIE_INLINE static void store_ints(std::byte* p, Ints x) noexcept { _mm512_storeu_si512(p, x); }
@@ -84,17 +84,17 @@ struct Avx512Ops {
   static constexpr bool sums_in_registers = true;
   /// Unpacking takes shifts and masks, which run beside the products: nothing is gained by keeping unpacked bytes.
   static constexpr bool stages = false;
-  enum Kind { plain, halves };
-  /// The zero point of formats with halves, with which their sums lie in an Int8Block: it saves two shifts a token.
-  static constexpr int halves_zero = 32;
+  enum Kind { plain, in_halves };
+  /// The largest zero point of formats with halves, with which their sums lie in an Int8Block: it saves two shifts a token.
+  static constexpr int halves_zero = 32, minus_unit = halves_zero;
   template <class P>
-  static constexpr int dot_kind = P::has_halves ? halves : plain;
+  static constexpr int dot_kind = P::has_halves ? in_halves : plain;
   template <class P>
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
   /// Of 32 registers a token takes 2 (integer and float sums), or 3 with halves; others: codes, scale, offset (or 2 halves), a
   /// mask, one product.
   template <int kind>
-  static constexpr int tile = kind == halves ? 8 : 12;
+  static constexpr int tile = kind == in_halves ? 8 : 12;
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
@@ -107,20 +107,27 @@ struct Avx512Ops {
     x[2] = -halves_zero * high;
   }
 
+  MOXIE_INLINE static F offset_sums(const Int8Block& x, const Ints (&h)[2]) noexcept {
+    const F first = _mm512_cvtepi32_ps(_mm512_set1_epi32(x.minus[1])), second = _mm512_cvtepi32_ps(_mm512_set1_epi32(x.minus[2]));
+    return _mm512_fmadd_ps(second, _mm512_cvtepi32_ps(h[1]), _mm512_mul_ps(first, _mm512_cvtepi32_ps(h[0])));
+  }
+
   template <int kind, int zero, int T, class W>
   MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums)[T]) noexcept {
-    static_assert(kind != halves || zero == halves_zero);
+    static_assert(kind != in_halves || zero <= halves_zero);
     Ints first[T];
     const auto start = [&](int part, Ints(&to)[T]) MOXIE_INLINE_LAMBDA {
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
         to[t] = zero == 0 ? _mm512_setzero_si512() : _mm512_set1_epi32(x[t].minus[part]);
-        if constexpr (zero != 0 && kind != halves) to[t] = _mm512_slli_epi32(to[t], __builtin_ctz(zero));
+        if constexpr (zero != 0 && kind != in_halves) to[t] = _mm512_slli_epi32(to[t], __builtin_ctz(zero));
+        if constexpr (zero != 0 && kind == in_halves && zero != halves_zero)
+          to[t] = _mm512_srai_epi32(to[t], __builtin_ctz(halves_zero / zero));
       });
     };
     const auto add_register = [&](Bytes codes, int j, Ints(&to)[T]) MOXIE_INLINE_LAMBDA {
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { to[t] = _mm512_dpbusd_epi32(to[t], codes, broadcast(x[t].q + 4 * j)); });
     };
-    if constexpr (kind == halves) {
+    if constexpr (kind == in_halves) {
       // Products of a sum and its scale are exact in f32, as is their sum: below 2 * 128 * 16 * 32 * 127 < 2^24.
       start(1, first);
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value, first); });

@@ -32,16 +32,16 @@ namespace moxie::kernels {
 
 template <class A>
 struct AvxVnniOps : Ops<Avx2>, MinusSums {
-  using MinusSums::minus_sums;
-  MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept {
-    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  using MinusSums::minus_sums, MinusSums::minus_unit;
+  MOXIE_INLINE static Ints halves(panel::Bytes16 bytes) noexcept {
+    const auto x = (__m128i)bytes;
     return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
   }
   MOXIE_INLINE static F halves_float(Ints x) noexcept { return to_float(x); }
 
-  enum Kind { whole, halves };
+  enum Kind { whole, in_halves };
   template <class P>
-  static constexpr int dot_kind = P::has_halves ? halves : whole;
+  static constexpr int dot_kind = P::has_halves ? in_halves : whole;
   template <class P>
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
   /// Of 16 registers a token takes 2 (the sums of 8 rows each); others: 2 of codes, one broadcast. 12 sums in flight also cover a
@@ -58,10 +58,16 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
     return x;
   }
 
+  MOXIE_INLINE static F offset_sums(const Int8Block& x, const Ints (&h)[2]) noexcept {
+    const __m256i first = _mm256_set1_epi32(x.minus[1]), second = _mm256_set1_epi32(x.minus[2]);
+    return to_float({_mm256_add_epi32(_mm256_mullo_epi32(first, h[0].lo), _mm256_mullo_epi32(second, h[1].lo)),
+                     _mm256_add_epi32(_mm256_mullo_epi32(first, h[0].hi), _mm256_mullo_epi32(second, h[1].hi))});
+  }
+
   template <int kind, int zero, int T, class W>
   MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums)[T]) noexcept {
     Ints whole[T];
-    if constexpr (kind == halves) {  // products of a sum and its scale are exact in f32, and so is their sum
+    if constexpr (kind == in_halves) {  // products of a sum and its scale are exact in f32, and so is their sum
       F low[T];
       dot_registers<0, 4, 1, zero, T>(w, x, whole);
       const F h0 = to_float(h[0]);

@@ -15,6 +15,7 @@ namespace moxie::kernels {
 
 /// Ops::minus_sums of architectures whose dot() multiplies all three words by the zero point.
 struct MinusSums {
+  static constexpr int minus_unit = 1;
   MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
     x[0] = -(low + high);
     x[1] = -low;
@@ -112,9 +113,9 @@ struct Ops : MinusSums {
   MOXIE_INLINE static F load_u8(const std::byte* p) noexcept {
     return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return static_cast<float>(as_u8(p)[i]); });
   }
-  MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept {
+  MOXIE_INLINE static Ints halves(panel::Bytes16 bytes) noexcept {
     Ints x;
-    for (int i = 0; i < 16; ++i) x.v[i] = static_cast<std::int8_t>(p[i]);
+    for (int i = 0; i < 16; ++i) x.v[i] = static_cast<std::int8_t>(bytes[i]);
     return x;
   }
   MOXIE_INLINE static F halves_float(const Ints& x) noexcept { return to_float(x); }
@@ -133,9 +134,9 @@ struct Ops : MinusSums {
   }
 
   static constexpr bool sums_in_registers = false;
-  enum Kind { unsigned_codes, signed_codes, halves };
+  enum Kind { unsigned_codes, signed_codes, in_halves };
   template <class P>
-  static constexpr int dot_kind = P::has_halves           ? halves
+  static constexpr int dot_kind = P::has_halves           ? in_halves
                                   : P::codes == Codes::s8 ? signed_codes
                                                           : unsigned_codes;
   template <int kind>
@@ -148,11 +149,16 @@ struct Ops : MinusSums {
     return x;
   }
 
+  MOXIE_INLINE static F offset_sums(const Int8Block& x, const Ints (&h)[2]) noexcept {
+    return from_scalars([&](int i)
+                            MOXIE_INLINE_LAMBDA { return static_cast<float>(x.minus[1] * h[0].v[i] + x.minus[2] * h[1].v[i]); });
+  }
+
   template <int kind, int zero, int T, class W>
   MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums_out)[T]) noexcept {
     Ints sums[T];
     for (int t = 0; t < T; ++t) {
-      const std::int32_t first = zero * x[t].minus[kind == halves ? 1 : 0];
+      const std::int32_t first = zero * x[t].minus[kind == in_halves ? 1 : 0];
       for (std::int32_t& s : sums[t].v) s = first;
     }
     const auto add_register = [&](const Bytes& codes, int j) MOXIE_INLINE_LAMBDA {
@@ -169,7 +175,7 @@ struct Ops : MinusSums {
         }
       }
     };
-    if constexpr (kind == halves) {
+    if constexpr (kind == in_halves) {
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value); });
       Ints low[T];
       for (int t = 0; t < T; ++t) {

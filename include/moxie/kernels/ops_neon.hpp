@@ -134,8 +134,8 @@ struct Ops<Neon> : MinusSums {
     return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(low))),
             vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(high)))};
   }
-  MOXIE_INLINE static Ints load_halves(const std::byte* p) noexcept {
-    const int8x16_t x = vreinterpretq_s8_u8(vld1q_u8(as_u8(p)));
+  MOXIE_INLINE static Ints halves(panel::Bytes16 bytes) noexcept {
+    const auto x = (int8x16_t)bytes;
     const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_s8(vget_high_s8(x));
     return {vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
             vmovl_s16(vget_high_s16(high))};
@@ -163,9 +163,9 @@ struct Ops<Neon> : MinusSums {
   static constexpr bool sums_in_registers = false;
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the pipes that the products need.
   static constexpr bool stages = true;
-  enum Kind { whole, halves };
+  enum Kind { whole, in_halves };
   template <class P>
-  static constexpr int dot_kind = P::has_halves ? halves : whole;
+  static constexpr int dot_kind = P::has_halves ? in_halves : whole;
   template <class P>
   static constexpr int zero = P::zero;
   /// Of 32 registers a token takes 3: the sums of 8 rows (of 4 rows in two halves) and half a block of activations; others: codes.
@@ -178,21 +178,29 @@ struct Ops<Neon> : MinusSums {
     return x;
   }
 
+  MOXIE_INLINE static F offset_sums(const Int8Block& x, const Ints (&h)[2]) noexcept {
+    return each([&](int i) MOXIE_INLINE_LAMBDA {
+      return vcvtq_f32_s32(vmlaq_n_s32(vmulq_n_s32(h[0].v[i], x.minus[1]), h[1].v[i], x.minus[2]));
+    });
+  }
+
   template <int kind, int zero, int T, class W>
   MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums)[T]) noexcept {
-    constexpr int together = (kind == halves ? 2 : 4) / (T > 4 ? 2 : 1);  // registers of rows whose sums are in registers at once
+    constexpr int together =
+        (kind == in_halves ? 2 : 4) / (T > 4 ? 2 : 1);  // registers of rows whose sums are in registers at once
     unroll_constant<4 / together>([&](auto pass) MOXIE_INLINE_LAMBDA {
       constexpr int row = pass.value * together;
       __asm__ volatile("" : "+r"(x));  // starts are loaded again in each pass: kept, they would take registers
       int32x4_t sum[2][T][together];
       unroll_constant<2>([&](auto half) MOXIE_INLINE_LAMBDA {
-        constexpr int of = kind == halves ? half.value : 0;  // the sums of the two halves of the block, or one for both
+        constexpr int of = kind == in_halves ? half.value : 0;  // the sums of the two halves of the block, or one for both
         int8x16_t a[T];
         unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
           a[t] = vld1q_s8(x[t].q + 16 * half.value);
           if constexpr (half.value == of) {
             int32x4_t start = vdupq_n_s32(0);
-            if constexpr (zero != 0) start = vshlq_n_s32(vdupq_n_s32(x[t].minus[kind == halves ? 1 + of : 0]), __builtin_ctz(zero));
+            if constexpr (zero != 0)
+              start = vshlq_n_s32(vdupq_n_s32(x[t].minus[kind == in_halves ? 1 + of : 0]), __builtin_ctz(zero));
             unroll<together>([&](int r) MOXIE_INLINE_LAMBDA { sum[of][t][r] = start; });
           }
         });
@@ -209,8 +217,7 @@ struct Ops<Neon> : MinusSums {
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
         unroll<together>([&](int r) MOXIE_INLINE_LAMBDA {
           int32x4_t total = sum[0][t][r];
-          if constexpr (kind == halves)
-            total = vmlaq_s32(vmulq_s32(total, h[0].v[row + r]), sum[1][t][r], h[1].v[row + r]);
+          if constexpr (kind == in_halves) total = vmlaq_s32(vmulq_s32(total, h[0].v[row + r]), sum[1][t][r], h[1].v[row + r]);
           sums[t].v[row + r] = vcvtq_f32_s32(total);
         });
       });

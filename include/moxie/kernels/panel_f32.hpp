@@ -69,12 +69,16 @@ template <class A, class Format>
       unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
         typename O::F scale = P::template scale<O>(chunk, b);
         if constexpr (P::has_halves) scale = O::mul(scale, O::halves_float(P::template half<O>(chunk, b, j.value / 4)));
+        typename O::F offset = O::set1(0);
+        if constexpr (P::has_offset) offset = P::template offset<O>(chunk, b);
+        if constexpr (P::has_offset && P::has_halves)
+          offset = O::mul(offset, O::halves_float(P::template half_offset<O>(chunk, b, j.value / 4)));
         const auto code = P::template code<O, j.value>(chunk, b);
         unroll_constant<4>([&](auto i) MOXIE_INLINE_LAMBDA {
           typename O::F w = O::template code_floats<i.value, P::codes == Codes::s8>(code);
           if constexpr (P::zero != 0) w = O::add(w, O::set1(-P::zero));
           w = O::mul(w, scale);  // exact, so a compiler that fuses it with the next addition changes nothing
-          if constexpr (P::has_offset) w = O::add(w, P::template offset<O>(chunk, b));
+          if constexpr (P::has_offset) w = O::add(w, offset);
           O::store(to + stride * (4 * j.value + i.value), w);
         });
       });

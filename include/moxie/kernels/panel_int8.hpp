@@ -7,6 +7,7 @@
 //          (formats with halves: sc[0] * sum of the first 16 + sc[1] * sum of the last 16; below 2^24)
 //   acc  = fma(float(isum), scale * d, acc)                             scale of the weights' block, d of the activations'
 //   acc  = fma(offset, float(sum of q) * d, acc)                        formats with an offset only
+//          (and halves: fma(float(mn[0] * sum of the first 16 q + mn[1] * sum of the last 16), offset * d, acc))
 //
 // so the bits are the same on every architecture with a fused multiply-add, for every tile.
 //
@@ -28,8 +29,10 @@ namespace moxie::kernels {
 
 namespace int8 {
 
-// A staged block: 8 registers of codes, scales, and offsets or two halves.
-inline constexpr int staged_scale = 512, staged_extra = 576, staged_bytes = 704;
+// A staged block: 8 registers of codes, scales, and offsets or two halves, or offsets, two halves and two of the offsets.
+inline constexpr int staged_scale = 512, staged_extra = 576;
+template <class W>
+inline constexpr int staged_bytes = W::offset&& W::halves ? 896 : 704;
 // 16 staged blocks (11 KB) stay in a first-level cache of 32 KB beside a tile of activations (12 rows x 16 blocks: 10 KB) and its
 // sums.
 inline constexpr int stage_blocks = 16;
@@ -56,7 +59,7 @@ MOXIE_INLINE constexpr std::int64_t panel_bytes(std::int64_t k) noexcept {
 template <class A, int kind_, int zero_, bool offset_>
 struct Way {
   static constexpr int kind = kind_, zero = zero_;
-  static constexpr bool offset = offset_, halves = kind_ == Ops<A>::halves;
+  static constexpr bool offset = offset_, halves = kind_ == Ops<A>::in_halves;
   static constexpr int tile = Ops<A>::template tile<kind_>;
 };
 template <class A, class P>
@@ -121,18 +124,46 @@ struct TileSums<A, tokens, false> {
   }
 };
 
+/// What a block's sums are multiplied by; of the members those that the format has.
+template <class A>
+struct BlockScales {
+  using O = Ops<A>;
+  typename O::F scale, offset = O::set1(0);
+  typename O::Ints halves[2]{}, offsets[2]{};
+};
+
 /// One block of 16 rows of weights for a tile of tokens.
 template <class A, class W, int tokens, class Code, class Sums>
-MOXIE_INLINE void add_block(Code&& code, typename Ops<A>::F scale, typename Ops<A>::F offset,
-                            const typename Ops<A>::Ints (&halves)[2], const Int8Block* x, Sums& acc) noexcept {
+MOXIE_INLINE void add_block(Code&& code, const BlockScales<A>& s, const Int8Block* x, Sums& acc) noexcept {
   using O = Ops<A>;
   typename O::F sums[tokens];
-  O::template dot<W::kind, W::zero, tokens>(code, x, halves, sums);
+  O::template dot<W::kind, W::zero, tokens>(code, x, s.halves, sums);
   unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA {
-    typename O::F y = O::fma(sums[t], O::mul(scale, O::set1(x[t].d)), acc.get(t));
-    if constexpr (W::offset) y = O::fma(offset, O::set1(x[t].sum_d), y);
+    const typename O::F d = O::set1(x[t].d);
+    typename O::F y = O::fma(sums[t], O::mul(s.scale, d), acc.get(t));
+    if constexpr (W::offset && W::halves)
+      y = O::fma(O::offset_sums(x[t], s.offsets), O::mul(s.offset, d), y);
+    else if constexpr (W::offset)
+      y = O::fma(s.offset, O::set1(x[t].sum_d), y);
     acc.set(t, y);
   });
+}
+
+template <class A, class W>
+MOXIE_INLINE BlockScales<A> staged_scales(const std::byte* staged) noexcept {
+  using O = Ops<A>;
+  BlockScales<A> s{O::load(reinterpret_cast<const float*>(staged + staged_scale))};
+  const std::byte* extra = staged + staged_extra;
+  if constexpr (W::offset) {
+    s.offset = O::load(reinterpret_cast<const float*>(extra));
+    extra += 64;
+  }
+  if constexpr (W::halves)
+    for (int h = 0; h < 2; ++h) {
+      s.halves[h] = O::load_ints(extra + 64 * h);
+      if constexpr (W::offset) s.offsets[h] = O::load_ints(extra + 128 + 64 * h);
+    }
+  return s;
 }
 
 /// Staged blocks for a tile whose blocks are `step` apart; for each of them `ahead_step` bytes from `ahead` on are brought into the
@@ -142,34 +173,27 @@ template <class A, class W, int tokens>
                                 const std::byte* ahead, int ahead_step) noexcept {
   using O = Ops<A>;
   TileSums<A, tokens, false> acc(sums);
-  for (int b = 0; b < blocks; ++b, staged += staged_bytes, x += step) {
+  for (int b = 0; b < blocks; ++b, staged += staged_bytes<W>, x += step) {
     for (int i = 0; i < ahead_step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
     ahead += ahead_step;
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return O::load_bytes(staged + 64 * j.value); };
-    typename O::F offset = O::set1(0);
-    typename O::Ints halves[2]{};
-    if constexpr (W::offset) offset = O::load(reinterpret_cast<const float*>(staged + staged_extra));
-    if constexpr (W::halves) {
-      halves[0] = O::load_ints(staged + staged_extra);
-      halves[1] = O::load_ints(staged + staged_extra + 64);
-    }
-    add_block<A, W, tokens>(code, O::load(reinterpret_cast<const float*>(staged + staged_scale)), offset, halves, x, acc);
+    add_block<A, W, tokens>(code, staged_scales<A, W>(staged), x, acc);
   }
 }
 
 template <class A, class Format>
-MOXIE_INLINE typename Ops<A>::F offset_of(const std::byte* chunk, int b) noexcept {
-  if constexpr (Panel<Format>::has_offset)
-    return Panel<Format>::template offset<Ops<A>>(chunk, b);
-  else
-    return Ops<A>::set1(0);
-}
-template <class A, class Format>
-MOXIE_INLINE void halves_of(const std::byte* chunk, int b, typename Ops<A>::Ints (&halves)[2]) noexcept {
-  if constexpr (Panel<Format>::has_halves) {
-    halves[0] = Panel<Format>::template half<Ops<A>>(chunk, b, 0);
-    halves[1] = Panel<Format>::template half<Ops<A>>(chunk, b, 1);
-  }
+MOXIE_INLINE BlockScales<A> scales_of(const std::byte* chunk, int b) noexcept {
+  using O = Ops<A>;
+  using P = Panel<Format>;
+  BlockScales<A> s{P::template scale<O>(chunk, b)};
+  if constexpr (P::has_offset) s.offset = P::template offset<O>(chunk, b);
+  if constexpr (P::has_offset && P::has_halves) s.offset = O::mul(s.offset, O::set1(-1.0f / O::minus_unit));
+  if constexpr (P::has_halves)
+    for (int h = 0; h < 2; ++h) {
+      s.halves[h] = P::template half<O>(chunk, b, h);
+      if constexpr (P::has_offset) s.offsets[h] = P::template half_offset<O>(chunk, b, h);
+    }
+  return s;
 }
 template <class A, class Format, int j>
 MOXIE_INLINE typename Ops<A>::Bytes operand_of(const std::byte* chunk, int b) noexcept {
@@ -188,19 +212,23 @@ MOXIE_INLINE void for_blocks(const std::byte* panel, std::int64_t first, int blo
 template <class A, class Format>
 [[gnu::noinline]] void stage(const std::byte* panel, std::int64_t first, int blocks, std::byte* staged) noexcept {
   using O = Ops<A>;
+  using W = WayOf<A, Panel<Format>>;
   for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int i) MOXIE_INLINE_LAMBDA {
-    std::byte* out = staged + i * staged_bytes;
+    std::byte* out = staged + i * staged_bytes<W>;
     unroll_constant<8>([&](auto j)
                            MOXIE_INLINE_LAMBDA { O::store_bytes(out + 64 * j.value, operand_of<A, Format, j.value>(chunk, b)); });
-    O::store(reinterpret_cast<float*>(out + staged_scale), Panel<Format>::template scale<O>(chunk, b));
-    if constexpr (Panel<Format>::has_offset)
-      O::store(reinterpret_cast<float*>(out + staged_extra), offset_of<A, Format>(chunk, b));
-    if constexpr (Panel<Format>::has_halves) {
-      typename O::Ints halves[2];
-      halves_of<A, Format>(chunk, b, halves);
-      O::store_ints(out + staged_extra, halves[0]);
-      O::store_ints(out + staged_extra + 64, halves[1]);
+    const BlockScales<A> s = scales_of<A, Format>(chunk, b);
+    O::store(reinterpret_cast<float*>(out + staged_scale), s.scale);
+    out += staged_extra;
+    if constexpr (W::offset) {
+      O::store(reinterpret_cast<float*>(out), s.offset);
+      out += 64;
     }
+    if constexpr (W::halves)
+      for (int h = 0; h < 2; ++h) {
+        O::store_ints(out + 64 * h, s.halves[h]);
+        if constexpr (W::offset) O::store_ints(out + 128 + 64 * h, s.offsets[h]);
+      }
   });
 }
 
@@ -231,10 +259,7 @@ template <class A, class Format, int tokens>
   for_blocks<Format>(panel, 0, blocks, [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
     ahead.fetch<block_bytes<Format>>(chunk + b * block_bytes<Format>);
     const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk, b); };
-    typename O::Ints halves[2]{};
-    halves_of<A, Format>(chunk, b, halves);
-    add_block<A, WayOf<A, Panel<Format>>, tokens>(code, Panel<Format>::template scale<O>(chunk, b),
-                                                  offset_of<A, Format>(chunk, b), halves, x, acc);
+    add_block<A, WayOf<A, Panel<Format>>, tokens>(code, scales_of<A, Format>(chunk, b), x, acc);
     x += step;
   });
   unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { O::store(out + t * out_stride, acc.get(t)); });
@@ -248,7 +273,7 @@ void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first,
   const auto k_blocks = static_cast<int>(rows.k / block_k);
   if constexpr (Ops<A>::stages) {
     if (count > 4) {
-      alignas(64) std::byte staged[stage_blocks * staged_bytes];
+      alignas(64) std::byte staged[stage_blocks * staged_bytes<W>];
       alignas(64) float sums[max_tokens * panel_rows];
       __builtin_memset(sums, 0, static_cast<std::size_t>(count) * panel_rows * sizeof(float));
       for (int b = 0; b < k_blocks; b += stage_blocks) {

@@ -10,6 +10,8 @@
 #include <moxie/quant/iq4_nl.hpp>
 #include <moxie/quant/iq4_xs.hpp>
 #include <moxie/quant/mxfp4.hpp>
+#include <moxie/quant/q2_k.hpp>
+#include <moxie/quant/q3_k.hpp>
 #include <moxie/quant/q4_0.hpp>
 #include <moxie/quant/q4_1.hpp>
 #include <moxie/quant/q4_k.hpp>
@@ -26,7 +28,8 @@ struct TypeList {
   static constexpr int size = static_cast<int>(sizeof...(T));
 };
 
-using Formats = TypeList<F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4>;
+using Formats =
+    TypeList<F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4>;
 
 /// A format that can be written; the others are only read.
 template <class Format>

@@ -69,7 +69,7 @@ struct Panel<IQ4_XS> {
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int b) noexcept {
-    return O::mul(O::load_f16(p + d), O::halves_float(O::load_halves(p + scales + 16 * b)));
+    return O::mul(O::load_f16(p + d), O::halves_float(O::halves(panel::load16(p + scales + 16 * b))));
   }
 };
 

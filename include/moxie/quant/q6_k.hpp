@@ -91,7 +91,7 @@ struct Panel<Q6_K> {
   }
   template <class O>
   MOXIE_INLINE static typename O::Ints half(const std::byte* p, int b, int h) noexcept {
-    return O::load_halves(p + scales + 32 * b + 16 * h);
+    return O::halves(panel::load16(p + scales + 32 * b + 16 * h));
   }
 };
 
