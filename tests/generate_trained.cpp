@@ -80,7 +80,7 @@ Model load_fast(const std::string& file) { return Model::load(file, {.threads = 
 /// GGUF files that are kept and whose weight types moxie reads.
 std::vector<std::string> types_of(const std::string& folder, const std::string& name) {
   std::vector<std::string> found;
-  for (const char* type : {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"})
+  for (const char* type : {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "IQ4_NL", "Q3_K_M", "Q2_K"})
     if (std::filesystem::exists(folder + "/" + name + "-" + type + ".gguf")) found.push_back(type);
   return found;
 }
