@@ -112,6 +112,10 @@ TEST_CASE("qwen3_moe gives the results of transformers") {
   compare_with_transformers("qwen3_moe");
   compare_with_transformers("qwen3_moe_yarn");
 }
+TEST_CASE("olmoe gives the results of transformers, with q, k and v clipped and without") {
+  compare_with_transformers("olmoe");
+  compare_with_transformers("olmoe_clip");
+}
 TEST_CASE("deepseek_v2 gives the results of transformers") {
   compare_with_transformers("deepseek_v2_lite");
   compare_with_transformers("deepseek_v2");
@@ -161,6 +165,9 @@ TEST_CASE("qwen2moe GGUF files give the logits of their dequantized weights, and
 }
 TEST_CASE("mixtral GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   compare_with_llama_cpp("mixtral");
+}
+TEST_CASE("olmoe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
+  compare_with_llama_cpp("olmoe");
 }
 TEST_CASE("deepseek2 GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   for (const char* name : {"deepseek2-lite", "deepseek2-v2", "deepseek2-v3"}) compare_with_llama_cpp(name);

@@ -82,7 +82,8 @@ json summary(const ModelConfig& c) {
           {"kv_heads", a.n_kv_heads},
           {"head_dim", a.head_dim},
           {"scale", digits(static_cast<double>(a.scale))},
-          {"qk_norm", a.qk_norm == moxie::QkNorm::per_head},
+          {"qk_norm", static_cast<int>(a.qk_norm)},
+          {"clip", digits(static_cast<double>(a.clip_qkv))},
           {"windows", windows},
           {"q_lora", a.q_lora_rank},
           {"kv_lora", a.kv_lora_rank},
@@ -136,7 +137,7 @@ void check_tensors(const ModelDescription& d) {
     }
     if (c.attention.kind == moxie::AttentionKind::gqa) {
       CHECK((t.q && t.k && t.v));
-      CHECK(t.q_norm.has_value() == (c.attention.qk_norm == moxie::QkNorm::per_head));
+      CHECK(t.q_norm.has_value() == (c.attention.qk_norm != moxie::QkNorm::none));
     } else {
       CHECK((t.kv_a && t.kv_a_norm));
       CHECK(t.q.has_value() == (c.attention.q_lora_rank == 0));
@@ -168,10 +169,11 @@ void for_each_gguf(const std::string& folder, F&& f) {
     f(*path + "/" + name, about);
   }
 }
-const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3"};
+const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3"};
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
-                                  "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8"};
+                                  "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
+                                  "olmoe",       "olmoe_clip"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -253,6 +255,19 @@ TEST_CASE("values of config.json in both of its forms arrive, defaults included"
     CHECK(r.original_context == 32);
     CHECK(r.magnitude == doctest::Approx(0.1 * std::log(4.0) + 1.0).epsilon(1e-12));
     CHECK_FALSE(d->config.moe.router.norm_topk_prob);
+  }
+  if (const auto d = config_of("olmoe")) {
+    CHECK(d->config.attention.qk_norm == moxie::QkNorm::all_heads);
+    CHECK(d->config.attention.clip_qkv == 0.0f);
+    CHECK_FALSE(d->config.moe.router.norm_topk_prob);
+    CHECK(d->config.moe.moe_intermediate_size == 48);
+  }
+  if (const auto d = config_of("olmoe_clip")) {
+    CHECK(d->config.attention.clip_qkv == 1.5f);
+    CHECK(d->config.moe.router.norm_topk_prob);
+    CHECK(d->tensors.layers[0].q_norm->tensor.shape == std::vector<std::int64_t>{64});
+    CHECK(d->tensors.layers[0].k_norm->tensor.shape == std::vector<std::int64_t>{32});
+    CHECK_FALSE(d->tensors.output.has_value());
   }
   if (const auto d = config_of("deepseek_v2_lite")) {
     CHECK(d->config.attention.q_lora_rank == 0);
@@ -393,12 +408,15 @@ TEST_CASE("a model whose rotation llama.cpp has only in pairs is written with pe
           (tensor.name.ends_with("attn_q_b.weight") || tensor.name.ends_with("attn_kv_a_mqa.weight")));
 }
 
-TEST_CASE("missing, misshaped and mistyped tensors are listed together, with what they should be") {
-  const auto path = test::shared_path("gguf/qwen3moe/BF16.gguf");
-  if (!path) return;
-  const moxie::GgufFile file = moxie::GgufFile::open(*path);
-  const auto describe = [&](const std::function<void(Views&)>& change) {
-    return error_of([&] { moxie::describe_gguf(file.metadata(), with(file.tensors(), change), *path); });
+/// Every tensor of a file left out, misshaped, mistyped and renamed; returns what describes the file with other changes.
+std::function<std::string(const std::function<void(Views&)>&)> check_every_tensor(const std::string& folder) {
+  const auto path = test::shared_path("gguf/" + folder + "/BF16.gguf");
+  if (!path) return {};
+  CAPTURE(folder);
+  const auto opened = std::make_shared<moxie::GgufFile>(moxie::GgufFile::open(*path));
+  const moxie::GgufFile& file = *opened;
+  const auto describe = [opened, path = *path](const std::function<void(Views&)>& change) {
+    return error_of([&] { moxie::describe_gguf(opened->metadata(), with(opened->tensors(), change), path); });
   };
   CHECK(describe([](Views&) {}) == "");
   for (const auto& [name_bound, view] : file.tensors().all()) {
@@ -421,6 +439,14 @@ TEST_CASE("missing, misshaped and mistyped tensors are listed together, with wha
     });
     CHECK(contains(renamed, "is missing"));
   }
+  return describe;
+}
+
+TEST_CASE("missing, misshaped and mistyped tensors are listed together, with what they should be") {
+  const auto norms = check_every_tensor("olmoe");
+  const auto describe = check_every_tensor("qwen3moe");
+  if (!norms || !describe) return;
+  CHECK(contains(norms([](Views& views) { views["blk.1.attn_k_norm.weight"].shape = {16}; }), "[16]; it must be [64]"));
   const std::string two = describe([](Views& views) {
     views.erase("blk.0.attn_q.weight");
     views["blk.1.attn_k_norm.weight"].shape = {7};
@@ -592,7 +618,8 @@ TEST_CASE("options that would change the result are refused, not ignored") {
   if (!test::shared_path("models/mixtral")) return;
   CHECK(contains(refused("mixtral", {{"hidden_act", "gelu"}}),
                  "hidden_act: is \"gelu\"; moxie has this family only with \"silu\""));
-  CHECK(contains(refused("mixtral", {{"model_type", "olmoe"}}), "deepseek_v2, deepseek_v3, qwen2_moe, qwen3_moe, mixtral"));
+  CHECK(contains(refused("mixtral", {{"model_type", "flex_olmo"}}), "deepseek_v2, deepseek_v3, qwen2_moe, qwen3_moe, mixtral, olmoe"));
+  CHECK(contains(refused("mixtral", {{"clip_qkv", 8}}), "clip_qkv"));
   CHECK(contains(refused("mixtral", {{"rope_scaling", {{"type", "longrope"}}}}), "linear, dynamic, yarn and llama3"));
   CHECK(contains(refused("mixtral", {{"quantization_config", {{"quant_method", "awq"}}}}), "convert the model to GGUF"));
   CHECK(contains(refused("mixtral", {{"attention_bias", true}}), "attention_bias"));
@@ -656,7 +683,11 @@ TEST_CASE("attention_bias asks for the biases of every projection that has one")
   };
   if (!test::shared_path("models/qwen3_moe")) return;
   const std::string qwen = missing("qwen3_moe");
-  for (const char* name : {"q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"}) CHECK(contains(qwen, name));
+  const std::string olmoe = missing("olmoe");
+  for (const char* name : {"q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"}) {
+    CHECK(contains(qwen, name));
+    CHECK(contains(olmoe, name));
+  }
   const std::string deepseek = missing("deepseek_v3");
   for (const char* name : {"q_a_proj.bias", "kv_a_proj_with_mqa.bias", "o_proj.bias"}) CHECK(contains(deepseek, name));
   CHECK_FALSE(contains(deepseek, "q_b_proj.bias"));

@@ -78,7 +78,9 @@ class Model {
       return heads;
     }
     const auto kv_heads = config()["num_key_value_heads"].get<std::size_t>();
-    const Row v = product(attention + "v_proj", x);
+    Row v = product(attention + "v_proj", x);
+    if (const auto clip = config().find("clip_qkv"); clip != config().end() && clip->is_number())
+      for (double& value : v) value = std::clamp(value, -clip->get<double>(), clip->get<double>());
     const std::size_t dim = v.size() / kv_heads;
     for (std::size_t h = 0; h < n_heads; ++h)
       for (std::size_t i = 0; i < dim; ++i) heads.push_back(v[h / (n_heads / kv_heads) * dim + i]);
@@ -113,6 +115,8 @@ const Family families[] = {
     {"qwen2_moe", "mlp.", "gate_proj", "up_proj", "down_proj", "shared_expert.", "", softmax},
     {"qwen2_moe_norm", "mlp.", "gate_proj", "up_proj", "down_proj", "shared_expert.", "", softmax_norm},
     {"qwen3_moe", "mlp.", "gate_proj", "up_proj", "down_proj", "", "", softmax_norm},
+    {"olmoe", "mlp.", "gate_proj", "up_proj", "down_proj", "", "", softmax},
+    {"olmoe_clip", "mlp.", "gate_proj", "up_proj", "down_proj", "", "", softmax_norm},
     {"deepseek_v2_lite", "mlp.", "gate_proj", "up_proj", "down_proj", "shared_experts.", "", softmax},
     {"deepseek_v2", "mlp.", "gate_proj", "up_proj", "down_proj", "shared_experts.", "", softmax},
     {"deepseek_v3", "mlp.", "gate_proj", "up_proj", "down_proj", "shared_experts.", "gate.e_score_correction_bias", sigmoid},

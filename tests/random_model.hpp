@@ -102,6 +102,17 @@ inline moxie::ModelConfig mixtral_config(moxie::Dtype type) {
   return c;
 }
 
+/// olmoe: q and k norms over all heads, q, k and v clipped, weights of experts that are not renormalized.
+inline moxie::ModelConfig olmoe_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "olmoe";
+  c.attention.qk_norm = moxie::QkNorm::all_heads;
+  c.attention.clip_qkv = 1.5f;
+  c.intermediate_size = c.moe.moe_intermediate_size;  // one key for both
+  c.moe.router.norm_topk_prob = false;
+  return c;
+}
+
 /// deepseek_v3: latent attention with a query rank, sigmoid scores with groups and a selection bias, a first dense layer.
 inline moxie::ModelConfig deepseek_v3_config(moxie::Dtype type) {
   const OddSizes s = odd_sizes(type);
@@ -171,9 +182,10 @@ class RandomModelWriter {
       matrix(at + "attn_k.weight", {kv, h}, type_);
       matrix(at + "attn_v.weight", {kv, h}, type_);
       matrix(at + "attn_output.weight", {h, q}, type_);
-      if (a.qk_norm == moxie::QkNorm::per_head) {
-        norm(at + "attn_q_norm.weight", a.head_dim, 2.0f);
-        norm(at + "attn_k_norm.weight", a.head_dim);
+      if (a.qk_norm != moxie::QkNorm::none) {
+        const bool per_head = a.qk_norm == moxie::QkNorm::per_head;
+        norm(at + "attn_q_norm.weight", per_head ? a.head_dim : q, 2.0f);
+        norm(at + "attn_k_norm.weight", per_head ? a.head_dim : kv);
       }
       if (config_.family == "qwen2_moe") {
         vector(at + "attn_q.bias", q, 0.0f);

@@ -167,6 +167,24 @@ TEST_CASE("vocabularies in GGUF files give the ids of llama.cpp, and the text ba
   }
 }
 
+TEST_CASE("OLMo's pre-tokenizer is GPT-2's after NFC") {
+  const auto file = test::shared_path("text/llama_cpp_vocab/ggml-vocab-gpt-2.gguf");
+  const auto rows = test::shared_path("text/llama_cpp_vocab/gpt-2.jsonl");
+  if (!file || !rows) return;
+  json metadata = moxie::GgufFile::open(*file).metadata();
+  metadata["tokenizer.ggml.pre"] = "olmo";
+  const Tokenizer tokenizer = Tokenizer::from_gguf(metadata, *file);
+  int same = 0;
+  for (const json& row : read_lines(*rows)) {
+    const std::string text = row["s"];
+    if (moxie::nfc(text) != text) continue;
+    CHECK(tokenizer.encode(text, false, false) == row["ids"].get<Ids>());
+    ++same;
+  }
+  CHECK(same > 300);
+  CHECK(tokenizer.encode("e\u0301te\u0301") == tokenizer.encode("\u00e9t\u00e9"));
+}
+
 TEST_CASE("a model's GGUF file and its tokenizer.json give the same ids") {
   const std::string base = test::data_path("text/tiny-r1");
   const Tokenizer hf = Tokenizer::from_hf(read_json(base + ".tokenizer.json"), read_json(base + ".tokenizer_config.json"), base);

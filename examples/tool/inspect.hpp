@@ -32,7 +32,7 @@ inline OrderedJson inspect_attention(const moxie::ModelConfig& config) {
   if (a.kind == moxie::AttentionKind::gqa) {
     out["n_kv_heads"] = a.n_kv_heads;
     out["head_dim"] = a.head_dim;
-    out["qk_norm"] = a.qk_norm == moxie::QkNorm::per_head;
+    out["qk_norm"] = a.qk_norm != moxie::QkNorm::none;
     std::int64_t window = 0;
     for (std::int64_t i = 0; i < config.n_layers; ++i) window = std::max(window, config.sliding_window(i));
     out["sliding_window"] = window;

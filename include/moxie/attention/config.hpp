@@ -8,7 +8,11 @@
 namespace moxie {
 
 enum class AttentionKind { gqa, mla };
-enum class QkNorm { none, per_head };
+enum class QkNorm {
+  none,
+  per_head,
+  all_heads  ///< one root mean square over a whole row of q or k, before it is split into heads
+};
 
 struct AttentionConfig {
   AttentionKind kind = AttentionKind::gqa;
@@ -19,6 +23,7 @@ struct AttentionConfig {
   std::int64_t n_kv_heads = 0;
   std::int64_t head_dim = 0;
   QkNorm qk_norm = QkNorm::none;
+  float clip_qkv = 0.0f;            ///< q and k after their norms, and v, are limited to [-clip_qkv, clip_qkv]; 0: they are not
   std::int64_t sliding_window = 0;  ///< keys seen, the own one included; 0: all
   // multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
   std::int64_t q_lora_rank = 0;  ///< 0: q is projected directly

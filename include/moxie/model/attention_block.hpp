@@ -136,6 +136,11 @@ class AttentionBlock {
     add_bias(context, bias, y, rows, y_stride);
   }
 
+  void clip(float* x, Index n) const noexcept {
+    if (config_.clip_qkv == 0.0f) return;
+    for (Index i = 0; i < n; ++i) x[i] = std::clamp(x[i], -config_.clip_qkv, config_.clip_qkv);
+  }
+
   void grouped_query(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations,
                      const Rope& rope, AttentionBuffers& buffers) const {
     const auto n = static_cast<Index>(rows.size());
@@ -159,15 +164,16 @@ class AttentionBlock {
         n,
         [&](std::int64_t r, int) {
           const float *cos = rotations.cos.data() + r * rotations.half, *sin = rotations.sin.data() + r * rotations.half;
-          const auto finish = [&](float* heads, Index count, const Vector& norm) {
-            for (Index h = 0; h < count; ++h) {
-              float* head = heads + h * d;
-              if (norm.size() != 0) context.kernels->rms_norm(head, norm.data(), rms_norm_eps_, d, head);
-              rope.rotate(cos, sin, head);
-            }
+          const auto finish = [&](float* heads, Index width, const Vector& norm) {
+            if (norm.size() != 0)  // of one head, or of all together
+              for (float* part = heads; part < heads + width; part += norm.size())
+                context.kernels->rms_norm(part, norm.data(), rms_norm_eps_, norm.size(), part);
+            clip(heads, width);
+            for (float* head = heads; head < heads + width; head += d) rope.rotate(cos, sin, head);
           };
-          finish(q + r * q_width, config_.n_heads, q_norm_);
-          finish(k + r * kv_width, config_.n_kv_heads, k_norm_);
+          finish(q + r * q_width, q_width, q_norm_);
+          finish(k + r * kv_width, kv_width, k_norm_);
+          clip(v + r * kv_width, kv_width);
           rows[static_cast<std::size_t>(r)].sequence->write(layer_, rows[static_cast<std::size_t>(r)].position, k + r * kv_width,
                                                             v + r * kv_width);
         },

@@ -21,6 +21,7 @@
 #include <moxie/model/families/deepseek_v2.hpp>
 #include <moxie/model/families/deepseek_v3.hpp>
 #include <moxie/model/families/mixtral.hpp>
+#include <moxie/model/families/olmoe.hpp>
 #include <moxie/model/families/qwen2_moe.hpp>
 #include <moxie/model/families/qwen3_moe.hpp>
 #include <moxie/model/families/tensor_finder.hpp>
@@ -37,7 +38,7 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe, &mixtral,
+    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe, &mixtral, &olmoe,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."

@@ -2,7 +2,7 @@
 // The pre-tokenizers that GGUF files name in tokenizer.ggml.pre.
 //
 // GGUF has the name only; the expressions are those of the models' own tokenizer.json files. Where a model's tokenizer
-// normalizes (Qwen: NFC) or takes whole words before merging (Llama 3), the table says so.
+// normalizes (Qwen, OLMo: NFC) or takes whole words before merging (Llama 3), the table says so.
 // Adding one: one entry.
 
 #include <span>
@@ -60,6 +60,7 @@ inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
 
   static const std::vector<KnownPreTokenizer> table = {
       {{"gpt-2", "phi-2"}, {gpt2_pattern}},
+      {{"olmo"}, {gpt2_pattern}, true},
       {{"starcoder", "refact", "command-r", "smollm", "codeshell"}, {R"(\p{N})", gpt2_pattern}},
       {{"llama-bpe", "llama3", "llama-v3", "falcon3"}, {llama3}, false, true, true},
       {{"dbrx", "smaug-bpe", "chatglm-bpe", "glm4"}, {llama3}},

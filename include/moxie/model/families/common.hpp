@@ -134,6 +134,7 @@ struct HfRules {
   std::int64_t context_length = 4096;
   Layout layout = Layout::half;
   Window window = Window::none;
+  bool clip_qkv = false;           ///< the key of this name may limit q, k and v
   const char* bias_key = nullptr;  ///< q, k, v (or q_a and kv_a) have biases when this is true
   bool bias_default = false;
   bool o_bias = false;  ///< then o has one too

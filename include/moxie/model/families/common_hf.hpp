@@ -26,7 +26,6 @@ namespace moxie::families {
 inline constexpr FixedOption hf_fixed_options[] = {
     {"hidden_act", "\"silu\""},
     {"partial_rotary_factor", "1"},
-    {"clip_qkv", "null"},
     {"attention_multiplier", "null"},
     {"residual_multiplier", "1"},
     {"embedding_multiplier", "1"},
@@ -37,6 +36,9 @@ inline constexpr FixedOption hf_fixed_options[] = {
     {"mlp_bias", "false"},
     {"lm_head_bias", "false"},
 };
+
+/// The same in families without HfRules::clip_qkv.
+inline constexpr FixedOption hf_without_clipping[] = {{"clip_qkv", "null"}};
 
 /// FP8 with a scale for each 128 x 128 block is the one quantization of a Hugging Face checkpoint that is read.
 inline void check_hf_quantization(const Fields& f) {
@@ -118,6 +120,7 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
   double width = 0.0;  // of a query and key
   if (a.kind == AttentionKind::gqa) {
     a.qk_norm = family.qk_norm;
+    if (family.hf.clip_qkv) a.clip_qkv = static_cast<float>(f.number("clip_qkv", 1e-6, 1e6, 0.0));
     a.n_kv_heads = f.integer("num_key_value_heads", 1, max_heads, a.n_heads);
     if (!f.contains("head_dim") && c.hidden_size % a.n_heads != 0)
       f.fail("head_dim",
@@ -234,6 +237,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
 
 inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   check_fixed(f, hf_fixed_options);
+  if (!family.hf.clip_qkv) check_fixed(f, hf_without_clipping);
   check_fixed(f, family.hf.fixed);
   check_hf_quantization(f);
   ModelConfig c;

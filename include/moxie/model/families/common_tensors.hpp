@@ -104,9 +104,10 @@ class DecoderFinder {
       t.k_bias = find_.vector(bias_name(k), kv_rows, rules_.qkv_bias);
       t.v_bias = find_.vector(bias_name(v), kv_rows, rules_.qkv_bias);
     }
-    if (a.qk_norm == QkNorm::per_head) {
-      t.q_norm = find_.vector(tensor_name(n_.q_norm, i), a.head_dim);
-      t.k_norm = find_.vector(tensor_name(n_.k_norm, i), a.head_dim);
+    if (a.qk_norm != QkNorm::none) {
+      const bool per_head = a.qk_norm == QkNorm::per_head;
+      t.q_norm = find_.vector(tensor_name(n_.q_norm, i), per_head ? a.head_dim : q_rows);
+      t.k_norm = find_.vector(tensor_name(n_.k_norm, i), per_head ? a.head_dim : kv_rows);
     }
   }
 

@@ -151,6 +151,7 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
     out[concat(a, "attention.head_count_kv")] = attention.n_kv_heads;
     out[concat(a, "attention.key_length")] = attention.head_dim;
     out[concat(a, "attention.value_length")] = attention.head_dim;
+    if (attention.clip_qkv != 0.0f) out["moxie.attention.clip_qkv"] = static_cast<double>(attention.clip_qkv);
   } else {
     const std::int64_t qk = attention.qk_nope_head_dim + attention.qk_rope_head_dim;
     out[concat(a, "attention.head_count_kv")] = split_kv_b ? 1 : attention.n_heads;
