@@ -101,7 +101,7 @@ std::string random_adapter(const std::string& folder, const ModelConfig& c, floa
 }
 
 std::vector<std::pair<std::string, ModelConfig>> all_configs(Dtype type) {
-  return {{"qwen2_moe", test::qwen2_moe_config(type)}, {"deepseek_v2", test::deepseek_v2_config(type)}, {"deepseek_v3", test::deepseek_v3_config(type)}};
+  return {{"qwen2_moe", test::qwen2_moe_config(type)}, {"olmoe", test::olmoe_config(type)}, {"deepseek_v2", test::deepseek_v2_config(type)}, {"deepseek_v3", test::deepseek_v3_config(type)}};
 }
 
 /// Largest difference of log-probabilities.
@@ -118,7 +118,7 @@ double logprob_difference(const std::vector<float>& logits, const std::vector<fl
 }  // namespace
 
 TEST_CASE("models with a PEFT adapter give PEFT's log-probabilities, from their folder and as GGUF files, beside the weights and merged") {
-  for (const char* name : {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3"}) {
+  for (const char* name : {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe_clip", "deepseek_v3"}) {
     const auto base = test::shared_path(std::string("models/") + name);
     if (!base) return;
     CAPTURE(std::string(name));

@@ -631,6 +631,24 @@ TEST_CASE("options that would change the result are refused, not ignored") {
   CHECK(contains(refused("qwen3_moe", {{"rope_parameters", {{"partial_rotary_factor", 0.5}}}}), "partial_rotary_factor"));
 }
 
+TEST_CASE("clip_qkv must be a positive number, and GGUF's clamp_kqv, which llama.cpp does not apply to olmoe, is refused") {
+  const auto folder = test::shared_path("models/olmoe"), path = test::shared_path("gguf/olmoe/BF16.gguf");
+  if (!folder || !path) return;
+  const moxie::HfFolder opened = moxie::HfFolder::open(*folder);
+  for (const json& value : {json(0), json(-8), json("8"), json(true)}) {
+    json config = opened.config;
+    config["clip_qkv"] = value;
+    CHECK_THROWS_WITH_AS(moxie::describe_hf(config, opened.tensors(), *folder), doctest::Contains("clip_qkv"), moxie::FormatError);
+  }
+  const moxie::GgufFile file = moxie::GgufFile::open(*path);
+  json metadata = file.metadata();
+  metadata["olmoe.attention.clamp_kqv"] = 8.0;
+  CHECK_THROWS_WITH_AS(moxie::describe_gguf(metadata, file.tensors(), *path), doctest::Contains("clamp_kqv"), moxie::UnsupportedError);
+  metadata["olmoe.attention.clamp_kqv"] = 0.0;
+  metadata["moxie.attention.clip_qkv"] = 8.0;
+  CHECK(moxie::describe_gguf(metadata, file.tensors(), *path).config.attention.clip_qkv == 8.0f);
+}
+
 TEST_CASE("dynamic NTK scaling, which begins beyond max_position_embeddings, leaves the frequencies of a context as they are") {
   const auto path = test::shared_path("models/mixtral");
   if (!path) return;

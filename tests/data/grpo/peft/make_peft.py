@@ -14,6 +14,7 @@ cases = {
     "qwen2_moe": dict(r=2, lora_alpha=3, use_rslora=True, target_modules=attention + networks + ["shared_expert_gate"]),
     "qwen3_moe": dict(r=1, lora_alpha=1.5, target_modules=r".*self_attn\.[qkvo]_proj|lm_head", target_parameters=experts + ["mlp.gate.weight"],
                       rank_pattern={r"^model\.layers\.[01]\.self_attn\.[qk]_proj": 3}, alpha_pattern={r"layers\.\d+\.self_attn\.v_proj": 4}),
+    "olmoe_clip": dict(r=2, lora_alpha=3, target_modules=attention, target_parameters=experts + ["mlp.gate.weight"]),
     "deepseek_v3": dict(r=1, lora_alpha=2.5, target_modules=latent + networks + ["lm_head"], target_parameters=experts + ["mlp.gate.weight"],
                         rank_pattern={"self_attn.kv_b_proj": 17, "layers.1.self_attn.o_proj": 3}, alpha_pattern={"kv_b_proj": 23.5}),
 }
