@@ -55,4 +55,7 @@ variant('single word',added=[tok('word',single_word=True)]); variant('normalized
 variant('overlap',added=[tok('<x'),tok('<<x>',1025),tok('x>y>',1026)])
 variant('no normalizer',norm=None)
 variant('sequence normalizer',norm={'type':'Sequence','normalizers':[{'type':'NFC'}]})
+# as in allenai/gpt-neox-olmo-dolma-v1_5
+variant('runs of spaces',{'type':'ByteLevel','add_prefix_space':False,'trim_offsets':True,'use_regex':True},
+        [tok('   ',normalized=True),tok('  ',1025,normalized=True),tok('|||word|||',1026,normalized=True)])
 with open('variants.json','w') as f: json.dump(variants,f,ensure_ascii=True,separators=(',',':'))
