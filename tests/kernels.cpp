@@ -311,6 +311,41 @@ TEST_CASE("the largest codes and activations do not saturate") {
         }
 }
 
+TEST_CASE("the smallest scales give the same bits on every architecture") {
+  for (const Tested& t : tables())
+    for (const Dtype dtype : test::int8_formats) {
+      if (!t.fused) continue;
+      CAPTURE(std::string(t.table->arch));
+      CAPTURE(std::string(dtype_info(dtype).name));
+      const std::int64_t n = 16, k = 256, rows = 4;
+      const test::FileRows file = test::random_rows(dtype, n, k, 12);
+      test::Int8Rows a = test::random_int8_rows(rows, k, 13);
+      for (std::size_t i = 0; i < a.d.size(); ++i) a.d[i] *= std::ldexp(1.0f, -110 - static_cast<int>(i % 16));
+      const std::vector<float> out = Matrix(*t.table, dtype, file, n, k).multiply(true, Blocks(*t.table, a, k).view(), 0, rows, 0, 1);
+      int wrong = 0;
+      for (std::int64_t o = 0; o < n; ++o)
+        for (std::int64_t r = 0; r < rows; ++r)
+          wrong += !same_bits(out[static_cast<std::size_t>(r * n + o)], test::int8_model(dtype, file.row(o), a, r, k));
+      CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("zeros of MXFP4 have an ordinary scale in a panel: subnormal ones are slow") {
+  std::byte block[17] = {}, panel[320];
+  block[5] = std::byte{0x80};  // minus zero
+  const std::byte* rows[16] = {block};
+  for (const Tested& t : tables()) {
+    const FormatKernels& kernels = *t.table->find(Dtype::MXFP4);
+    kernels.pack(rows, 32, panel);
+    for (int r = 0; r < 16; ++r) CHECK(panel[256 + r] == std::byte{127});
+    block[5] = std::byte{0x90};
+    kernels.pack(rows, 32, panel);
+    CHECK(panel[256] == std::byte{0});
+    CHECK(panel[257] == std::byte{127});
+    block[5] = std::byte{0x80};
+  }
+}
+
 TEST_CASE("panels are at most 3% larger than the file's blocks") {
   for (const Tested& t : tables())
     for (int f = 0; f < t.table->n_formats; ++f) {

@@ -298,6 +298,7 @@ TEST_CASE("what is no matrix, or has no kernel, is an error that says so") {
   for (const Dtype type : {Dtype::F32, Dtype::BF16, Dtype::Q4_0}) CHECK(contains(message(view_of(bytes, type, 64, 0)), "at least one input"));
   CHECK_THROWS_AS(Linear::from_rows(context, Dtype::F32, RowMatrix(2, 0)), ArgumentError);
   CHECK_THROWS_AS(Linear::from_rows(context, Dtype::F8_E4M3, random_matrix(2, 64, 1)), UnsupportedError);
+  CHECK_THROWS_AS(Linear::from_rows(context, Dtype::IQ4_XS, RowMatrix::Constant(2, 256, 1e6f)), UnsupportedError);
   CHECK_THROWS_AS(Linear::from_rows(context, Dtype::Q4_K, random_matrix(2, 64, 1)), ArgumentError);
 }
 

@@ -20,7 +20,7 @@
 //   minus_sums(q, low, high, x)      the words of an Int8Block that carry the zero point
 //   dot<kind, zero, T>(w, x, h, sums)   float(sum over the block of (code - zero) * x[t].q); with halves, the two sums of 16 are
 //                                    multiplied by h[0] and h[1] first. Exact. w(Constant<j>) gives register j.
-//   offset_sums(x, h)          -minus_unit * float(h[0] * sum of the first 16 of x.q + h[1] * sum of the last 16), exact
+//   offset_sums(x, h)          -float(h[0] * sum of the first 16 of x.q + h[1] * sum of the last 16), exact
 //   stages                     whether unpacked codes are kept in the first-level cache for more than 4 tokens
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   tile<kind>                 tokens of a full tile: as many as the registers hold

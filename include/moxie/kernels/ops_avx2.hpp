@@ -11,6 +11,7 @@
 //   u5 around 16           16                16 * 16 * 127 = 32512     likewise
 //   u5                      8                 8 * 31 * 127 = 31496     two such sums
 //   u6 around 32            8                 8 * 32 * 127 = 32512     each half of 16 has its own start and scale
+//   u3 around 4, u2         8                 8 *  4 * 127 =  4064     likewise
 //   s8                      2                 2 * 128 * 127 = 32512    |code| times the activation with the code's sign
 
 #include <immintrin.h>
@@ -123,7 +124,6 @@ struct Ops<Avx2> {
 
   static constexpr bool sums_in_registers = false;
   enum Kind { eight_sums, four_sums, in_halves, signed_codes };
-  static constexpr int minus_unit = 1;
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
   static constexpr bool stages = true;
   template <class P>

@@ -86,7 +86,7 @@ struct Avx512Ops {
   static constexpr bool stages = false;
   enum Kind { plain, in_halves };
   /// The largest zero point of formats with halves, with which their sums lie in an Int8Block: it saves two shifts a token.
-  static constexpr int halves_zero = 32, minus_unit = halves_zero;
+  static constexpr int halves_zero = 32;
   template <class P>
   static constexpr int dot_kind = P::has_halves ? in_halves : plain;
   template <class P>
@@ -108,8 +108,10 @@ struct Avx512Ops {
   }
 
   MOXIE_INLINE static F offset_sums(const Int8Block& x, const Ints (&h)[2]) noexcept {
+    const F unit = _mm512_set1_ps(1.0f / halves_zero);  // of `minus`; all products are exact
+    const F h0 = _mm512_mul_ps(_mm512_cvtepi32_ps(h[0]), unit), h1 = _mm512_mul_ps(_mm512_cvtepi32_ps(h[1]), unit);
     const F first = _mm512_cvtepi32_ps(_mm512_set1_epi32(x.minus[1])), second = _mm512_cvtepi32_ps(_mm512_set1_epi32(x.minus[2]));
-    return _mm512_fmadd_ps(second, _mm512_cvtepi32_ps(h[1]), _mm512_mul_ps(first, _mm512_cvtepi32_ps(h[0])));
+    return _mm512_fmadd_ps(second, h1, _mm512_mul_ps(first, h0));
   }
 
   template <int kind, int zero, int T, class W>

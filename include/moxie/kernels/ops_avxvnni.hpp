@@ -32,7 +32,7 @@ namespace moxie::kernels {
 
 template <class A>
 struct AvxVnniOps : Ops<Avx2>, MinusSums {
-  using MinusSums::minus_sums, MinusSums::minus_unit;
+  using MinusSums::minus_sums;
   MOXIE_INLINE static Ints halves(panel::Bytes16 bytes) noexcept {
     const auto x = (__m128i)bytes;
     return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};

@@ -15,7 +15,6 @@ namespace moxie::kernels {
 
 /// Ops::minus_sums of architectures whose dot() multiplies all three words by the zero point.
 struct MinusSums {
-  static constexpr int minus_unit = 1;
   MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
     x[0] = -(low + high);
     x[1] = -low;

@@ -117,14 +117,14 @@ void run_tiles(const float* w, int blocks, const float* const* x, int tokens, fl
   if (t < tokens) run_tile<A, 1>(w, blocks, x + t, sums + panel_rows * t);
 }
 
-}  // namespace f32
+using Unpack = void (*)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
 
-template <class A, class Format>
-void matmul_f32(const MatmulArgs& m) noexcept {
-  using namespace f32;
+/// Panels of `bytes`; `unpack` is nullptr where they hold f32.
+template <class A>
+[[gnu::noinline]] void multiply(const MatmulArgs& m, std::int64_t bytes, Unpack unpack) noexcept {
   alignas(64) float unpacked[stage_blocks * block_floats];
   alignas(64) float sums[max_tokens * panel_rows];
-  const std::int64_t k_blocks = m.k / block_k, bytes = f32::panel_bytes<Format>(m.k);
+  const std::int64_t k_blocks = m.k / block_k;
   for (std::int64_t first_row = 0; first_row < m.n_rows; first_row += max_tokens) {
     const int tokens = static_cast<int>(m.n_rows - first_row < max_tokens ? m.n_rows - first_row : max_tokens);
     for (std::int64_t p = m.panel_begin; p < m.panel_end; ++p) {
@@ -132,11 +132,11 @@ void matmul_f32(const MatmulArgs& m) noexcept {
       for (int i = 0; i < tokens * panel_rows; ++i) sums[i] = 0;
       for (std::int64_t first = 0; first < k_blocks; first += stage_blocks) {
         const int blocks = static_cast<int>(k_blocks - first < stage_blocks ? k_blocks - first : stage_blocks);
-        const float* w = unpacked;
-        if constexpr (Format::dtype == Dtype::F32)
-          w = reinterpret_cast<const float*>(panel) + first * block_floats;
-        else
-          unpack<A, Format>(panel, m.k, first, blocks, unpacked, panel_rows);
+        const float* w = reinterpret_cast<const float*>(panel) + first * block_floats;
+        if (unpack) {
+          unpack(panel, m.k, first, blocks, unpacked, panel_rows);
+          w = unpacked;
+        }
         const float* x[max_tokens];
         for (int t = 0; t < tokens; ++t) {
           const std::int64_t row = m.first_row + first_row + t;
@@ -150,6 +150,13 @@ void matmul_f32(const MatmulArgs& m) noexcept {
       for (int t = 0; t < tokens; ++t) __builtin_memcpy(out + t * m.out_stride, sums + panel_rows * t, columns * sizeof(float));
     }
   }
+}
+
+}  // namespace f32
+
+template <class A, class Format>
+void matmul_f32(const MatmulArgs& m) noexcept {
+  f32::multiply<A>(m, f32::panel_bytes<Format>(m.k), Format::dtype == Dtype::F32 ? nullptr : &f32::unpack<A, Format>);
 }
 
 }  // namespace moxie::kernels

@@ -33,8 +33,8 @@ namespace int8 {
 inline constexpr int staged_scale = 512, staged_extra = 576;
 template <class W>
 inline constexpr int staged_bytes = W::offset&& W::halves ? 896 : 704;
-// 16 staged blocks (11 KB) stay in a first-level cache of 32 KB beside a tile of activations (12 rows x 16 blocks: 10 KB) and its
-// sums.
+// 16 staged blocks (11 KB; 14 of Q2_K) stay in a first-level cache of 32 KB beside a tile of activations (12 rows x 16 blocks: 10
+// KB) and its sums.
 inline constexpr int stage_blocks = 16;
 // Rows that share a panel in cache. Unpacking into the stage costs about as much as two rows, so with 96 rows 2%.
 inline constexpr int max_tokens = 96;
@@ -187,7 +187,7 @@ MOXIE_INLINE BlockScales<A> scales_of(const std::byte* chunk, int b) noexcept {
   using P = Panel<Format>;
   BlockScales<A> s{P::template scale<O>(chunk, b)};
   if constexpr (P::has_offset) s.offset = P::template offset<O>(chunk, b);
-  if constexpr (P::has_offset && P::has_halves) s.offset = O::mul(s.offset, O::set1(-1.0f / O::minus_unit));
+  if constexpr (P::has_offset && P::has_halves) s.offset = O::mul(s.offset, O::set1(-1));  // of minus the sums
   if constexpr (P::has_halves)
     for (int h = 0; h < 2; ++h) {
       s.halves[h] = P::template half<O>(chunk, b, h);
@@ -268,7 +268,7 @@ template <class A, class Format, int tokens>
 /// One panel for rows [first, first + count), row by row to out + i * out_stride.
 template <class A, class Format>
 void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
-               const Ahead& ahead) noexcept {
+               const Ahead& ahead) {
   using W = WayOf<A, Panel<Format>>;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
   if constexpr (Ops<A>::stages) {
@@ -304,12 +304,13 @@ void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first,
   });
 }
 
-}  // namespace int8
+using RunPanel = void (*)(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out,
+                          std::int64_t out_stride, const Ahead& ahead);
 
-template <class A, class Format>
-void matmul_int8(const MatmulArgs& m) noexcept {
-  using namespace int8;
-  const std::int64_t bytes = panel_bytes<Format>(m.k), row_bytes = m.k / block_k * static_cast<std::int64_t>(sizeof(Int8Block));
+/// The rows in pieces that stay in cache, each over all panels of `bytes`.
+template <class A>
+[[gnu::noinline]] void multiply(const MatmulArgs& m, std::int64_t bytes, RunPanel run) noexcept {
+  const std::int64_t row_bytes = m.k / block_k * static_cast<std::int64_t>(sizeof(Int8Block));
   const std::int64_t fit = activation_bytes / row_bytes / Int8Rows::group * Int8Rows::group;
   const std::int64_t most = fit < Int8Rows::group ? Int8Rows::group : fit < max_tokens ? fit : max_tokens;
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
@@ -320,15 +321,22 @@ void matmul_int8(const MatmulArgs& m) noexcept {
       float* out = m.out + row * m.out_stride + p * panel_rows;
       const std::int64_t columns = m.n - p * panel_rows;
       if (columns >= panel_rows) {
-        run_panel<A, Format>(m.panels + p * bytes, m.a.q, m.first_row + row, count, out, m.out_stride, ahead);
+        run(m.panels + p * bytes, m.a.q, m.first_row + row, count, out, m.out_stride, ahead);
       } else {  // a matrix's last panel
         alignas(64) float all[max_tokens * panel_rows];
-        run_panel<A, Format>(m.panels + p * bytes, m.a.q, m.first_row + row, count, all, panel_rows, ahead);
+        run(m.panels + p * bytes, m.a.q, m.first_row + row, count, all, panel_rows, ahead);
         for (int t = 0; t < count; ++t)
           __builtin_memcpy(out + t * m.out_stride, all + panel_rows * t, static_cast<std::size_t>(columns) * sizeof(float));
       }
     }
   }
+}
+
+}  // namespace int8
+
+template <class A, class Format>
+void matmul_int8(const MatmulArgs& m) noexcept {
+  int8::multiply<A>(m, int8::panel_bytes<Format>(m.k), &int8::run_panel<A, Format>);
 }
 
 }  // namespace moxie::kernels

@@ -72,6 +72,7 @@ class Linear {
   /// ArgumentError when `inputs` is no multiple of its block, or an element is above largest_encodable(dtype) in magnitude or,
   /// but for a float type, not finite.
   static Linear from_rows(const Context& context, Dtype dtype, ConstRows weight) {
+    detail::check_encoding(dtype, weight.cols());
     Linear linear(context, dtype, weight.rows(), weight.cols(), {});
     const auto bytes = static_cast<std::size_t>(row_bytes(dtype, static_cast<std::uint64_t>(weight.cols())));
     linear.pack_panels(

@@ -6,6 +6,7 @@
 // remembered and reported together by check_missing(); until then the lower bound stands in for them.
 // Errors: FormatError with the file, the key, what it is and what would be right.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -118,7 +119,10 @@ class Fields {
     }
     return {first, nullptr};
   }
-  void missing(std::string_view key) { missing_.push_back(label_ + prefix_ + std::string(key)); }
+  void missing(std::string_view key) {
+    std::string name = label_ + prefix_ + std::string(key);
+    if (std::find(missing_.begin(), missing_.end(), name) == missing_.end()) missing_.push_back(std::move(name));
+  }
 
   std::int64_t to_integer(std::string_view key, const nlohmann::json& value, std::int64_t low, std::int64_t high) const {
     const bool too_large = value.is_number_unsigned() &&

@@ -30,7 +30,7 @@ struct LayerTensors {
   // grouped-query attention; biases and norms only where the family has them
   std::optional<Weight> q, k, v;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] x 2
   std::optional<Weight> q_bias, k_bias, v_bias, o_bias;
-  std::optional<Weight> q_norm, k_norm;  // [head_dim]
+  std::optional<Weight> q_norm, k_norm;  // [head_dim], or of all heads together
   Weight o;                              // [hidden, heads * head_dim or heads * v_head_dim]
   // multi-head latent attention. q alone, or q_a, q_a_norm, q_b
   std::optional<Weight> q_a, q_a_norm, q_b;  // [q_lora, hidden], [q_lora], [heads * (nope + rope), q_lora]

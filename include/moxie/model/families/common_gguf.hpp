@@ -132,7 +132,7 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
   double width = 0.0;  // of a query and key
   if (a.kind == AttentionKind::gqa) {
     a.qk_norm = family.qk_norm;
-    a.clip_qkv = static_cast<float>(own.number("attention.clip_qkv", 1e-6, 1e6, 0.0));
+    a.clip_qkv = static_cast<float>(own.number("attention.clip_qkv", 5e-7, 1e6, 0.0));
     a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
     if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
       f.fail("attention.key_length",

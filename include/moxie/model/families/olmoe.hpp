@@ -2,7 +2,7 @@
 // OLMoE (arXiv 2409.02060): RMS norms over all heads of q and of k together before the rotation, softmax over all experts, top-k
 // renormalized if norm_topk_prob is true; clip_qkv limits q, k and v. In GGUF feed_forward_length is the experts' width.
 // llama.cpp never renormalizes and never clips; files that moxie writes say in expert_weights_norm and moxie.attention.clip_qkv
-// where the model does.
+// where the model does. It also needs an output matrix of its own, and as many heads of k as of q.
 // Source: transformers, modeling_olmoe.py; llama.cpp, models/olmoe.cpp.
 
 #include <moxie/model/families/common.hpp>
