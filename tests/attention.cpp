@@ -72,6 +72,7 @@ struct Problem {
   KvType type;
   std::int64_t n;  // positions
   std::vector<float> q, k, v;
+  std::vector<float> sinks = {};  // [heads], or none
   Activations activations = Activations::f32;
 
   Problem(const AttentionConfig& c, KvType t, std::int64_t positions, unsigned seed = 1) : config(c), type(t), n(positions) {
@@ -105,8 +106,12 @@ struct Problem {
     for (const AttendRow& row : rows)
       queries.insert(queries.end(), q.begin() + row.position * q_width(), q.begin() + (row.position + 1) * q_width());
     AttentionScratch scratch;
-    const auto attend = latent() ? moxie::attend_mla : moxie::attend_gqa;
-    attend(context(threads, activations), config, 1, queries.data(), q_width(), rows, out.data(), out_width(), scratch);
+    const Context with = context(threads, activations);
+    if (latent())
+      moxie::attend_mla(with, config, 1, queries.data(), q_width(), rows, out.data(), out_width(), scratch);
+    else
+      moxie::attend_gqa(with, config, 1, queries.data(), q_width(), rows, out.data(), out_width(), scratch,
+                        sinks.empty() ? nullptr : sinks.data());
     return out;
   }
   std::vector<float> run_all(const KvSequence& s, int threads = 1) const {
@@ -131,6 +136,7 @@ struct Problem {
       const double largest = *std::max_element(p.begin(), p.end());
       double sum = 0;
       for (double& s : p) sum += s = std::exp(s - largest);
+      if (!sinks.empty()) sum += std::exp(static_cast<double>(sinks[static_cast<std::size_t>(h)]) - largest);
       std::vector<double> head(static_cast<std::size_t>(v_dim()));
       for (std::int64_t j = begin; j <= position; ++j) {
         const std::vector<float>& values = latent() ? k : v;
@@ -159,6 +165,12 @@ AttentionConfig mla(std::int64_t heads, std::int64_t lora, std::int64_t rope) {
   return c;
 }
 
+/// The same with a sink for each head: small, as large as scores are, and far above them.
+Problem with_sinks(Problem p) {
+  for (std::int64_t h = 0; h < p.config.n_heads; ++h) p.sinks.push_back(static_cast<float>(h % 5) * 3.0f - 4.0f);
+  return p;
+}
+
 std::vector<Problem> problems() {
   std::vector<Problem> all, coded;
   unsigned seed = 1;
@@ -168,6 +180,9 @@ std::vector<Problem> problems() {
     for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8})
       all.emplace_back(c, type, type == KvType::f16 ? 200 : 130, seed += 3);
   all.emplace_back(gqa(2, 1, 16, 100), KvType::f16, 300, 5);
+  for (const auto& c : {gqa(8, 1, 64), gqa(6, 2, 40, 16), gqa(16, 2, 24, 128), gqa(9, 1, 48, 65)})
+    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8})
+      all.push_back(with_sinks(Problem(c, type, 200, seed += 3)));
   for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8}) {
     all.emplace_back(mla(4, 16, 8), type, 200, seed += 3);
     all.emplace_back(mla(4, 24, 16), type, 65, seed += 3);
@@ -185,7 +200,8 @@ std::vector<Problem> problems() {
 std::string name(const Problem& p) {
   return (p.latent() ? "latent, heads " : "heads ") + std::to_string(p.config.n_heads) + "/" + std::to_string(p.kv_heads()) +
          " x " + std::to_string(p.k_dim()) + ", window " + std::to_string(p.config.sliding_window) + ", type " +
-         std::to_string(static_cast<int>(p.type)) + (p.activations == Activations::int8 ? ", 16-bit codes" : "");
+         std::to_string(static_cast<int>(p.type)) + (p.activations == Activations::int8 ? ", 16-bit codes" : "") +
+         (p.sinks.empty() ? "" : ", sinks");
 }
 
 bool same_bits(const float* a, const float* b, std::int64_t n) {
@@ -244,7 +260,7 @@ TEST_CASE("a row's bits do not depend on the batch, its chunks or the threads") 
 
 TEST_CASE("a long context gives the same bits with any number of threads") {
   for (const Problem& p : {Problem(mla(16, 512, 64), KvType::f16, 2500), Problem(mla(20, 16, 8), KvType::f32, 5000),
-                           Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000)}) {
+                           Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000), with_sinks(Problem(gqa(8, 1, 64), KvType::f16, 3000))}) {
     CAPTURE(name(p));
     const KvPool pool(p.shape());
     const KvSequence s = p.sequence(pool);
@@ -299,6 +315,21 @@ TEST_CASE("keys and values that are not finite make the rows that see them not f
             for (std::int64_t h = 0; h < 4; ++h)
               CHECK(!std::isfinite(out[static_cast<std::size_t>(i * p.out_width() + h * p.v_dim() + 3)]));
         }
+}
+
+TEST_CASE("a sink of minus infinity changes no bit, one far above the scores takes everything") {
+  for (const Activations activations : {Activations::f32, Activations::int8}) {
+    Problem p(gqa(4, 2, 32), KvType::f16, 100);
+    p.activations = activations;
+    const KvPool pool(p.shape());
+    const KvSequence s = p.sequence(pool);
+    const std::vector<float> plain = p.run_all(s);
+    p.sinks.assign(4, -std::numeric_limits<float>::infinity());
+    CHECK(same_bits(p.run_all(s), plain));
+    p.sinks.assign(4, 1e4f);
+    const std::vector<float> nothing = p.run_all(s);
+    CHECK(std::all_of(nothing.begin(), nothing.end(), [](float x) { return x == 0.0f; }));
+  }
 }
 
 TEST_CASE("positions written token by token give the bits of a prompt written at once") {

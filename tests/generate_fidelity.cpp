@@ -126,6 +126,11 @@ TEST_CASE("deepseek_v3 gives the results of transformers") {
 }
 TEST_CASE("deepseek_v3 in FP8 gives the results of transformers") { compare_with_transformers("deepseek_v3_fp8"); }
 
+TEST_CASE("gpt_oss gives the results of transformers") {
+  compare_with_transformers("gpt_oss");
+  compare_with_transformers("gpt_oss_mxfp4");
+}
+
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");
   if (!folder) return;
@@ -168,6 +173,9 @@ TEST_CASE("mixtral GGUF files give the logits of their dequantized weights, and 
 }
 TEST_CASE("olmoe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   compare_with_llama_cpp("olmoe");
+}
+TEST_CASE("gpt-oss GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
+  compare_with_llama_cpp("gpt-oss");
 }
 TEST_CASE("deepseek2 GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   for (const char* name : {"deepseek2-lite", "deepseek2-v2", "deepseek2-v3"}) compare_with_llama_cpp(name);

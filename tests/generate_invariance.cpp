@@ -260,7 +260,7 @@ void check_all_types(const std::vector<ModelConfig (*)(Dtype)>& configs) {
 }  // namespace
 
 TEST_CASE("grouped-query attention: every weight type, activation form and KV type gives the same bits in any company") {
-  check_all_types({test::qwen3_moe_config, test::qwen2_moe_config, test::mixtral_config, test::olmoe_config});
+  check_all_types({test::qwen3_moe_config, test::qwen2_moe_config, test::mixtral_config, test::olmoe_config, test::gpt_oss_config});
 }
 
 TEST_CASE("latent attention: every weight type, activation form and KV type gives the same bits in any company") {
@@ -271,7 +271,7 @@ TEST_CASE("long sequences over many KV pages, with and without a window, give th
   const test::TemporaryFolder folder;
   Tally tally;
   unsigned seed = 100;
-  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::deepseek_v3_config}) {
+  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::gpt_oss_config, test::deepseek_v3_config}) {
     const std::string path = test::write_random_model(folder.file("model.gguf"), config(Dtype::Q4_0), Dtype::Q4_0);
     for (const Form& form : {forms[0], forms[5]}) check_in_company(load(path, form), form, 4, 220, ++seed, tally);
   }
@@ -293,6 +293,7 @@ TEST_CASE("scores are the same bits for every batch, chunk, number of threads an
   std::vector<std::string> paths = {test::embedded_model()};
   paths.push_back(test::write_random_model(folder.file("gqa.gguf"), test::qwen2_moe_config(Dtype::Q5_K), Dtype::Q5_K));
   paths.push_back(test::write_random_model(folder.file("mla.gguf"), test::deepseek_v2_config(Dtype::BF16), Dtype::BF16));
+  paths.push_back(test::write_random_model(folder.file("sinks.gguf"), test::gpt_oss_config(Dtype::Q8_0), Dtype::Q8_0));
   for (const std::string& path : paths) {
     const Model plain = Model::load(path, {.threads = 1});
     const std::vector<Ids> sequences = random_sequences(random, 7, 90, plain.config().vocab_size);

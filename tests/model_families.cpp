@@ -24,6 +24,7 @@
 #include <moxie/io/hf_folder.hpp>
 #include <moxie/model/families/gguf_names.hpp>
 #include <moxie/model/family.hpp>
+#include <moxie/model/weights.hpp>
 
 #include "checks.hpp"
 #include "shared.hpp"
@@ -105,10 +106,13 @@ json summary(const ModelConfig& c) {
           {"shared_gate", m.shared_expert_gate},
           {"experts", m.router.n_experts},
           {"top_k", m.router.top_k},
-          {"sigmoid", m.router.scoring == moxie::RouterScoring::sigmoid},
+          {"scoring", static_cast<int>(m.router.scoring)},
           {"groups", m.router.n_group},
           {"groups_used", m.router.topk_group},
           {"norm", m.router.norm_topk_prob},
+          {"sinks", a.sinks},
+          {"biases", m.biases},
+          {"swiglu_limit", digits(static_cast<double>(m.swiglu_limit))},
           {"routed_scale", digits(static_cast<double>(m.router.routed_scaling_factor))},
           {"moe_layers", moe_layers(c)}};
 }
@@ -127,6 +131,14 @@ void check_tensors(const ModelDescription& d) {
     CHECK(t.shared.has_value() == (moe && c.moe.shared_intermediate_size > 0));
     CHECK(t.shared_gate.has_value() == (moe && c.moe.shared_expert_gate));
     CHECK(t.router_bias.has_value() == (moe && c.moe.router.scoring == moxie::RouterScoring::sigmoid));
+    CHECK(t.sinks.has_value() == c.attention.sinks);
+    CHECK(t.router_logit_bias.has_value() == (moe && c.moe.biases));
+    for (const auto& [bias, columns] : {std::pair(&t.experts_gate_bias, c.moe.moe_intermediate_size),
+                                        std::pair(&t.experts_up_bias, c.moe.moe_intermediate_size),
+                                        std::pair(&t.experts_down_bias, c.hidden_size)}) {
+      REQUIRE(bias->has_value() == (moe && c.moe.biases));
+      if (*bias) CHECK((*bias)->tensor.shape == std::vector<std::int64_t>{c.moe.router.n_experts, columns});
+    }
     for (const moxie::FeedForwardTensors& expert : t.experts) {
       CHECK(expert.gate.tensor.shape == std::vector<std::int64_t>{c.moe.moe_intermediate_size, c.hidden_size});
       CHECK(expert.up.tensor.shape == expert.gate.tensor.shape);
@@ -169,11 +181,11 @@ void for_each_gguf(const std::string& folder, F&& f) {
     f(*path + "/" + name, about);
   }
 }
-const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3"};
+const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss"};
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
                                   "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
-                                  "olmoe",       "olmoe_clip"};
+                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -293,6 +305,23 @@ TEST_CASE("values of config.json in both of its forms arrive, defaults included"
     CHECK(d->config.attention.latent_norm_eps == 1e-6f);
     CHECK(d->config.attention.q_lora_rank == 0);
   }
+  if (const auto d = config_of("gpt_oss")) {
+    const moxie::RopeConfig& r = d->config.attention.rope;
+    CHECK(d->config.layer_windows == std::vector<std::int64_t>{16, 0, 16, 0});
+    CHECK(r.scaling == moxie::RopeScaling::yarn);
+    CHECK_FALSE(r.truncate);
+    CHECK(r.magnitude == doctest::Approx(0.1 * std::log(32.0) + 1.0).epsilon(1e-12));
+    CHECK(d->config.moe.router.scoring == moxie::RouterScoring::chosen_softmax);
+    CHECK(d->config.moe.swiglu_limit == 7.0f);
+    CHECK(d->tensors.layers[0].o_bias.has_value());
+    CHECK(d->tensors.layers[3].experts[7].up.tensor.dtype == moxie::Dtype::BF16);
+  }
+  if (const auto d = config_of("gpt_oss_mxfp4")) {
+    CHECK(d->config.layer_windows == std::vector<std::int64_t>{12, 0});
+    CHECK(d->config.attention.rope.original_context == 32);
+    CHECK(d->tensors.layers[1].experts[7].down.tensor.dtype == moxie::Dtype::MXFP4);
+    CHECK(d->tensors.layers[1].q->tensor.dtype == moxie::Dtype::BF16);
+  }
   if (const auto d = config_of("deepseek_v3_fp8")) {
     const moxie::Weight& kv_a = *d->tensors.layers[0].kv_a;
     CHECK(kv_a.tensor.dtype == moxie::Dtype::F8_E4M3);
@@ -324,7 +353,9 @@ TEST_CASE("every GGUF file of the families is described, and says what the model
       CHECK(c.moe.router.topk_group == hf.value("topk_group", 1));
       CHECK(c.attention.rope.theta == hf["rope_parameters"]["rope_theta"].get<double>());
       CHECK(c.attention.rope.factor == hf["rope_parameters"].value("factor", 1.0));
-      CHECK(c.attention.rope.magnitude == 1.0);
+      const bool stretched = hf["rope_parameters"]["rope_type"] == "yarn" && c.attention.kind == moxie::AttentionKind::gqa;
+      CHECK(c.attention.rope.magnitude ==
+            doctest::Approx(stretched ? 0.1 * std::log(c.attention.rope.factor) + 1.0 : 1.0).epsilon(1e-12));
       if (c.attention.kind == moxie::AttentionKind::mla) {
         const double m = 0.1 * hf["rope_parameters"].value("mscale_all_dim", 0.0) * std::log(c.attention.rope.factor) + 1.0;
         const double width = hf["qk_nope_head_dim"].get<double>() + hf["qk_rope_head_dim"].get<double>();
@@ -408,18 +439,12 @@ TEST_CASE("a model whose rotation llama.cpp has only in pairs is written with pe
           (tensor.name.ends_with("attn_q_b.weight") || tensor.name.ends_with("attn_kv_a_mqa.weight")));
 }
 
-/// Every tensor of a file left out, misshaped, mistyped and renamed; returns what describes the file with other changes.
-std::function<std::string(const std::function<void(Views&)>&)> check_every_tensor(const std::string& folder) {
-  const auto path = test::shared_path("gguf/" + folder + "/BF16.gguf");
-  if (!path) return {};
-  CAPTURE(folder);
-  const auto opened = std::make_shared<moxie::GgufFile>(moxie::GgufFile::open(*path));
-  const moxie::GgufFile& file = *opened;
-  const auto describe = [opened, path = *path](const std::function<void(Views&)>& change) {
-    return error_of([&] { moxie::describe_gguf(opened->metadata(), with(opened->tensors(), change), path); });
-  };
+/// Every tensor of a file left out, misshaped, mistyped and renamed. `describe` describes the file at `path` with a change.
+using Change = std::function<void(Views&)>;
+using Describe = std::function<std::string(const Change&)>;
+void check_every_tensor(const TensorMap& tensors, const std::string& path, const Describe& describe) {
   CHECK(describe([](Views&) {}) == "");
-  for (const auto& [name_bound, view] : file.tensors().all()) {
+  for (const auto& [name_bound, view] : tensors.all()) {
     const std::string name = name_bound;
     if (name == "output.weight") continue;  // without it the embedding is the output
     CAPTURE(name);
@@ -427,7 +452,7 @@ std::function<std::string(const std::function<void(Views&)>&)> check_every_tenso
     CHECK(contains(missing, name));
     CHECK(contains(missing, "is missing"));
     CHECK(contains(missing, view.shape_text()));
-    CHECK(contains(missing, *path));
+    CHECK(contains(missing, path));
     const std::string misshaped = describe([&](Views& views) { views[name].shape.back() -= 1; });
     CHECK(contains(misshaped, "has the shape"));
     CHECK(contains(misshaped, view.shape_text()));
@@ -439,10 +464,30 @@ std::function<std::string(const std::function<void(Views&)>&)> check_every_tenso
     });
     CHECK(contains(renamed, "is missing"));
   }
+}
+/// The same for a GGUF file; returns what describes it with other changes.
+Describe check_every_tensor(const std::string& folder) {
+  const auto path = test::shared_path("gguf/" + folder + "/BF16.gguf");
+  if (!path) return {};
+  CAPTURE(folder);
+  const auto opened = std::make_shared<moxie::GgufFile>(moxie::GgufFile::open(*path));
+  const Describe describe = [opened, path = *path](const Change& change) {
+    return error_of([&] { moxie::describe_gguf(opened->metadata(), with(opened->tensors(), change), path); });
+  };
+  check_every_tensor(opened->tensors(), *path, describe);
   return describe;
 }
 
 TEST_CASE("missing, misshaped and mistyped tensors are listed together, with what they should be") {
+  for (const char* model : {"models/gpt_oss", "models/gpt_oss_mxfp4"})
+    if (const auto path = test::shared_path(model)) {
+      CAPTURE(model);
+      const moxie::HfFolder folder = moxie::HfFolder::open(*path);
+      check_every_tensor(folder.tensors(), *path, [&](const Change& change) {
+        return error_of([&] { moxie::describe_hf(folder.config, with(folder.tensors(), change), *path); });
+      });
+    }
+  check_every_tensor("gpt-oss");
   const auto norms = check_every_tensor("olmoe");
   const auto describe = check_every_tensor("qwen3moe");
   if (!norms || !describe) return;
@@ -541,6 +586,30 @@ TEST_CASE("the other forms of GGUF tensors mean the same: one per expert, fused 
   CHECK(t.k->tensor.data - t.q->tensor.data == static_cast<std::ptrdiff_t>(t.q->tensor.bytes));
   CHECK(t.v->tensor.data - t.k->tensor.data == static_cast<std::ptrdiff_t>(t.k->tensor.bytes));
 
+  if (const auto gpt_oss = test::shared_path("gguf/gpt-oss/BF16.gguf")) {
+    const moxie::GgufFile split = moxie::GgufFile::open(*gpt_oss);
+    const TensorView all_gates = *split.tensors().find("blk.0.ffn_gate_exps.bias"), all_ups = *split.tensors().find("blk.0.ffn_up_exps.bias");
+    const moxie::Index n = all_gates.shape[0], width = all_gates.shape[1];
+    moxie::RowMatrix gates(n, width), ups(n, width), both(n, 2 * width);
+    moxie::dequantize(all_gates, gates.data());
+    moxie::dequantize(all_ups, ups.data());
+    both << gates, ups;
+    const ModelDescription d = moxie::describe_gguf(split.metadata(), with(split.tensors(), [&](Views& views) {
+      TensorView weight = views.at("blk.0.ffn_gate_exps.weight"), bias = all_gates;
+      for (const char* part : {"gate_exps.weight", "up_exps.weight", "gate_exps.bias", "up_exps.bias"}) views.erase(std::string("blk.0.ffn_") + part);
+      weight.shape[1] *= 2;
+      weight.bytes *= 2;
+      views["blk.0.ffn_gate_up_exps.weight"] = weight;
+      bias.shape[1] *= 2;
+      bias.bytes *= 2;
+      bias.data = reinterpret_cast<const std::byte*>(both.data());
+      views["blk.0.ffn_gate_up_exps.bias"] = bias;
+    }), *gpt_oss);
+    check_tensors(d);
+    CHECK(moxie::load_rows(*d.tensors.layers[0].experts_gate_bias, n) == gates);
+    CHECK(moxie::load_rows(*d.tensors.layers[0].experts_up_bias, n) == ups);
+  }
+
   const auto old = test::shared_path("gguf/deepseek2-v3/BF16.gguf");
   if (!old) return;
   const moxie::GgufFile v3 = moxie::GgufFile::open(*old);
@@ -629,6 +698,8 @@ TEST_CASE("options that would change the result are refused, not ignored") {
   CHECK(contains(refused("deepseek_v3_moonlight", {{"topk_method", "greedy"}}), "noaux_tc"));
   CHECK(contains(refused("deepseek_v3_fp8", {{"quantization_config", {{"weight_block_size", {64, 64}}}}}), "weight_block_size"));
   CHECK(contains(refused("qwen3_moe", {{"rope_parameters", {{"partial_rotary_factor", 0.5}}}}), "partial_rotary_factor"));
+  CHECK(contains(refused("gpt_oss", {{"swiglu_alpha", 1.5}}), "swiglu_alpha"));
+  CHECK(contains(refused("gpt_oss", {{"quantization_config", {{"quant_method", "fp8"}}}}), "'mxfp4'"));
 }
 
 TEST_CASE("clip_qkv must be a positive number, and GGUF's clamp_kqv, which llama.cpp does not apply to olmoe, is refused") {
@@ -683,6 +754,10 @@ TEST_CASE("sliding windows follow use_sliding_window, layer_types and max_window
   CHECK(windows("mixtral", {{"sliding_window", 8}}) == List{8, 8, 8});
   CHECK(windows("qwen3_moe", {{"sliding_window", 8}}) == List{0, 0, 0});
   CHECK(windows("qwen3_moe", {{"sliding_window", 8}, {"use_sliding_window", true}}) == List{8, 8, 8});
+  CHECK(windows("gpt_oss", {{"sliding_window", 8}, {"layer_types", nullptr}}) == List{8, 0, 8, 0});
+  CHECK(windows("gpt_oss", {{"layer_types", {"full_attention", "full_attention", "sliding_attention", "full_attention"}}}) == List{0, 0, 16, 0});
+  CHECK(windows("gpt_oss", {{"sliding_window", nullptr}}) == List{128, 0, 128, 0});  // absent
+  CHECK(windows("gpt_oss", {{"sliding_window", 0}}) == List{0, 0, 0, 0});
   const json types{"sliding_attention", "full_attention", "full_attention", "sliding_attention"};
   CHECK(windows("qwen2_moe", {{"sliding_window", 8}, {"use_sliding_window", true}, {"layer_types", types}}) == List{8, 0, 0, 8});
   CHECK(windows("qwen2_moe_norm", {{"sliding_window", 8}, {"use_sliding_window", true}}) == List{8, 0, 8});

@@ -59,7 +59,7 @@ struct Reference {
     for (const float z : logits) sum += std::exp(static_cast<double>(z));
     for (std::size_t e = 0; e < n; ++e) {
       const double z = logits[e];
-      scores[e] = c.scoring == RouterScoring::softmax ? std::exp(z) / sum : 1 / (1 + std::exp(-z));
+      scores[e] = c.scoring == RouterScoring::softmax ? std::exp(z) / sum : c.scoring == RouterScoring::sigmoid ? 1 / (1 + std::exp(-z)) : z;
       selection[e] = scores[e] + (bias.empty() ? 0.0 : static_cast<double>(bias[e]));
     }
     if (c.n_group > 1) {
@@ -75,6 +75,12 @@ struct Reference {
         if (std::find(groups.begin(), groups.end(), static_cast<std::int32_t>(e / size)) == groups.end()) selection[e] = -1e300;
     }
     ids = best(selection, c.top_k);
+    if (c.scoring == RouterScoring::chosen_softmax) {
+      double chosen = 0;
+      for (const auto e : ids) chosen += std::exp(scores[static_cast<std::size_t>(e)]);
+      for (const auto e : ids) weights.push_back(std::exp(scores[static_cast<std::size_t>(e)]) / chosen * c.routed_scaling_factor);
+      return;
+    }
     double total = c.norm_epsilon;
     for (const auto e : ids) total += scores[static_cast<std::size_t>(e)];
     for (const auto e : ids) weights.push_back(scores[static_cast<std::size_t>(e)] / (c.norm_topk_prob ? total : 1.0) * c.routed_scaling_factor);
@@ -102,6 +108,15 @@ TEST_CASE("softmax scores, the largest first") {
   CHECK(c.ids == std::vector<std::int32_t>{1, 3});
   CHECK(c.weights[0] == doctest::Approx(0.4).epsilon(1e-6));
   CHECK(c.weights[1] == doctest::Approx(0.3).epsilon(1e-6));
+}
+
+TEST_CASE("the softmax over the chosen is that of their logits, however far these lie from the others") {
+  const RoutingRule rule({.n_experts = 4, .top_k = 2, .scoring = RouterScoring::chosen_softmax});
+  const Choice c = choose(rule, {std::log(1.0f), std::log(4.0f), std::log(2.0f), std::log(3.0f)});
+  CHECK(c.ids == std::vector<std::int32_t>{1, 3});
+  CHECK(c.weights[0] == doctest::Approx(4.0 / 7).epsilon(1e-6));
+  CHECK(c.weights[1] == doctest::Approx(3.0 / 7).epsilon(1e-6));
+  CHECK(replay(rule, {500.0f, -200.0f, -200.0f, 0.0f}, {1, 2}) == std::vector<float>{0.5f, 0.5f});
 }
 
 TEST_CASE("renormalized weights sum to one, the scaling factor comes last") {
@@ -153,7 +168,7 @@ TEST_CASE("every combination of options agrees with a double precision reference
   int rows = 0, compared = 0;
   for (const std::int64_t n : {4, 16, 60, 256})
     for (const std::int64_t k : {std::int64_t{1}, std::int64_t{2}, n / 2, n})
-      for (const auto scoring : {RouterScoring::softmax, RouterScoring::sigmoid})
+      for (const auto scoring : {RouterScoring::softmax, RouterScoring::sigmoid, RouterScoring::chosen_softmax})
         for (const bool biased : {false, true})
           for (const std::int64_t groups : {1, 2, 4})
             for (const auto group_score : {GroupScore::best, GroupScore::best_two})
@@ -181,7 +196,7 @@ TEST_CASE("every combination of options agrees with a double precision reference
 TEST_CASE("replaying the ids that were chosen gives the same bits, other ids get weights by the same rule") {
   std::mt19937 random(8);
   std::normal_distribution<float> normal;
-  for (const auto scoring : {RouterScoring::softmax, RouterScoring::sigmoid})
+  for (const auto scoring : {RouterScoring::softmax, RouterScoring::sigmoid, RouterScoring::chosen_softmax})
     for (const auto group_score : {GroupScore::best, GroupScore::best_two}) {
       const RoutingRule rule({16, 4, scoring, 4, 2, group_score, true, 1e-20f, 2.5f}, vector(std::vector<float>(16, 0.25f)));
       std::vector<float> logits(16);

@@ -68,17 +68,28 @@ MoeWeights random_weights(const MoeConfig& config, unsigned seed = 1) {
 }
 
 /// Plain loops: the reference shares nothing with the library.
-std::vector<double> network_reference(const moxie::FeedForwardMatrices& m, const std::vector<double>& x) {
+std::vector<double> network_reference(const moxie::FeedForwardMatrices& m, const std::vector<double>& x, double limit = 0) {
   const auto product = [](const RowMatrix& w, const std::vector<double>& v) {
     std::vector<double> y(static_cast<std::size_t>(w.rows()));
     for (Index r = 0; r < w.rows(); ++r)
       for (Index c = 0; c < w.cols(); ++c) y[static_cast<std::size_t>(r)] += static_cast<double>(w(r, c)) * v[static_cast<std::size_t>(c)];
     return y;
   };
-  std::vector<double> hidden = product(m.gate, x);
-  const std::vector<double> up = product(m.up, x);
-  for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] = hidden[i] / (1 + std::exp(-hidden[i])) * up[i];
-  return product(m.down, hidden);
+  const auto biased = [](std::vector<double> y, const moxie::Vector& bias) {
+    for (std::size_t i = 0; i < y.size() && bias.size() != 0; ++i) y[i] += static_cast<double>(bias[static_cast<Index>(i)]);
+    return y;
+  };
+  std::vector<double> hidden = biased(product(m.gate, x), m.gate_bias);
+  const std::vector<double> up = biased(product(m.up, x), m.up_bias);
+  for (std::size_t i = 0; i < hidden.size(); ++i) {
+    if (limit == 0) {
+      hidden[i] = hidden[i] / (1 + std::exp(-hidden[i])) * up[i];
+    } else {
+      const double g = std::min(hidden[i], limit), u = std::clamp(up[i], -limit, limit);
+      hidden[i] = (u + 1) * g / (1 + std::exp(-1.702 * g));
+    }
+  }
+  return biased(product(m.down, hidden), m.down_bias);
 }
 
 std::vector<double> row_of(const RowMatrix& x, Index r) { return {x.row(r).data(), x.row(r).data() + x.cols()}; }
@@ -90,12 +101,12 @@ double sigmoid_of_product(const float* w, const std::vector<double>& x) {
 }
 
 /// The layer in double precision, for the experts and weights of a trace.
-Matrix layer_reference(const MoeWeights& w, const RowMatrix& x, const RoutingTrace& trace) {
+Matrix layer_reference(const MoeWeights& w, const RowMatrix& x, const RoutingTrace& trace, double limit = 0) {
   Matrix y = Matrix::Zero(x.rows(), x.cols());
   for (Index r = 0; r < x.rows(); ++r) {
     const std::vector<double> row = row_of(x, r);
     const auto add = [&](double weight, const moxie::FeedForwardMatrices& network) {
-      const std::vector<double> result = network_reference(network, row);
+      const std::vector<double> result = network_reference(network, row, limit);
       for (Index i = 0; i < y.cols(); ++i) y(r, i) += weight * result[static_cast<std::size_t>(i)];
     };
     for (Index s = 0; s < trace.top_k(); ++s)
@@ -128,7 +139,9 @@ RowMatrix through(const RowMatrix& matrix) {
 
 template <class Format>
 MoeWeights through(MoeWeights w) {
-  const auto network = [](moxie::FeedForwardMatrices& m) { m = {through<Format>(m.gate), through<Format>(m.up), through<Format>(m.down)}; };
+  const auto network = [](moxie::FeedForwardMatrices& m) {
+    for (RowMatrix* matrix : {&m.gate, &m.up, &m.down}) *matrix = through<Format>(*matrix);
+  };
   for (auto& expert : w.experts) network(expert);
   if (w.shared) network(*w.shared);
   return w;
@@ -225,6 +238,55 @@ TEST_CASE("every format with f32 activations agrees with its decoded weights in 
   check_against_reference<moxie::Q4_K, Activations::f32>(2e-6);
   check_against_reference<moxie::Q5_K, Activations::f32>(2e-6);
   check_against_reference<moxie::Q6_K, Activations::f32>(2e-6);
+}
+
+/// gpt-oss: biases, softmax over the chosen, and a limit that gates and ups reach.
+MoeConfig biased_config(Index hidden = 64, Index width = 96) {
+  MoeConfig config{hidden, width, 0, false, {16, 4, moxie::RouterScoring::chosen_softmax}};
+  config.biases = true;
+  config.swiglu_limit = 0.9f;
+  return config;
+}
+MoeWeights biased_weights(const MoeConfig& config, unsigned seed = 1) {
+  MoeWeights w = random_weights(config, seed);
+  w.router_bias.resize(0);
+  w.router_logit_bias = random_matrix(config.router.n_experts, 1, ++seed, 0.5f).col(0);
+  for (moxie::FeedForwardMatrices& expert : w.experts) {
+    expert.gate_bias = random_matrix(config.moe_intermediate_size, 1, ++seed, 0.5f).col(0);
+    expert.up_bias = random_matrix(config.moe_intermediate_size, 1, ++seed, 0.5f).col(0);
+    expert.down_bias = random_matrix(config.hidden_size, 1, ++seed, 0.5f).col(0);
+  }
+  return w;
+}
+
+TEST_CASE("biases and the clamped activation agree with double precision, with the same bits in any batch") {
+  for (const Index width : {96, 70}) {
+    const MoeConfig config = biased_config(64, width);
+    const MoeWeights weights = biased_weights(config);
+    const RowMatrix x = random_matrix(21, 64, 99);
+    const auto check = [&](const auto& layer, const MoeWeights& decoded, double tolerance) {
+      RowMatrix y(x.rows(), x.cols()), row(1, x.cols());
+      RoutingTrace trace;
+      layer.forward_recording(x, y, trace);
+      CHECK(relative_error(y, layer_reference(decoded, x, trace, static_cast<double>(config.swiglu_limit))) < tolerance);
+      for (Index r = 0; r < x.rows(); ++r) {
+        layer.forward(x.row(r), row);
+        CHECK(same_bits(row, y.row(r)));
+        std::vector<std::pair<double, std::int32_t>> logits;
+        for (std::int32_t e = 0; e < 16; ++e)
+          logits.emplace_back(static_cast<double>(weights.router.row(e).cast<double>().dot(x.row(r).cast<double>())) +
+                                  static_cast<double>(weights.router_logit_bias[e]), e);
+        std::sort(logits.rbegin(), logits.rend());
+        CHECK(trace.ids(0)(r, 0) == logits.front().second);
+        CHECK(trace.weights(0)(r, 0) / trace.weights(0)(r, 3) == doctest::Approx(std::exp(logits[0].first - logits[3].first)).epsilon(1e-5));
+      }
+    };
+    check(MoeLayer<moxie::F32, Activations::f32>(config, weights, Threads(2)), weights, 2e-6);
+    if (width % 32 == 0) {
+      check(MoeLayer<moxie::Q8_0, Activations::f32>(config, weights, Threads(2)), through<moxie::Q8_0>(weights), 2e-6);
+      check(MoeLayer<moxie::Q8_0>(config, weights, Threads(2)), through<moxie::Q8_0>(weights), 2e-2);
+    }
+  }
 }
 
 TEST_CASE("int8 activations stay within the error of their rounding") {
@@ -515,6 +577,23 @@ TEST_CASE("weights that do not fit the configuration are refused, and the messag
   w = random_weights(config);
   w.shared_expert_gate.setZero(3);
   refused(config, w, "shared_expert_gate: must be [1, 64], got [1, 3]");
+  MoeConfig biased = biased_config();
+  w = biased_weights(biased);
+  w.experts[7].up_bias.resize(0);
+  refused(biased, w, "expert 7: needs biases");
+  w = biased_weights(biased);
+  w.experts[7].down_bias.setZero(65);
+  refused(biased, w, "expert 7 down_bias: must have 64 elements, got 65");
+  w = biased_weights(biased);
+  w.router_logit_bias.resize(0);
+  refused(biased, w, "router: needs biases");
+  w.router_logit_bias.setZero(15);
+  refused(biased, w, "n_experts (16) elements, got 15");
+  biased.biases = false;
+  w = biased_weights(biased);
+  refused(biased, w, "router: has biases");
+  biased.swiglu_limit = -1.0f;
+  refused(biased, w, "swiglu_limit must be finite");
   MoeConfig other = config;
   other.shared_intermediate_size = 0;
   other.shared_expert_gate = false;

@@ -113,6 +113,24 @@ inline moxie::ModelConfig olmoe_config(moxie::Dtype type) {
   return c;
 }
 
+/// gpt_oss: sinks, a window of 75 keys in the first layer, biases everywhere, softmax over the chosen, a clamped activation.
+inline moxie::ModelConfig gpt_oss_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "gpt_oss";
+  c.attention.qk_norm = moxie::QkNorm::none;
+  c.attention.sinks = true;
+  c.attention.rope.scaling = moxie::RopeScaling::yarn;
+  c.attention.rope.factor = 32.0;
+  c.attention.rope.original_context = 64;
+  c.attention.rope.truncate = false;
+  c.attention.rope.magnitude = 0.1 * std::log(32.0) + 1.0;
+  c.set_sliding_windows({75, 0});
+  c.moe.router.scoring = moxie::RouterScoring::chosen_softmax;
+  c.moe.biases = true;
+  c.moe.swiglu_limit = 1.5f;  // is reached
+  return c;
+}
+
 /// deepseek_v3: latent attention with a query rank, sigmoid scores with groups and a selection bias, a first dense layer.
 inline moxie::ModelConfig deepseek_v3_config(moxie::Dtype type) {
   const OddSizes s = odd_sizes(type);
@@ -175,7 +193,8 @@ class RandomModelWriter {
     const moxie::MoeConfig& moe = config_.moe;
     const std::int64_t h = config_.hidden_size, experts = moe.router.n_experts, width = moe.moe_intermediate_size;
     norm(at + "attn_norm.weight", h);
-    norm(at + "ffn_norm.weight", h);
+    const bool gpt_oss = config_.family == "gpt_oss";
+    norm(at + (gpt_oss ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
     if (a.kind == moxie::AttentionKind::gqa) {
       const std::int64_t q = a.n_heads * a.head_dim, kv = a.n_kv_heads * a.head_dim;
       matrix(at + "attn_q.weight", {q, h}, type_);
@@ -187,11 +206,13 @@ class RandomModelWriter {
         norm(at + "attn_q_norm.weight", per_head ? a.head_dim : q, 2.0f);
         norm(at + "attn_k_norm.weight", per_head ? a.head_dim : kv);
       }
-      if (config_.family == "qwen2_moe") {
+      if (config_.family == "qwen2_moe" || gpt_oss) {
         vector(at + "attn_q.bias", q, 0.0f);
         vector(at + "attn_k.bias", kv, 0.0f);
         vector(at + "attn_v.bias", kv, 0.0f);
       }
+      if (gpt_oss) vector(at + "attn_output.bias", h, 0.0f);
+      if (a.sinks) vector(at + "attn_sinks.weight", a.n_heads, 1.0f);
     } else {
       const std::int64_t q = a.n_heads * (a.qk_nope_head_dim + a.qk_rope_head_dim);
       if (a.q_lora_rank == 0) {
@@ -218,6 +239,12 @@ class RandomModelWriter {
     matrix(at + "ffn_gate_inp.weight", {experts, h}, moxie::Dtype::F32);
     if (config_.family == "deepseek_v3") vector(at + "exp_probs_b.bias", experts, 0.0f);
     feed_forward(at, "_exps", {experts}, width);
+    if (moe.biases) {
+      vector(at + "ffn_gate_inp.bias", experts, 0.0f);
+      add(at + "ffn_gate_exps.bias", moxie::Dtype::F32, {experts, width}, 0.0f, 0.5f);
+      add(at + "ffn_up_exps.bias", moxie::Dtype::F32, {experts, width}, 0.0f, 0.5f);
+      add(at + "ffn_down_exps.bias", moxie::Dtype::F32, {experts, h}, 0.0f, 0.5f);
+    }
     if (moe.shared_intermediate_size != 0) feed_forward(at, "_shexp", {}, moe.shared_intermediate_size);
     if (moe.shared_expert_gate) vector(at + "ffn_gate_inp_shexp.weight", h, 0.0f);
   }

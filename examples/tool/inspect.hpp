@@ -57,13 +57,14 @@ inline OrderedJson inspect_rope(const moxie::RopeConfig& r) {
 }
 
 inline OrderedJson inspect_moe(const moxie::MoeConfig& moe) {
+  constexpr const char* scorings[] = {"softmax", "sigmoid", "chosen_softmax"};
   const moxie::RouterConfig& r = moe.router;
   return {{"n_experts", r.n_experts},
           {"top_k", r.top_k},
           {"moe_intermediate_size", moe.moe_intermediate_size},
           {"shared_intermediate_size", moe.shared_intermediate_size},
           {"shared_expert_gate", moe.shared_expert_gate},
-          {"scoring", r.scoring == moxie::RouterScoring::softmax ? "softmax" : "sigmoid"},
+          {"scoring", scorings[static_cast<int>(r.scoring)]},
           {"n_group", r.n_group},
           {"topk_group", r.topk_group},
           {"norm_topk_prob", r.norm_topk_prob},

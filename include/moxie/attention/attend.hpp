@@ -1,6 +1,7 @@
 #pragma once
 // Attention of a batch of rows over their sequences' KV pages: softmax(q . k * scale) v for every row and head.
 //
+// A head may have a sink (gpt-oss): a logit that joins its softmax without a value, so that the weights sum to less than 1.
 // The batch is cut into tiles, consecutive positions of one sequence times heads that share keys (a group of query heads
 // of one kv head; for the latent form any heads), which the threads take dynamically. Where a few long sequences are
 // decoded, with fewer tiles than threads, pages are shared out too. How it is cut changes no bits (kernels/attention.hpp).
@@ -112,7 +113,7 @@ inline void check_attention(const AttentionConfig& config, const KvShape& wanted
 /// page order by queries. A stretch's partial results take at most 1 MiB for each thread, so that they are merged out of the
 /// cache.
 template <class TileOf>
-void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kernel)(const kernels::AttentionTile&),
+void attend_by_pages(const Context& context, const TileOf& tile_of, const AttentionKernel& kernel,
                      std::span<const AttendRow> rows, std::int64_t window, std::int64_t v_dim, std::int64_t queries,
                      AttentionScratch& scratch) {
   const auto n = static_cast<std::int64_t>(scratch.tiles.size());
@@ -146,7 +147,7 @@ void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kerne
       tile.partials = part.partials;
       tile.page_begin = part.begin;
       tile.page_end = part.end;
-      kernel(tile);
+      kernel.run(tile);
     });
     context.threads.for_each(n * shares, [&](std::int64_t share, int thread) {
       const std::int64_t i = share / shares, at = share % shares;
@@ -162,15 +163,17 @@ void attend_by_pages(const Context& context, const TileOf& tile_of, void (*kerne
                                         .end = tile.heads * (at + 1) / shares,
                                         .state = states + i * size,
                                         .first = done == 0,
-                                        .out = first + done + pages == last ? tile.out : nullptr});
+                                        .out = first + done + pages == last ? tile.out : nullptr,
+                                        .sinks = tile.sinks,
+                                        .one = kernel.int16 ? kernels::attention_int16_one : 1.0f});
     });
   }
 }
 
-/// `wanted`: heads and dimensions of the cache. `v_dim`: width of a head's result.
+/// `wanted`: heads and dimensions of the cache. `v_dim`: width of a head's result. `sinks` [n_heads] or nullptr.
 inline void attend(const Context& context, const AttentionConfig& config, const KvShape& wanted, std::int64_t v_dim,
                    std::int64_t layer, const float* q, Index q_stride, std::span<const AttendRow> rows, float* out,
-                   Index out_stride, AttentionScratch& scratch) {
+                   Index out_stride, AttentionScratch& scratch, const float* sinks = nullptr) {
   check_attention(config, wanted, layer, rows);
   const bool latent = wanted.latent();
   const AttentionKernel kernel = attention_kernel(context, latent, rows);
@@ -202,7 +205,8 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
                                   .q_stride = q_stride,
                                   .out = out + tile.row * out_stride + tile.head * v_dim,
                                   .out_stride = out_stride,
-                                  .scratch = scratch.floats.data() + slot * thread};
+                                  .scratch = scratch.floats.data() + slot * thread,
+                                  .sinks = sinks ? sinks + tile.head : nullptr};
   };
   const auto n = static_cast<std::int64_t>(scratch.tiles.size());
   const bool single_rows =
@@ -212,7 +216,7 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
     keys += config.sliding_window == 0 ? row.position + 1 : std::min(row.position + 1, config.sliding_window);
   const bool several_pages = std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.position >= kv_page; });
   if (n < context.threads.count() && single_rows && several_pages)
-    attend_by_pages(context, tile_of, kernel.run, rows, config.sliding_window, v_dim, queries, scratch);
+    attend_by_pages(context, tile_of, kernel, rows, config.sliding_window, v_dim, queries, scratch);
   else
     context.threads.for_each(
         n, [&](std::int64_t i, int thread) { kernel.run(tile_of(i, thread)); },
@@ -221,15 +225,17 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
 
 }  // namespace detail
 
-/// Grouped-query attention. q [rows, n_heads * head_dim] is rotated already; out has the same shape. Throws ArgumentError
-/// when shapes, positions or the layer do not fit the rows' sequences, or these hold elements of several types.
+/// Grouped-query attention. q [rows, n_heads * head_dim] is rotated already; out has the same shape. `sinks` [n_heads], not
+/// scaled, or nullptr. Throws ArgumentError when shapes, positions or the layer do not fit the rows' sequences, or these hold
+/// elements of several types.
 inline void attend_gqa(const Context& context, const AttentionConfig& config, std::int64_t layer, const float* q, Index q_stride,
-                       std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch) {
+                       std::span<const AttendRow> rows, float* out, Index out_stride, AttentionScratch& scratch,
+                       const float* sinks = nullptr) {
   if (config.n_kv_heads < 1 || config.n_heads < 1 || config.n_heads % config.n_kv_heads != 0)
     throw ArgumentError({{}, "AttentionConfig.n_heads", {}},
                         concat("must be a multiple of n_kv_heads, got ", config.n_heads, " and ", config.n_kv_heads));
   const KvShape wanted{.n_heads = config.n_kv_heads, .k_dim = config.head_dim, .v_dim = config.head_dim};
-  detail::attend(context, config, wanted, config.head_dim, layer, q, q_stride, rows, out, out_stride, scratch);
+  detail::attend(context, config, wanted, config.head_dim, layer, q, q_stride, rows, out, out_stride, scratch, sinks);
 }
 
 /// Multi-head latent attention in its absorbed form. q [rows, n_heads * (kv_lora_rank + qk_rope_head_dim)]: per head the

@@ -25,6 +25,7 @@ struct AttentionConfig {
   QkNorm qk_norm = QkNorm::none;
   float clip_qkv = 0.0f;            ///< q and k after their norms, and v, are limited to [-clip_qkv, clip_qkv]; 0: they are not
   std::int64_t sliding_window = 0;  ///< keys seen, the own one included; 0: all
+  bool sinks = false;               ///< each query head has a logit that joins its softmax without a value (gpt-oss)
   // multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
   std::int64_t q_lora_rank = 0;  ///< 0: q is projected directly
   std::int64_t kv_lora_rank = 0;

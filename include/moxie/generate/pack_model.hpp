@@ -3,7 +3,8 @@
 //
 // Matrices that are only multiplied, of all types but F32 and BF16, lie in it as panels. Everything else lies in it as in the
 // source: embeddings, norms, biases, routers, kv_b of latent attention, F32 and BF16 matrices (oneDNN has a layout of its own for
-// each CPU), and matrices whose rows are no multiple of 16. Memory: some megabytes of panels at a time. The file appears when it
+// each CPU), matrices whose rows are no multiple of 16, and the experts of gpt-oss's folders, which are packed when they are
+// loaded (pack a GGUF file of the model instead). Memory: some megabytes of panels at a time. The file appears when it
 // is complete.
 
 #include <algorithm>
@@ -91,6 +92,10 @@ inline std::map<std::string, PanelTensor, std::less<>> panel_tensors(const kerne
     const TensorView& part = weight.tensor;
     const TensorView& whole = *source.find(part.name);
     PanelTensor& tensor = found[part.name];
+    if (weight.strided) {  // a matrix is no part of the tensor that could lie in panels
+      tensor.fits = false;
+      return;
+    }
     const std::uint64_t stride = part.row_stride(), panel = stride * kernels::panel_rows;
     tensor.fits = tensor.fits && part.dtype != Dtype::F32 && part.dtype != Dtype::BF16 && kernels.find(part.dtype) &&
                   part.columns() == whole.columns() && part.rows() % kernels::panel_rows == 0 &&

@@ -75,11 +75,12 @@ struct TensorSource {
   }
   /// The bytes can be copied as they are.
   bool is_copy() const {
-    return !open && row_order.empty() &&
-           std::all_of(weights.begin(), weights.end(), [&](const Weight& w) { return w.tensor.dtype == dtype && !w.scale_inv; });
+    return !open && row_order.empty() && std::all_of(weights.begin(), weights.end(), [&](const Weight& w) {
+      return w.tensor.dtype == dtype && !w.scale_inv && !w.strided;
+    });
   }
   /// One tensor of the input, read from low to high.
-  bool in_file_order() const { return !open && row_order.empty() && weights.size() == 1; }
+  bool in_file_order() const { return !open && row_order.empty() && weights.size() == 1 && !weights.front().strided; }
   Place place() const { return weights.empty() ? Place{{}, concat("tensor '", name, "'"), {}} : weights.front().tensor.place(); }
 
   RowReader reader() const {
@@ -91,6 +92,9 @@ struct TensorSource {
       if (!row_order.empty()) row = row_order[static_cast<std::size_t>(row)];
       if (weight.scale_inv) {
         decode_fp8_blocks(weight.tensor, *weight.scale_inv, row, 1, to);
+      } else if (weight.strided) {
+        std::vector<std::byte> memory;
+        decode_row(weight.tensor.dtype, plain_rows(weight, row, 1, memory).data, to, columns());
       } else {
         const std::uint64_t stride = row_bytes(weight.tensor.dtype, static_cast<std::uint64_t>(columns()));
         decode_row(weight.tensor.dtype, weight.tensor.data + static_cast<std::uint64_t>(row) * stride, to, columns());
@@ -224,7 +228,7 @@ inline void encode_tensor(const TensorSource& source, Threads threads, const Ten
     }
     first += n;
   }
-  for (const Weight& weight : source.weights) mapped.release(weight.tensor);
+  for (const Weight& weight : source.weights) release(mapped, weight);
 }
 
 /// Adds tensors and general keys, and writes the file.

@@ -6,8 +6,9 @@
 //   p_j = 2^(s_j - m')        m' = the page's largest s
 //   o'  = sum of p_j v_j      one chain over the keys that the query sees, low to high
 //   m'' = max(m, m'), o = o 2^(m - m'') + o' 2^(m' - m''), and the same for the sum of p
-// and at the end out = o / sum. Keys that a query does not see take no part, whatever their memory holds. So a query's
-// bits depend on its position, its window and the keys only: not on the tile's shape or on its other queries.
+// and at the end out = o / sum. A head's sink, if it has one, is merged after the last page like a page with this one score and
+// values of 0. Keys that a query does not see take no part, whatever their memory holds. So a query's bits depend on its
+// position, its window and the keys only: not on the tile's shape or on its other queries.
 //
 // Both products run in blocks of queries x vectors held in registers; the cache is converted to f32 once per tile and page.
 
@@ -169,6 +170,23 @@ void attention_merge(std::int64_t n, const float* page_max, const float* page_su
   }
 }
 
+/// Merges the sinks of n queries, query i that of head i % heads, into their running maximum and sum, in which a probability of 1
+/// counts `one`, and gives the factors of their results. `score` and `count` are scratch.
+template <class A>
+void attention_sinks(const float* sinks, std::int64_t heads, float one, std::int64_t n, float* score, float* count, float* max,
+                     float* sum, float* alpha, float* beta) {
+  for (std::int64_t i = 0; i < n; ++i) score[i] = sinks[i % heads] * 1.44269504088896341f, count[i] = one;
+  attention_merge<A>(n, score, count, max, sum, alpha, beta);
+}
+
+/// A query's result, [dim], from its sums over all pages: o / sum, with a sink o * *alpha / sum.
+MOXIE_INLINE void attention_result(const float* o, float sum, const float* alpha, std::int64_t dim, float* out) noexcept {
+  if (alpha)
+    for (std::int64_t d = 0; d < dim; ++d) out[d] = o[d] * *alpha / sum;
+  else
+    for (std::int64_t d = 0; d < dim; ++d) out[d] = o[d] / sum;
+}
+
 template <class A>
 void attend_pages(const AttentionTile& t, bool latent) {
   const std::int64_t queries = t.rows * t.heads, lanes = (queries + 15) / 16 * 16;
@@ -240,10 +258,10 @@ void attend_pages(const AttentionTile& t, bool latent) {
     }
   }
   if (split) return;
-  for (std::int64_t i = 0; i < queries; ++i) {
-    float* to = t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim;
-    for (std::int64_t d = 0; d < t.v_dim; ++d) to[d] = out[i * values + d] / sum[i];
-  }
+  if (t.sinks) attention_sinks<A>(t.sinks, t.heads, 1.0f, queries, page_max, page_sum, max, sum, alpha, beta);
+  for (std::int64_t i = 0; i < queries; ++i)
+    attention_result(out + i * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
+                     t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim);
 }
 template <class A, bool Latent>
 void attend(const AttentionTile& t) {
@@ -278,9 +296,12 @@ void merge_attention(const AttentionMerge& t) {
       }
     }
     for (std::int64_t i = 0; i < n; ++i) maxima[begin + i] = max[i], sums[begin + i] = sum[i];
-    if (t.out)
-      for (std::int64_t i = begin; i < begin + n; ++i)
-        for (std::int64_t d = 0; d < t.v_dim; ++d) t.out[i * t.v_dim + d] = t.state[i * values + d] / sums[i];
+    if (t.out) {
+      if (t.sinks) attention_sinks<A>(t.sinks + begin, n, t.one, n, page_max, page_sum, max, sum, alpha, beta);
+      for (std::int64_t i = 0; i < n; ++i)
+        attention_result(t.state + (begin + i) * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
+                         t.out + (begin + i) * t.v_dim);
+    }
   }
 }
 

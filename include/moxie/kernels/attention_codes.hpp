@@ -26,7 +26,7 @@ namespace moxie::kernels::int16 {
 
 inline constexpr int key_bits = 13, value_bits = 12;
 inline constexpr std::int64_t pairs_of_block = kv_block / 2, pairs_of_page = kv_page / 2, panel = 64;
-inline constexpr float largest_code = 8191.0f;  // of queries and probabilities
+inline constexpr float largest_code = attention_int16_one;  // of queries and probabilities
 inline constexpr std::int32_t nan_bits = 0x7fc00000;
 
 template <class A>

@@ -361,10 +361,10 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
     }
   }
   if (split) return;
-  for (std::int64_t i = 0; i < queries; ++i) {
-    float* to = t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim;
-    for (std::int64_t d = 0; d < t.v_dim; ++d) to[d] = out[i * values + d] / sum[i];
-  }
+  if (t.sinks) attention_sinks<A>(t.sinks, t.heads, largest_code, queries, page_max, page_sum, max, sum, alpha, beta);
+  for (std::int64_t i = 0; i < queries; ++i)
+    attention_result(out + i * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
+                     t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim);
 }
 template <class A, bool Latent>
 void attend_int16(const AttentionTile& t) {

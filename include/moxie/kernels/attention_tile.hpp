@@ -43,7 +43,8 @@ struct AttentionTile {
   std::int64_t q_stride;
   float* out;
   std::int64_t out_stride;
-  float* scratch;  ///< attention_scratch(..) floats, aligned to 64 bytes
+  float* scratch;                ///< attention_scratch(..) floats, aligned to 64 bytes
+  const float* sinks = nullptr;  ///< [heads], a logit of each head that joins the softmax without a value; nullptr: none
   /// Not nullptr: only pages [page_begin, page_end) of a tile of one row, which sees them; each page's partial result goes
   /// to its attention_partial(..) floats here, for AttentionMerge. `out` is not used.
   float* partials = nullptr;
@@ -85,6 +86,8 @@ struct AttentionMerge {
   float* state;             ///< attention_partial(..) floats
   bool first;               ///< the state is new
   float* out;               ///< [queries, v_dim] after the last page, else nullptr
+  const float* sinks;       ///< of the tile; used after the last page
+  float one;                ///< what a probability of 1 counts in the partial sums
 };
 
 /// Floats of scratch memory for a tile of rows * heads queries.
@@ -100,6 +103,9 @@ MOXIE_INLINE constexpr std::int64_t attention_int16_scratch(std::int64_t queries
   const std::int64_t a_query = (blocks + 3) / 4 * 65 + kv_row_stride(v_dim) + kv_page + kv_page / 2 + 8;
   return lanes * a_query + blocks * 17 * kv_page + panels * 32 * 64 + 4 * kv_page;
 }
+
+/// What a probability of 1 counts in the sums of the kernels of attention_int16.hpp, the largest code; in the others it counts 1.
+inline constexpr float attention_int16_one = 8191.0f;
 
 /// Floats of a partial result: values [queries][kv_row_stride(v_dim)], then largest score and sum of each query; 64 byte
 /// multiples.

@@ -91,6 +91,21 @@ void swiglu(const float* gate, const float* up, std::int64_t n, float* y) noexce
       n, y, [](F g, F u) MOXIE_INLINE_LAMBDA { return g / (F(1.0f) + exp_fixed(-g)) * u; }, gate, up);
 }
 
+/// A gate or up that is NaN stays NaN.
+template <class A>
+void clamped_swiglu(const float* gate, const float* up, float limit, std::int64_t n, float* y) noexcept {
+  using F = Floats<A>;
+  const F most(limit), least(-limit);
+  rows::map<A>(
+      n, y,
+      [&](F g, F u) MOXIE_INLINE_LAMBDA {
+        g = xsimd::select(g > most, most, g);
+        u = xsimd::select(u > most, most, xsimd::select(u < least, least, u));
+        return (u + F(1.0f)) * (g / (F(1.0f) + exp_fixed(g * F(-1.702f))));
+      },
+      gate, up);
+}
+
 template <class A>
 void axpy(float a, const float* x, std::int64_t n, float* y) noexcept {
   using F = Floats<A>;

@@ -99,6 +99,7 @@ constexpr Table make_table() noexcept {
   t.make_block = &make_block<A>;
   t.rms_norm = &rms_norm<A>;
   t.swiglu = &swiglu<A>;
+  t.clamped_swiglu = &clamped_swiglu<A>;
   t.axpy = &axpy<A>;
   t.axpy_rows = &axpy_rows<A>;
   t.add = &add<A>;

@@ -188,6 +188,10 @@ class AdapterWalk {
     const Entry* entry = experts.empty() ? nullptr : find_module(module);
     if (!entry) return;
     const LowRankUpdate& update = entry->second;
+    if (family_of(config_).hf.names->alternating_experts)
+      throw UnsupportedError(update.a.place(), concat("updates the experts of a model of the family ", config_.family,
+                                                      ", whose stacked matrices are transposed and alternate gate and up; moxie "
+                                                      "has no adapters for them, only for attention, routers and lm_head"));
     const auto n = static_cast<Index>(experts.size());
     const Index width = config_.moe.moe_intermediate_size, hidden = config_.hidden_size, ranks = update.a.rows();
     const bool down = update.a.columns() == width && update.b.rows() == hidden;
@@ -299,6 +303,7 @@ class AdapterWalk {
     weight.tensor.data = bytes.data();
     weight.tensor.bytes = bytes.size();
     weight.scale_inv.reset();
+    weight.strided.reset();
   }
 
   void check_used() const {

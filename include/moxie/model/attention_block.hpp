@@ -67,6 +67,7 @@ class AttentionBlock {
     const auto vector = [&](const std::optional<Weight>& weight) { return weight ? load_vector(*weight) : Vector(); };
     o_ = load_matrix(context, tensors.o, source);
     o_bias_ = vector(tensors.o_bias);
+    sinks_ = vector(tensors.sinks);
     q_ = matrix(tensors.q);
     if (config_.kind == AttentionKind::gqa) {
       k_ = matrix(tensors.k);
@@ -179,7 +180,8 @@ class AttentionBlock {
         },
         4);
     const StageScope stage(context.profile(), Stage::attention);
-    attend_gqa(context, config_, layer_, q, q_width, buffers.rows, buffers.attended.data(), q_width, buffers.scratch);
+    attend_gqa(context, config_, layer_, q, q_width, buffers.rows, buffers.attended.data(), q_width, buffers.scratch,
+               sinks_.size() != 0 ? sinks_.data() : nullptr);
   }
 
   void latent(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations,
@@ -268,7 +270,7 @@ class AttentionBlock {
   float rms_norm_eps_ = 0.0f;
   Linear q_, k_, v_, o_, q_a_, q_b_, kv_a_;
   LatentProjections latent_;
-  Vector q_bias_, k_bias_, v_bias_, o_bias_, q_norm_, k_norm_, q_a_bias_, q_a_norm_, kv_a_bias_, kv_a_norm_;
+  Vector q_bias_, k_bias_, v_bias_, o_bias_, q_norm_, k_norm_, q_a_bias_, q_a_norm_, kv_a_bias_, kv_a_norm_, sinks_;
 };
 
 }  // namespace moxie

@@ -152,6 +152,20 @@ class Decoder {
     return experts;
   }
 
+  /// The experts' biases, and the limit of their activations.
+  void add_biases(const LayerTensors& tensors, std::vector<FeedForwardWeights>& experts) const {
+    const auto n = static_cast<Index>(experts.size());
+    const auto add = [&](const std::optional<Weight>& weight, Vector FeedForwardWeights::*bias) {
+      if (!weight) return;
+      const RowMatrix rows = load_rows(*weight, n);
+      for (Index e = 0; e < n; ++e) experts[static_cast<std::size_t>(e)].*bias = rows.row(e);
+    };
+    add(tensors.experts_gate_bias, &FeedForwardWeights::gate_bias);
+    add(tensors.experts_up_bias, &FeedForwardWeights::up_bias);
+    add(tensors.experts_down_bias, &FeedForwardWeights::down_bias);
+    for (FeedForwardWeights& expert : experts) expert.swiglu_limit = config_.moe.swiglu_limit;
+  }
+
   Layer load_layer(const Context& context, std::int64_t i, const LayerTensors& tensors) const {
     Layer layer;
     layer.attn_norm = load_vector(tensors.attn_norm);
@@ -166,6 +180,7 @@ class Decoder {
       return layer;
     }
     std::vector<FeedForwardWeights> experts = load_experts(context, tensors.experts);
+    add_biases(tensors, experts);
     // The router and the shared expert's gate always multiply f32 weights: bf16 checkpoints widen exactly.
     const auto as_f32 = [&](const Weight& weight, Index rows) {
       Linear linear = Linear::from_rows(context, Dtype::F32, load_rows(weight, rows));
@@ -173,7 +188,8 @@ class Decoder {
       return linear;
     };
     Router router(config_.moe.router, as_f32(*tensors.router, config_.moe.router.n_experts),
-                  tensors.router_bias ? load_vector(*tensors.router_bias) : Vector());
+                  tensors.router_bias ? load_vector(*tensors.router_bias) : Vector(),
+                  tensors.router_logit_bias ? load_vector(*tensors.router_logit_bias) : Vector());
     std::optional<FeedForwardWeights> shared;
     if (tensors.shared) shared = feed_forward(*tensors.shared);
     layer.moe = std::make_unique<MoeBlock>(std::move(router), std::move(experts), std::move(shared),

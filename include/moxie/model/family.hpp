@@ -20,6 +20,7 @@
 #include <moxie/model/families/common_tensors.hpp>
 #include <moxie/model/families/deepseek_v2.hpp>
 #include <moxie/model/families/deepseek_v3.hpp>
+#include <moxie/model/families/gpt_oss.hpp>
 #include <moxie/model/families/mixtral.hpp>
 #include <moxie/model/families/olmoe.hpp>
 #include <moxie/model/families/qwen2_moe.hpp>
@@ -38,7 +39,7 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe, &mixtral, &olmoe,
+    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe, &mixtral, &olmoe, &gpt_oss,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."
@@ -83,12 +84,12 @@ inline ModelDescription describe_gguf(const nlohmann::json& metadata, const Tens
   model.config = read_gguf_config(f, own, all, family, tensors);
   const bool gqa = family.attention == AttentionKind::gqa;
   const TensorRules rules{
-      .names = &gguf_tensor_names,
+      .names = &gguf_names_of(family),
       .qkv_bias = family.gguf.qkv_bias ? Presence::required
                   : gqa                ? Presence::optional
                                        : Presence::absent,
       .latent_bias = Presence::optional,
-      .o_bias = Presence::optional,
+      .o_bias = family.gguf.o_bias ? Presence::required : Presence::optional,
       .selection_bias = family.selection_bias,
       .prediction_layers = f.integer("nextn_predict_layers", 0, max_layers, 0),
   };

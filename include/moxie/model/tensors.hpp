@@ -12,12 +12,23 @@
 
 namespace moxie {
 
+/// Where a matrix lies in a tensor that has its rows in another order, transposed, or between those of another matrix: block c
+/// of row r (of a float type: element c) is block first + r * row_step + c * column_step.
+struct StridedBlocks {
+  TensorView tensor;
+  /// Hugging Face's MXFP4: `tensor` has 16 bytes for each block, element 2 j in the low half of byte j and 2 j + 1 in the high
+  /// one; its exponent is here.
+  std::optional<TensorView> exponents = {};
+  std::int64_t first = 0, row_step = 0, column_step = 1;
+};
+
 /// A weight matrix [outputs, inputs] (or vector) in a file. FP8 checkpoints have a scale for each 128 x 128 block beside it:
 /// weight[r][c] * scale_inv[r / 128][c / 128]. An adapter may give it a low-rank part (model/adapter.hpp).
 struct Weight {
-  TensorView tensor;
+  TensorView tensor;  ///< where it is `strided`: its type, shape and size, without data
   std::optional<TensorView> scale_inv = {};
   std::shared_ptr<const LowRank> low_rank = {};
+  std::shared_ptr<const StridedBlocks> strided = {};  ///< plain_rows() reads it
 };
 
 /// Weights of one feed-forward network: down(silu(gate x) * up x). gate, up [width, hidden]; down [hidden, width].
@@ -31,6 +42,7 @@ struct LayerTensors {
   std::optional<Weight> q, k, v;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] x 2
   std::optional<Weight> q_bias, k_bias, v_bias, o_bias;
   std::optional<Weight> q_norm, k_norm;  // [head_dim], or of all heads together
+  std::optional<Weight> sinks;           // [heads]
   Weight o;                              // [hidden, heads * head_dim or heads * v_head_dim]
   // multi-head latent attention. q alone, or q_a, q_a_norm, q_b
   std::optional<Weight> q_a, q_a_norm, q_b;  // [q_lora, hidden], [q_lora], [heads * (nope + rope), q_lora]
@@ -43,7 +55,9 @@ struct LayerTensors {
   std::optional<FeedForwardTensors> dense;
   std::optional<Weight> router;             // [experts, hidden]
   std::optional<Weight> router_bias;        // [experts], added to the scores for the choice only
+  std::optional<Weight> router_logit_bias;  // [experts], added to the logits
   std::vector<FeedForwardTensors> experts;  // [experts]
+  std::optional<Weight> experts_gate_bias, experts_up_bias, experts_down_bias;  // [experts, width] twice, [experts, hidden]
   std::optional<FeedForwardTensors> shared;
   std::optional<Weight> shared_gate;  // [hidden]
 };

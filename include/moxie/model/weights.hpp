@@ -1,9 +1,11 @@
 #pragma once
 // From the tensors of a file to packed matrices and float vectors: FP8 block scales, splitting and transposing for the latent
-// form.
+// form, matrices whose rows do not lie one after the other.
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,18 +18,62 @@
 
 namespace moxie {
 
+/// Rows [first, first + count) of a weight as rows of its type: where they are, or, of a strided one, copied into `memory`.
+inline TensorView plain_rows(const Weight& weight, Index first, Index count, std::vector<std::byte>& memory) {
+  if (!weight.strided) return weight.tensor.slice_rows(first, count);
+  const StridedBlocks& from = *weight.strided;
+  const DtypeInfo& info = dtype_info(weight.tensor.dtype);
+  const std::size_t block = info.block_bytes;
+  const Index blocks = weight.tensor.columns() / info.block_elements;
+  TensorView rows = weight.tensor;
+  rows.shape = {count, weight.tensor.columns()};
+  rows.bytes = static_cast<std::uint64_t>(count) * rows.row_stride();
+  memory.resize(static_cast<std::size_t>(rows.bytes));
+  rows.data = memory.data();
+  const auto copy = [&](auto&& copy_block) {
+    constexpr Index together = 32;  // neighbours of a transposed matrix share cache lines
+    for (Index begin = 0; begin < count; begin += together)
+      for (Index c = 0; c < blocks; ++c)
+        for (Index r = begin; r < std::min(count, begin + together); ++r)
+          copy_block(static_cast<std::size_t>(from.first + (first + r) * from.row_step + c * from.column_step),
+                     memory.data() + static_cast<std::size_t>(r * blocks + c) * block);
+  };
+  if (from.exponents) {
+    copy([&](std::size_t at, std::byte* to) {  // GGUF's block: the exponent, then byte j with elements j and j + 16
+      const std::byte* pairs = from.tensor.data + at * 16;
+      *to = from.exponents->data[at];
+      for (std::size_t j = 0; j < 16; ++j) {
+        const auto shift = 4 * (j % 2);
+        to[1 + j] = (pairs[j / 2] >> shift & std::byte{15}) | pairs[8 + j / 2] >> shift << 4;
+      }
+    });
+  } else if (block == 2) {
+    copy([&](std::size_t at, std::byte* to) { std::memcpy(to, from.tensor.data + at * 2, 2); });
+  } else {
+    copy([&](std::size_t at, std::byte* to) { std::memcpy(to, from.tensor.data + at * block, block); });
+  }
+  return rows;
+}
+
+/// Tells `source` that a weight was read.
+inline void release(const TensorMap& source, const Weight& weight) {
+  source.release(weight.strided ? weight.strided->tensor : weight.tensor);
+  if (weight.strided && weight.strided->exponents) source.release(*weight.strided->exponents);
+}
+
 /// Rows [first, first + count) of a weight as floats, [count, inputs].
 inline RowMatrix load_rows(const Weight& weight, Index first, Index count) {
   RowMatrix rows(count, weight.tensor.columns());
   if (weight.scale_inv) {
     decode_fp8_blocks(weight.tensor, *weight.scale_inv, first, count, rows.data());
   } else {
-    dequantize(weight.tensor.slice_rows(first, count), rows.data());
+    std::vector<std::byte> memory;
+    dequantize(plain_rows(weight, first, count, memory), rows.data());
   }
   return rows;
 }
 
-/// All elements of a weight as [rows, elements / rows], whatever its shape in the file.
+/// All elements of a weight as [rows, elements / rows], whatever its shape in the file; of a strided one that is its own.
 inline RowMatrix load_rows(const Weight& weight, Index rows) {
   Weight matrix = weight;
   matrix.tensor.shape = {rows, weight.tensor.elements() / rows};
@@ -40,9 +86,16 @@ inline Vector load_vector(const Weight& weight) {
   return values;
 }
 
-/// A matrix ready to multiply, with its low-rank part; FP8 keeps its codes and block scales.
+/// A matrix ready to multiply, with its low-rank part; FP8 keeps its codes and block scales. A strided one is copied first.
 inline Linear load_matrix(const Context& context, const Weight& weight, const TensorMap& source) {
-  Linear linear = Linear::pack(context, weight.tensor, &source, weight.scale_inv ? &*weight.scale_inv : nullptr);
+  Linear linear;
+  if (weight.strided) {
+    std::vector<std::byte> memory;
+    linear = Linear::pack(context, plain_rows(weight, 0, weight.tensor.rows(), memory));
+    release(source, weight);
+  } else {
+    linear = Linear::pack(context, weight.tensor, &source, weight.scale_inv ? &*weight.scale_inv : nullptr);
+  }
   linear.set_low_rank(weight.low_rank);
   return linear;
 }

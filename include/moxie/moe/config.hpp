@@ -6,7 +6,11 @@
 namespace moxie {
 
 /// How router logits become scores.
-enum class RouterScoring { softmax, sigmoid };
+enum class RouterScoring {
+  softmax,        ///< over all experts
+  sigmoid,        ///< of each
+  chosen_softmax  ///< the logits are the scores; the weights are the softmax over the chosen experts (gpt-oss)
+};
 /// How the score of a group of experts is made from its experts' selection scores. Experts of dropped groups are never chosen.
 enum class GroupScore {
   best,     ///< the largest (DeepSeek-V2, group_limited_greedy)
@@ -27,13 +31,17 @@ struct RouterConfig {
   float routed_scaling_factor = 1.0f;  ///< multiplies the weights at the end
 };
 
-/// y = sum over the chosen experts of weight * down(silu(gate(x)) * up(x)), plus the shared experts.
+/// y = sum over the chosen experts of weight * down(silu(gate(x)) * up(x)), plus the shared experts. gpt-oss: see swiglu_limit.
 struct MoeConfig {
   std::int64_t hidden_size = 0;
   std::int64_t moe_intermediate_size = 0;
   std::int64_t shared_intermediate_size = 0;  ///< width of all shared experts together; 0: none
   bool shared_expert_gate = false;            ///< the shared experts' output is multiplied by sigmoid(gate . x) (Qwen2-MoE)
   RouterConfig router;
+  // gpt-oss; of the routed experts, not of shared ones
+  bool biases = false;  ///< their products, and the router's logits, have biases
+  /// Not 0: instead of silu(g) * u it is (u + 1) * g * sigmoid(1.702 g), with g at most this and u within plus and minus this.
+  float swiglu_limit = 0.0f;
 };
 
 }  // namespace moxie

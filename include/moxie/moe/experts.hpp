@@ -1,6 +1,7 @@
 #pragma once
 // Experts: feed-forward networks down(silu(gate x) * up x), each run for the rows that were dispatched to it. Dense
-// feed-forward layers and shared experts are such networks too, with all rows.
+// feed-forward layers and shared experts are such networks too, with all rows. gpt-oss has biases on the three products, each
+// added when its sum is complete, and another function of gate and up (MoeConfig::swiglu_limit).
 //
 // Two passes of work items, taken dynamically by the threads:
 //   1. (network, columns of gate and up): gate and up of the same columns, swiglu, and the int8 form of the result while it is
@@ -32,10 +33,15 @@ namespace moxie {
 /// gate, up [width, hidden]; down [hidden, width]. They may have low-rank parts.
 struct FeedForwardWeights {
   Linear gate, up, down;
+  Vector gate_bias = {}, up_bias = {}, down_bias = {};  ///< [width] twice, [hidden]; or empty
+  float swiglu_limit = 0.0f;                            ///< of MoeConfig
 
   Index hidden_size() const noexcept { return gate.inputs(); }
   Index width() const noexcept { return gate.outputs(); }
-  std::size_t bytes() const noexcept { return gate.bytes() + up.bytes() + down.bytes(); }
+  std::size_t bytes() const noexcept {
+    return gate.bytes() + up.bytes() + down.bytes() +
+           static_cast<std::size_t>(gate_bias.size() + up_bias.size() + down_bias.size()) * sizeof(float);
+  }
   /// Throws ArgumentError that names the matrix, unless the shapes are those of a network `hidden` -> `hidden`.
   void check(Index hidden, const std::string& name) const {
     const auto need = [&](const Linear& linear, const char* part, Index outputs, Index inputs) {
@@ -47,6 +53,13 @@ struct FeedForwardWeights {
     need(gate, "gate", width(), hidden);
     need(up, "up", width(), hidden);
     need(down, "down", hidden, width());
+    const auto need_bias = [&](const Vector& bias, const char* part, Index size) {
+      if (bias.size() != 0 && bias.size() != size)
+        throw ArgumentError({{}, concat(name, " ", part), {}}, concat("must have ", size, " elements, got ", bias.size()));
+    };
+    need_bias(gate_bias, "gate_bias", width());
+    need_bias(up_bias, "up_bias", width());
+    need_bias(down_bias, "down_bias", hidden);
   }
 };
 
@@ -248,12 +261,22 @@ class FeedForwardPass {
       for (Index r = 0; r < rows; ++r) {
         float* activated =
             f32 ? s_.hidden_.data() + network.hidden + static_cast<std::size_t>(r * width + begin) : gate + r * n;
-        context_.kernels->swiglu(gate + r * n, up + r * n, n, activated);
+        activate(w, begin, n, gate + r * n, up + r * n, activated);
         if (int8)
           context_.kernels->quantize(activated, n, hidden.q.block(r, begin / kernels::block_k), hidden.q.step(r));
         if (f32 && end == w.width()) std::fill(activated + n, activated + (width - begin), 0.0f);
       }
     }
+  }
+
+  /// Columns [begin, begin + n) of a row: gate and up, which get their biases, to `activated`, which may be gate.
+  void activate(const FeedForwardWeights& w, Index begin, Index n, float* gate, float* up, float* activated) const {
+    if (w.gate_bias.size() != 0) context_.kernels->add(w.gate_bias.data() + begin, n, gate);
+    if (w.up_bias.size() != 0) context_.kernels->add(w.up_bias.data() + begin, n, up);
+    if (w.swiglu_limit != 0.0f)
+      context_.kernels->clamped_swiglu(gate, up, w.swiglu_limit, n, activated);
+    else
+      context_.kernels->swiglu(gate, up, n, activated);
   }
 
   template <class Combine>
@@ -276,10 +299,12 @@ class FeedForwardPass {
           for (std::size_t n = 0; n < s_.networks_.size(); ++n) {
             const FeedForwardScratch::Network& network = s_.networks_[n];
             const bool last = n + 1 == s_.networks_.size();
-            network.weights->down.multiply(hidden_rows(network), context_.activations, 0, network.n_rows, begin, end,
-                                           results + network.position * step - begin, step,
-                                           projected(network, &FeedForwardWeights::down),
+            float* own = results + network.position * step;
+            network.weights->down.multiply(hidden_rows(network), context_.activations, 0, network.n_rows, begin, end, own - begin,
+                                           step, projected(network, &FeedForwardWeights::down),
                                            s_.networks_[last ? 0 : n + 1].weights->down.memory_of(last ? end : begin));
+            if (const Vector& bias = network.weights->down_bias; bias.size() != 0)
+              for (Index r = 0; r < network.n_rows; ++r) context_.kernels->add(bias.data() + begin, end - begin, own + r * step);
           }
           const StageScope stage(context_.profile(), Stage::other, thread);
           combine(results, step, begin, end);

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -25,12 +27,14 @@ namespace moxie {
 struct FeedForwardMatrices {
   RowMatrix gate, up;  ///< [width, hidden]
   RowMatrix down;      ///< [hidden, width]
+  Vector gate_bias = {}, up_bias = {}, down_bias = {};  ///< of experts with MoeConfig::biases
 };
 
 /// A MoE layer in float.
 struct MoeWeights {
   RowMatrix router;                           ///< [n_experts, hidden]
   Vector router_bias;                         ///< [n_experts], added to the scores for the choice only; or empty
+  Vector router_logit_bias;                   ///< [n_experts], with MoeConfig::biases; or empty
   std::vector<FeedForwardMatrices> experts;   ///< [n_experts], width moe_intermediate_size
   std::optional<FeedForwardMatrices> shared;  ///< width shared_intermediate_size
   Vector shared_expert_gate;                  ///< [hidden], with MoeConfig::shared_expert_gate; or empty
@@ -40,11 +44,13 @@ struct MoeWeights {
 struct FeedForwardViews {
   TensorView gate, up;  ///< [width, hidden]
   TensorView down;      ///< [hidden, width]
+  std::optional<TensorView> gate_bias = {}, up_bias = {}, down_bias = {};  ///< of experts with MoeConfig::biases
 };
 
 struct MoeTensors {
   TensorView router;                      ///< [n_experts, hidden], of any format
   std::optional<TensorView> router_bias;  ///< n_experts elements
+  std::optional<TensorView> router_logit_bias;
   std::vector<FeedForwardViews> experts;  ///< [n_experts]; from stacked tensors: split_experts()
   std::optional<FeedForwardViews> shared;
   std::optional<TensorView> shared_expert_gate;  ///< hidden elements
@@ -74,6 +80,8 @@ inline void check_moe_config(const MoeConfig& config) {
   need("hidden_size", config.hidden_size, 1);
   need("moe_intermediate_size", config.moe_intermediate_size, 1);
   need("shared_intermediate_size", config.shared_intermediate_size, 0);
+  if (!(config.swiglu_limit >= 0.0f && config.swiglu_limit <= std::numeric_limits<float>::max()))
+    throw ArgumentError(concat("swiglu_limit must be finite and not negative, got ", config.swiglu_limit));
   if (config.shared_expert_gate && config.shared_intermediate_size == 0)
     throw ArgumentError("shared_expert_gate needs shared experts, but shared_intermediate_size is 0");
 }
@@ -90,6 +98,14 @@ inline void check_moe_parts(const MoeConfig& config, std::size_t n_experts, bool
                                : concat("is missing, shared_intermediate_size is ", config.shared_intermediate_size));
   if (shared_gate != config.shared_expert_gate)
     throw ArgumentError({{}, "shared_expert_gate", {}}, shared_gate ? "is given, but the configuration has none" : "is missing");
+}
+
+/// Checks that a part has biases exactly where the configuration says so.
+inline void check_biases(const MoeConfig& config, const std::string& name, std::initializer_list<bool> present) {
+  for (const bool bias : present)
+    if (bias != config.biases)
+      throw ArgumentError({{}, name, {}},
+                          bias ? "has biases, but the configuration has none" : "needs biases, by the configuration");
 }
 
 inline void check_matrix(const std::string& name, Index rows, Index cols, Index need_rows, Index need_cols) {
@@ -115,6 +131,17 @@ inline FeedForwardWeights encode_network(const Context& context, Dtype dtype, co
   return {encode_matrix(context, dtype, m.gate, concat(name, " gate"), width, hidden),
           encode_matrix(context, dtype, m.up, concat(name, " up"), width, hidden),
           encode_matrix(context, dtype, m.down, concat(name, " down"), hidden, width)};
+}
+
+inline FeedForwardWeights encode_expert(const Context& context, Dtype dtype, const MoeConfig& config,
+                                        const FeedForwardMatrices& m, const std::string& name) {
+  check_biases(config, name, {m.gate_bias.size() != 0, m.up_bias.size() != 0, m.down_bias.size() != 0});
+  FeedForwardWeights expert = encode_network(context, dtype, m, name, config.hidden_size, config.moe_intermediate_size);
+  expert.gate_bias = m.gate_bias;
+  expert.up_bias = m.up_bias;
+  expert.down_bias = m.down_bias;
+  expert.swiglu_limit = config.swiglu_limit;
+  return expert;
 }
 
 inline void check_tensor(const TensorView& tensor, const std::string& role, Index rows, Index cols) {
@@ -146,6 +173,20 @@ inline RowMatrix decode_matrix(TensorView tensor, const std::string& role, Index
   return matrix;
 }
 
+inline FeedForwardWeights pack_expert(const Context& context, const MoeConfig& config, const FeedForwardViews& views,
+                                      const std::string& name, const TensorMap* source) {
+  check_biases(config, name, {views.gate_bias.has_value(), views.up_bias.has_value(), views.down_bias.has_value()});
+  const Index hidden = config.hidden_size, width = config.moe_intermediate_size;
+  FeedForwardWeights expert = pack_network(context, views, name, hidden, width, source);
+  if (config.biases) {
+    expert.gate_bias = decode_matrix(*views.gate_bias, concat(name, " gate_bias"), 1, width).row(0);
+    expert.up_bias = decode_matrix(*views.up_bias, concat(name, " up_bias"), 1, width).row(0);
+    expert.down_bias = decode_matrix(*views.down_bias, concat(name, " down_bias"), 1, hidden).row(0);
+  }
+  expert.swiglu_limit = config.swiglu_limit;
+  return expert;
+}
+
 }  // namespace detail
 
 /// Encodes the experts of float weights as `dtype`; the router and the shared experts' gate stay F32.
@@ -153,18 +194,18 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
   detail::check_moe_config(config);
   const RoutingRule rule(config.router, weights.router_bias);  // checks it before anything is packed
   detail::check_moe_parts(config, weights.experts.size(), weights.shared.has_value(), weights.shared_expert_gate.size() != 0);
+  detail::check_biases(config, "router", {weights.router_logit_bias.size() != 0});
   const Index hidden = config.hidden_size;
   Router router(config.router,
                 detail::encode_matrix(context, Dtype::F32, weights.router, "router", config.router.n_experts, hidden),
-                weights.router_bias);
+                weights.router_bias, weights.router_logit_bias);
   Linear gate;
   if (config.shared_expert_gate)
     gate = detail::encode_matrix(context, Dtype::F32, weights.shared_expert_gate.transpose(), "shared_expert_gate", 1, hidden);
   std::vector<FeedForwardWeights> experts;
   experts.reserve(weights.experts.size());
   for (std::size_t e = 0; e < weights.experts.size(); ++e)
-    experts.push_back(
-        detail::encode_network(context, dtype, weights.experts[e], detail::expert_name(e), hidden, config.moe_intermediate_size));
+    experts.push_back(detail::encode_expert(context, dtype, config, weights.experts[e], detail::expert_name(e)));
   std::optional<FeedForwardWeights> shared;
   if (weights.shared)
     shared = detail::encode_network(context, dtype, *weights.shared, "shared expert", hidden, config.shared_intermediate_size);
@@ -177,12 +218,15 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
   detail::check_moe_config(config);
   detail::check_moe_parts(config, tensors.experts.size(), tensors.shared.has_value(), tensors.shared_expert_gate.has_value());
   const Index hidden = config.hidden_size, n_experts = config.router.n_experts;
-  Vector bias;
+  detail::check_biases(config, "router", {tensors.router_logit_bias.has_value()});
+  Vector bias, logit_bias;
+  if (tensors.router_logit_bias)
+    logit_bias = detail::decode_matrix(*tensors.router_logit_bias, "the bias of the router's logits", 1, n_experts).row(0);
   if (tensors.router_bias) bias = detail::decode_matrix(*tensors.router_bias, "the router's bias", 1, n_experts).row(0);
   const RoutingRule rule(config.router, bias);  // checks it before anything is packed
   Router router(config.router,
                 Linear::from_rows(context, Dtype::F32, detail::decode_matrix(tensors.router, "the router", n_experts, hidden)),
-                std::move(bias));
+                std::move(bias), std::move(logit_bias));
   Linear gate;
   if (tensors.shared_expert_gate)
     gate = Linear::from_rows(context, Dtype::F32,
@@ -190,8 +234,7 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
   std::vector<FeedForwardWeights> experts;
   experts.reserve(tensors.experts.size());
   for (std::size_t e = 0; e < tensors.experts.size(); ++e)
-    experts.push_back(
-        detail::pack_network(context, tensors.experts[e], detail::expert_name(e), hidden, config.moe_intermediate_size, source));
+    experts.push_back(detail::pack_expert(context, config, tensors.experts[e], detail::expert_name(e), source));
   std::optional<FeedForwardWeights> shared;
   if (tensors.shared)
     shared = detail::pack_network(context, *tensors.shared, "shared expert", hidden, config.shared_intermediate_size, source);

@@ -1,5 +1,5 @@
 #pragma once
-// Router: logits = W x in f32, whatever the activations of the experts are, then RoutingRule for each row.
+// Router: logits = W x [+ b] in f32, whatever the activations of the experts are, then RoutingRule for each row.
 
 #include <algorithm>
 #include <cstddef>
@@ -18,14 +18,18 @@ namespace moxie {
 
 class Router {
  public:
-  /// weight [n_experts, hidden] of type F32, bias [n_experts] or empty. Throws ArgumentError.
-  Router(const RouterConfig& config, Linear weight, Vector bias = {})
-      : rule_(config, std::move(bias)), weight_(std::move(weight)) {
+  /// weight [n_experts, hidden] of type F32. `bias`, for the choice only, and `logit_bias`: [n_experts] or empty. Throws
+  /// ArgumentError.
+  Router(const RouterConfig& config, Linear weight, Vector bias = {}, Vector logit_bias = {})
+      : rule_(config, std::move(bias)), weight_(std::move(weight)), logit_bias_(std::move(logit_bias)) {
     if (weight_.dtype() != Dtype::F32)
       throw ArgumentError({{}, "router", {}}, concat("the weight must be packed as F32, got ", dtype_info(weight_.dtype()).name));
     if (weight_.outputs() != config.n_experts)
       throw ArgumentError({{}, "router", {}},
                           concat("the weight must have n_experts (", config.n_experts, ") rows, got ", weight_.outputs()));
+    if (logit_bias_.size() != 0 && logit_bias_.size() != config.n_experts)
+      throw ArgumentError({{}, "router", {}}, concat("the bias of the logits must have n_experts (", config.n_experts,
+                                                     ") elements, got ", logit_bias_.size()));
   }
 
   const RouterConfig& config() const noexcept { return rule_.config(); }
@@ -44,6 +48,7 @@ class Router {
     context.threads.for_each(
         x.rows(),
         [&](std::int64_t r, int) {
+          if (logit_bias_.size() != 0) context.kernels->add(logit_bias_.data(), n, scores + r * n);
           const auto place = [&] { return Place{{}, concat("router, row ", first_row + r), {}}; };
           try {
             const std::int32_t* given = replay ? replay + r * k : nullptr;
@@ -65,6 +70,7 @@ class Router {
  private:
   RoutingRule rule_;
   Linear weight_;
+  Vector logit_bias_;
 };
 
 }  // namespace moxie

@@ -1,11 +1,12 @@
 #pragma once
 // The rule by which router logits become expert ids and weights, for one row.
 //
-//   scores    = softmax(logits) over all experts, or sigmoid(logits)
+//   scores    = softmax(logits) over all experts, or sigmoid(logits), or the logits themselves
 //   selection = scores + bias
 //   groups    the experts lie in n_group groups of neighbours; the topk_group groups of the highest group score stay
 //   ids       the top_k highest selection scores of the groups that stay, highest first; ties to the lower index, groups too
 //   weights   = scores of the chosen, / (their sum in slot order + norm_epsilon), * routed_scaling_factor
+//               where the logits are the scores: softmax over the chosen, its sum in slot order, * routed_scaling_factor
 //
 // All in f32, as Hugging Face transformers computes it; the two sums are taken in f64, in index and slot order.
 // transformers gives the experts of dropped groups the selection score 0 (DeepSeek-V2) or minus infinity (DeepSeek-V3). Here they
@@ -115,6 +116,7 @@ class RoutingRule {
       if (!is_finite(logits[e]))
         throw Error(concat("the router logit of expert ", e,
                            " is not finite: the layer's input or its router weights hold NaN or infinity, or are too large"));
+    if (config_.scoring == RouterScoring::chosen_softmax) return;
     if (config_.scoring == RouterScoring::sigmoid) {
       for (Index e = 0; e < n; ++e) logits[e] = 1.0f / (1.0f + std::exp(-logits[e]));
       return;
@@ -128,8 +130,15 @@ class RoutingRule {
 
   void weigh(const float* scores, const std::int32_t* ids, float* weights) const {
     double sum = 0.0;
-    for (Index s = 0; s < config_.top_k; ++s) sum += weights[s] = scores[ids[s]];
-    if (config_.norm_topk_prob) {
+    if (config_.scoring == RouterScoring::chosen_softmax) {
+      float max = scores[ids[0]];
+      for (Index s = 1; s < config_.top_k; ++s) max = std::max(max, scores[ids[s]]);
+      for (Index s = 0; s < config_.top_k; ++s) sum += weights[s] = std::exp(scores[ids[s]] - max);
+      for (Index s = 0; s < config_.top_k; ++s) weights[s] /= static_cast<float>(sum);
+    } else {
+      for (Index s = 0; s < config_.top_k; ++s) sum += weights[s] = scores[ids[s]];
+    }
+    if (config_.norm_topk_prob && config_.scoring != RouterScoring::chosen_softmax) {
       // Every chosen score may be 0 (far below the largest logit, chosen by bias or replay); their weights are then 0, not NaN.
       const float divisor = static_cast<float>(sum) + config_.norm_epsilon;
       if (divisor > 0.0f)

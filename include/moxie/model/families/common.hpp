@@ -29,6 +29,7 @@ struct TensorNames {
   const char* o = nullptr;
   const char* q_norm = nullptr;
   const char* k_norm = nullptr;
+  const char* sinks = nullptr;
   const char* q_a = nullptr;
   const char* q_a_norm = nullptr;
   const char* q_b = nullptr;
@@ -53,6 +54,9 @@ struct TensorNames {
   const char* shared_up = nullptr;
   const char* shared_down = nullptr;
   const char* shared_expert_gate = nullptr;
+  /// gpt-oss in Hugging Face's form: experts_gate_up [experts, hidden, 2 * width], gate and up alternating, and experts_down
+  /// [experts, width, hidden], or both as MXFP4 (_blocks, _scales) with the dimensions in the usual order; biases are "_bias".
+  bool alternating_experts = false;
 };
 
 /// Hugging Face's usual names: what is around the feed-forward networks, with grouped-query attention.
@@ -118,9 +122,10 @@ struct HfRules {
   enum class Layout { half, interleaved, by_key };  ///< by_key: rope_interleave, absent: interleaved
   enum class Window {
     none,
-    everywhere,    ///< sliding_window in every layer, null: none
-    switched,      ///< the same when use_sliding_window is true
-    by_layer_type  ///< in the layers that layer_types names, when use_sliding_window is true
+    everywhere,     ///< sliding_window in every layer, null: none
+    switched,       ///< the same when use_sliding_window is true
+    by_layer_type,  ///< in the layers that layer_types names, when use_sliding_window is true
+    alternating     ///< in the layers that layer_types names; absent: in layers 0, 2, ..
   };
   enum class Dense {
     none,
@@ -139,6 +144,7 @@ struct HfRules {
   bool bias_default = false;
   bool o_bias = false;  ///< then o has one too
   const char* n_experts = nullptr;
+  const char* top_k = "num_experts_per_tok";
   const char* expert_width = "moe_intermediate_size";
   const char* shared = nullptr;  ///< count or width of the shared experts
   std::int64_t shared_default = 0;
@@ -150,15 +156,19 @@ struct HfRules {
   const char* group_method = nullptr;  ///< topk_method with this value means groups, "greedy" none; nullptr: groups always count
   std::int64_t n_group_default = 1, topk_group_default = 1;
   std::span<const FixedOption> fixed = {};
+  const char* quantization = "fp8";  ///< the quant_method that is read
 };
 
 /// Rules of GGUF metadata (llama.cpp).
 struct GgufRules {
+  const TensorNames* names = nullptr;  ///< nullptr: the usual ones
   RopeLayout layout = RopeLayout::half;
   const char* expert_width = "expert_feed_forward_length";
   const char* shared = nullptr;           ///< count or width of the shared experts
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: expert_weights_norm, absent: no
   bool qkv_bias = false;                  ///< required; elsewhere used where the file has them
+  bool o_bias = false;                    ///< the same of o
+  bool alternating_windows = false;       ///< sliding windows are those of layers 0, 2, ..
 };
 
 struct Family {
@@ -171,6 +181,9 @@ struct Family {
   GroupScore group_score = GroupScore::best_two;
   float norm_epsilon = 0.0f;
   SharedExperts shared = SharedExperts::none;
+  bool sinks = false;           ///< of attention
+  bool expert_biases = false;   ///< MoeConfig::biases
+  float swiglu_limit = 0.0f;    ///< where the file does not say it; 0: silu(gate) * up
   bool dense_namesake = false;  ///< the GGUF architecture is also that of models without experts
   HfRules hf = {};
   GgufRules gguf = {};

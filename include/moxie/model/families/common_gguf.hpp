@@ -42,6 +42,7 @@ inline constexpr TensorNames gguf_tensor_names{
     .o = "blk.{i}.attn_output.weight",
     .q_norm = "blk.{i}.attn_q_norm.weight",
     .k_norm = "blk.{i}.attn_k_norm.weight",
+    .sinks = "blk.{i}.attn_sinks.weight",
     .q_a = "blk.{i}.attn_q_a.weight",
     .q_a_norm = "blk.{i}.attn_q_a_norm.weight",
     .q_b = "blk.{i}.attn_q_b.weight",
@@ -67,6 +68,11 @@ inline constexpr TensorNames gguf_tensor_names{
     .shared_down = "blk.{i}.ffn_down_shexp.weight",
     .shared_expert_gate = "blk.{i}.ffn_gate_inp_shexp.weight",
 };
+
+/// The names of an architecture's tensors.
+inline const TensorNames& gguf_names_of(const Family& family) noexcept {
+  return family.gguf.names ? *family.gguf.names : gguf_tensor_names;
+}
 
 /// Keys of other architectures that would change the result if one of ours had them.
 inline constexpr FixedOption gguf_fixed_options[] = {
@@ -133,6 +139,7 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
   if (a.kind == AttentionKind::gqa) {
     a.qk_norm = family.qk_norm;
     a.clip_qkv = static_cast<float>(own.number("attention.clip_qkv", 5e-7, 1e6, 0.0));
+    a.sinks = family.sinks;
     a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
     if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
       f.fail("attention.key_length",
@@ -166,6 +173,8 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
 
   const std::int64_t window = f.integer("attention.sliding_window", 0, max_context, 0);
   std::vector<std::int64_t> windows(static_cast<std::size_t>(c.n_layers), window);
+  if (family.gguf.alternating_windows)
+    for (std::size_t i = 1; i < windows.size(); i += 2) windows[i] = 0;
   if (const nlohmann::json* pattern = f.find("attention.sliding_window_pattern"); pattern && window != 0) {
     if (!pattern->is_array() || std::ssize(*pattern) != c.n_layers)
       f.fail("attention.sliding_window_pattern",
@@ -173,10 +182,15 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     for (std::size_t i = 0; i < windows.size(); ++i) {
       if (!(*pattern)[i].is_boolean())
         f.fail("attention.sliding_window_pattern", concat("holds ", Fields::show((*pattern)[i]), "; it must hold booleans"));
-      if (!(*pattern)[i].get<bool>()) windows[i] = 0;
+      windows[i] = (*pattern)[i].get<bool>() ? window : 0;
     }
   }
   c.set_sliding_windows(windows);
+}
+
+/// expert_gating_func.
+inline std::int64_t gguf_gating(RouterScoring scoring) noexcept {
+  return scoring == RouterScoring::softmax ? 1 : scoring == RouterScoring::sigmoid ? 2 : 3;
 }
 
 inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, ModelConfig& c) {
@@ -191,10 +205,11 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   router.n_experts = f.integer("expert_count", 1, max_experts);
   router.top_k = f.integer("expert_used_count", 1, max_experts);
   router.scoring = family.scoring;
-  const std::int64_t gating = family.scoring == RouterScoring::softmax ? 1 : 2;
+  const std::int64_t gating = gguf_gating(family.scoring);
+  constexpr const char* names[] = {"softmax", "sigmoid", "softmax over the chosen"};
   if (const std::int64_t found = f.integer("expert_gating_func", 0, 1000, gating); found != gating && found != 0)
-    f.unsupported("expert_gating_func", concat("is ", found, "; moxie has ", gating, " (", (gating == 1 ? "softmax" : "sigmoid"),
-                                               ") for this architecture"));
+    f.unsupported("expert_gating_func",
+                  concat("is ", found, "; moxie has ", gating, " (", names[gating - 1], ") for this architecture"));
   router.norm_topk_prob = f.boolean("expert_weights_norm", family.gguf.topk_norm == TopkNorm::always);
   router.norm_epsilon = family.norm_epsilon;
   const double scale = f.number("expert_weights_scale", 0.0, 1e6, 0.0);
@@ -205,6 +220,9 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   if (group_score != "best_two" && group_score != "best")
     own.fail("expert_group_score", concat("is ", Fields::show(group_score), "; it must be 'best_two' or 'best'"));
   router.group_score = group_score == "best" ? GroupScore::best : GroupScore::best_two;
+  moe.biases = family.expert_biases;
+  if (family.swiglu_limit != 0.0f)
+    moe.swiglu_limit = static_cast<float>(own.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
   if (family.shared == SharedExperts::counted)
     moe.shared_intermediate_size = f.integer(family.gguf.shared, 0, 1024, 0) * moe.moe_intermediate_size;
   if (family.shared == SharedExperts::gated) {

@@ -40,15 +40,16 @@ inline constexpr FixedOption hf_fixed_options[] = {
 /// The same in families without HfRules::clip_qkv.
 inline constexpr FixedOption hf_without_clipping[] = {{"clip_qkv", "null"}};
 
-/// FP8 with a scale for each 128 x 128 block is the one quantization of a Hugging Face checkpoint that is read.
-inline void check_hf_quantization(const Fields& f) {
+/// What is read of quantized Hugging Face checkpoints: FP8 with a scale for each 128 x 128 block, and gpt-oss's MXFP4.
+inline void check_hf_quantization(const Fields& f, const Family& family) {
   const nlohmann::json* object = f.find("quantization_config");
   if (!object) return;
   const Fields q(*object, f.file(), {}, "quantization_config.");
-  if (const std::string method = q.text("quant_method", ""); method != "fp8")
-    q.unsupported("quant_method",
-                  concat("is ", Fields::show(method),
-                         "; moxie reads unquantized checkpoints and 'fp8' (for others: convert the model to GGUF)"));
+  const std::string method = q.text("quant_method", "");
+  if (method != family.hf.quantization)
+    q.unsupported("quant_method", concat("is ", Fields::show(method), "; moxie reads unquantized checkpoints and '",
+                                         family.hf.quantization, "' (for others: convert the model to GGUF)"));
+  if (method != "fp8") return;
   static constexpr FixedOption options[] = {
       {"fmt", "\"e4m3\""}, {"weight_block_size", "[128, 128]"}, {"activation_scheme", "\"dynamic\""}};
   check_fixed(q, options);
@@ -81,7 +82,8 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
     rope.factor = r.number("factor", 1e-3, highest_factor);
   } else if (kind == "yarn") {
     rope.scaling = RopeScaling::yarn;
-    rope.original_context = r.integer("original_max_position_embeddings", 1, max_context, context_length);
+    rope.original_context = r.integer("original_max_position_embeddings", 1, max_context,
+                                      f.integer("initial_context_length", 1, max_context, context_length));
     rope.factor = r.contains("factor") ? r.number("factor", 1e-3, highest_factor)
                                        : static_cast<double>(context_length) / static_cast<double>(rope.original_context);
     rope.beta_fast = r.number("beta_fast", 1e-3, 1e6, 32.0);
@@ -121,6 +123,7 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
   if (a.kind == AttentionKind::gqa) {
     a.qk_norm = family.qk_norm;
     if (family.hf.clip_qkv) a.clip_qkv = static_cast<float>(f.number("clip_qkv", 1e-6, 1e6, 0.0));
+    a.sinks = family.sinks;
     a.n_kv_heads = f.integer("num_key_value_heads", 1, max_heads, a.n_heads);
     if (!f.contains("head_dim") && c.hidden_size % a.n_heads != 0)
       f.fail("head_dim",
@@ -157,20 +160,23 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
     if (f.boolean("use_sliding_window", false)) f.unsupported("use_sliding_window", "is true; this family has no sliding window");
     return;
   }
-  const bool in_use = rule == Window::everywhere || f.boolean("use_sliding_window", false);
+  const bool alternating = rule == Window::alternating;
+  const bool in_use = rule == Window::everywhere || alternating || f.boolean("use_sliding_window", false);
   const bool absent = !f.mentions("sliding_window") && rule != Window::everywhere;
-  const std::int64_t window = in_use ? f.integer("sliding_window", 0, max_context, absent ? 4096 : 0) : 0;
+  const std::int64_t fallback = !absent ? 0 : alternating ? 128 : 4096;
+  const std::int64_t window = in_use ? f.integer("sliding_window", 0, max_context, fallback) : 0;
   const std::int64_t max_window_layers = f.integer("max_window_layers", 0, max_context, 28);
   std::vector<std::int64_t> windows;
   for (std::int64_t i = 0; i < c.n_layers; ++i) {
     bool sliding = in_use;
     if (rule == Window::by_layer_type && !types) sliding = in_use && i % 2 == 0 && i < max_window_layers;
+    if (alternating && !types) sliding = i % 2 == 0;
     if (types) {
       const std::string type = type_of(i);
       if (type != "sliding_attention" && type != "full_attention")
         f.unsupported("layer_types",
                       concat("names ", Fields::show(type), "; moxie has full_attention and sliding_attention for this family"));
-      if (rule == Window::by_layer_type) sliding = type == "sliding_attention";
+      if (rule == Window::by_layer_type || alternating) sliding = type == "sliding_attention";
       if (sliding != (type == "sliding_attention") && window != 0)
         f.unsupported("layer_types", "disagrees with sliding_window, which this family uses in all layers or none");
     }
@@ -186,12 +192,15 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   moe.hidden_size = c.hidden_size;
   moe.moe_intermediate_size = f.integer(hf.expert_width, 1, max_width);
   router.n_experts = f.integer(hf.n_experts, 1, max_experts);
-  router.top_k = f.integer("num_experts_per_tok", 1, max_experts);
+  router.top_k = f.integer(hf.top_k, 1, max_experts);
   router.scoring = family.scoring;
   router.norm_topk_prob =
       hf.topk_norm == TopkNorm::always || (hf.topk_norm == TopkNorm::by_key && f.boolean("norm_topk_prob", hf.topk_norm_default));
   router.norm_epsilon = family.norm_epsilon;
   router.group_score = family.group_score;
+  moe.biases = family.expert_biases;
+  if (family.swiglu_limit != 0.0f)
+    moe.swiglu_limit = static_cast<float>(f.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
   if (family.attention == AttentionKind::mla) {
     router.routed_scaling_factor = static_cast<float>(f.number("routed_scaling_factor", 1e-6, 1e6, hf.scaling_default));
     bool groups = true;
@@ -239,7 +248,7 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   check_fixed(f, hf_fixed_options);
   if (!family.hf.clip_qkv) check_fixed(f, hf_without_clipping);
   check_fixed(f, family.hf.fixed);
-  check_hf_quantization(f);
+  check_hf_quantization(f, family);
   ModelConfig c;
   c.family = family.name;
   c.name = f.text("_name_or_path", "");

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -109,6 +110,7 @@ class DecoderFinder {
       t.q_norm = find_.vector(tensor_name(n_.q_norm, i), per_head ? a.head_dim : q_rows);
       t.k_norm = find_.vector(tensor_name(n_.k_norm, i), per_head ? a.head_dim : kv_rows);
     }
+    if (a.sinks) t.sinks = find_.vector(tensor_name(n_.sinks, i), a.n_heads);
   }
 
   void latent(std::int64_t i, LayerTensors& t) {
@@ -157,6 +159,14 @@ class DecoderFinder {
     if (moe.shared_expert_gate) t.shared_gate = find_.vector(tensor_name(n_.shared_expert_gate, i), h);
 
     const std::int64_t width = moe.moe_intermediate_size;
+    if (moe.biases) {
+      t.router_logit_bias = find_.vector(bias_name(tensor_name(n_.router, i)), experts);
+      expert_biases(i, t);
+    }
+    if (n_.alternating_experts) {
+      alternating_experts(i, t);
+      return;
+    }
     const bool fused = n_.experts_gate_up && find_.has(tensor_name(n_.experts_gate_up, i));
     const bool single = n_.expert_gate && find_.has(tensor_name(n_.expert_gate, i, 0));
     if (!fused && (single || !n_.experts_gate)) {
@@ -177,6 +187,88 @@ class DecoderFinder {
       expert.gate.tensor = fused ? gate_up->tensor.slice(e).slice_rows(0, width) : gate->tensor.slice(e);
       expert.up.tensor = fused ? gate_up->tensor.slice(e).slice_rows(width, width) : up->tensor.slice(e);
     }
+  }
+
+  /// [experts, width] in every `step`-th column, from `first` on, of [experts, all columns].
+  static Weight columns_of(const Weight& all, std::int64_t width, std::int64_t first, std::int64_t step) {
+    const std::int64_t columns = all.tensor.columns();
+    if (columns == width) return all;
+    Weight weight;
+    weight.strided = std::make_shared<const StridedBlocks>(StridedBlocks{all.tensor, {}, first, columns, step});
+    describe(weight, {all.tensor.shape[0], width}, all.tensor.dtype);
+    return weight;
+  }
+  /// Says of a strided weight what it is.
+  static void describe(Weight& weight, const Shape& shape, Dtype dtype) {
+    weight.tensor = weight.strided->tensor;
+    weight.tensor.dtype = dtype;
+    weight.tensor.shape = shape;
+    weight.tensor.data = nullptr;
+    weight.tensor.bytes = static_cast<std::uint64_t>(weight.tensor.rows()) * weight.tensor.row_stride();
+  }
+
+  void expert_biases(std::int64_t i, LayerTensors& t) {
+    const std::int64_t experts = c_.moe.router.n_experts, width = c_.moe.moe_intermediate_size, h = c_.hidden_size;
+    const auto name = [&](const char* pattern) {
+      const std::string weight = tensor_name(pattern, i);
+      return n_.alternating_experts ? concat(weight, "_bias") : bias_name(weight);
+    };
+    if (n_.alternating_experts || find_.has(name(n_.experts_gate_up))) {
+      if (const auto both = find_.floats(name(n_.experts_gate_up), {experts, 2 * width})) {
+        const std::int64_t step = n_.alternating_experts ? 2 : 1;
+        t.experts_gate_bias = columns_of(*both, width, 0, step);
+        t.experts_up_bias = columns_of(*both, width, step == 2 ? 1 : width, step);
+      }
+    } else {
+      t.experts_gate_bias = find_.floats(name(n_.experts_gate), {experts, width});
+      t.experts_up_bias = find_.floats(name(n_.experts_up), {experts, width});
+    }
+    t.experts_down_bias = find_.floats(name(n_.experts_down), {experts, h});
+  }
+
+  /// The matrices of all experts in one tensor, as TensorNames::alternating_experts says it.
+  struct StackedExperts {
+    Weight tensor;
+    std::optional<TensorView> exponents;
+    std::int64_t outputs, inputs;
+
+    /// Outputs first, first + step, .. of expert e.
+    Weight matrix(std::int64_t e, std::int64_t first, std::int64_t step) const {
+      StridedBlocks from{tensor.tensor.slice(e), {}, first, step, outputs};
+      if (exponents) {
+        const std::int64_t blocks = inputs / 32;
+        from = {tensor.tensor.slice(e), exponents->slice(e), first * blocks, step * blocks, 1};
+      }
+      Weight weight;
+      weight.strided = std::make_shared<const StridedBlocks>(std::move(from));
+      describe(weight, {outputs / step, inputs}, exponents ? Dtype::MXFP4 : tensor.tensor.dtype);
+      return weight;
+    }
+  };
+  std::optional<StackedExperts> stacked_experts(const std::string& name, std::int64_t outputs, std::int64_t inputs) {
+    const std::int64_t experts = c_.moe.router.n_experts;
+    const std::string blocks = concat(name, "_blocks"), scales = concat(name, "_scales");
+    if (find_.has(name) || !(find_.has(blocks) || find_.has(scales))) {
+      auto all = find_.floats(name, {experts, inputs, outputs});
+      if (!all) return std::nullopt;
+      return StackedExperts{std::move(*all), {}, outputs, inputs};
+    }
+    if (inputs % 32 != 0) {
+      find_.wrong(blocks, concat("cannot hold rows of ", inputs, " elements, no multiple of the block of MXFP4, 32"));
+      return std::nullopt;
+    }
+    const auto codes = find_.bytes(blocks, {experts, outputs, inputs / 32, 16});
+    const auto exponents = find_.bytes(scales, {experts, outputs, inputs / 32});
+    if (!codes || !exponents) return std::nullopt;
+    return StackedExperts{Weight{*codes}, *exponents, outputs, inputs};
+  }
+  void alternating_experts(std::int64_t i, LayerTensors& t) {
+    const std::int64_t width = c_.moe.moe_intermediate_size, h = c_.hidden_size;
+    const auto gate_up = stacked_experts(tensor_name(n_.experts_gate_up, i), 2 * width, h);
+    const auto down = stacked_experts(tensor_name(n_.experts_down, i), h, width);
+    if (!gate_up || !down) return;
+    for (std::int64_t e = 0; e < c_.moe.router.n_experts; ++e)
+      t.experts.push_back({gate_up->matrix(e, 0, 2), gate_up->matrix(e, 1, 2), down->matrix(e, 0, 1)});
   }
 
   /// Whether a tensor that nobody asked for is part of the decoder: all of GGUF's; of Hugging Face's those of the model and the

@@ -177,7 +177,10 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
     pattern.push_back(config.sliding_window(i) != 0);
   }
   if (window != 0) out[concat(a, "attention.sliding_window")] = window;
-  if (!config.layer_windows.empty()) out[concat(a, "attention.sliding_window_pattern")] = pattern;
+  bool implied = family.gguf.alternating_windows;
+  for (std::int64_t i = 0; i < config.n_layers; ++i) implied = implied && (config.sliding_window(i) == 0) == (i % 2 != 0);
+  if (family.gguf.alternating_windows ? window != 0 && !implied : !config.layer_windows.empty())
+    out[concat(a, "attention.sliding_window_pattern")] = pattern;
 
   out[concat(a, "expert_count")] = router.n_experts;
   out[concat(a, "expert_used_count")] = router.top_k;
@@ -190,7 +193,7 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   if (attention.kind == AttentionKind::mla || router.routed_scaling_factor != 1.0f)
     out[concat(a, "expert_weights_scale")] = static_cast<double>(router.routed_scaling_factor);
   if (attention.kind == AttentionKind::mla) {
-    out[concat(a, "expert_gating_func")] = router.scoring == RouterScoring::softmax ? 1 : 2;
+    out[concat(a, "expert_gating_func")] = families::gguf_gating(router.scoring);
     while (leading < config.n_layers && !config.is_moe_layer[static_cast<std::size_t>(leading)]) ++leading;
     out[concat(a, "leading_dense_block_count")] = leading;
   }
@@ -199,6 +202,7 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
     out[concat(a, "expert_group_used_count")] = router.topk_group;
     if (router.group_score == GroupScore::best) out["moxie.expert_group_score"] = "best";
   }
+  if (moe.swiglu_limit != family.swiglu_limit) out["moxie.swiglu_limit"] = static_cast<double>(moe.swiglu_limit);
   return out;
 }
 
@@ -213,7 +217,7 @@ struct GgufTensor {
 /// All weights of `tensors`, which must outlive the result, with the names and the order of rows that GGUF wants. kv_b stays
 /// unsplit where it is; rope_freqs.weight is apart (gguf_rope_freqs). Throws ArgumentError for an unknown family.
 inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const DecoderTensors& tensors) {
-  const families::TensorNames& n = families::gguf_tensor_names;
+  const families::TensorNames& n = families::gguf_names_of(family_of(config));
   std::vector<GgufTensor> out;
   std::int64_t layer = -1;
   const auto put = [&](const char* pattern, const Weight* weight, std::vector<std::int64_t> order = {}) {
@@ -252,6 +256,7 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     bias(n.v, t.v_bias);
     put(n.q_norm, maybe(t.q_norm));
     put(n.k_norm, maybe(t.k_norm));
+    put(n.sinks, maybe(t.sinks));
     put(n.q_a, maybe(t.q_a));
     bias(n.q_a, t.q_a_bias);
     put(n.q_a_norm, maybe(t.q_a_norm));
@@ -267,10 +272,14 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     put(n.ffn_norm, &t.ffn_norm);
     feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
     put(n.router, maybe(t.router));
+    bias(n.router, t.router_logit_bias);
     put(n.router_bias, maybe(t.router_bias));
     stack(n.experts_gate, t.experts, &FeedForwardTensors::gate);
     stack(n.experts_up, t.experts, &FeedForwardTensors::up);
     stack(n.experts_down, t.experts, &FeedForwardTensors::down);
+    bias(n.experts_gate, t.experts_gate_bias);
+    bias(n.experts_up, t.experts_up_bias);
+    bias(n.experts_down, t.experts_down_bias);
     feed_forward(n.shared_gate, n.shared_up, n.shared_down, t.shared);
     put(n.shared_expert_gate, maybe(t.shared_gate));
   }

@@ -69,6 +69,22 @@ class TensorFinder {
     }
     return weight;
   }
+  /// Bytes that mean something only beside others.
+  std::optional<TensorView> bytes(const std::string& name, const Shape& shape) {
+    const TensorView* view = find(name, shape, Presence::required);
+    if (!view || !check_shape(*view, shape)) return std::nullopt;
+    if (view->dtype != Dtype::U8) return wrong(name, concat("has type ", type_name(*view), "; it must be U8"));
+    if (view->bytes != static_cast<std::uint64_t>(view->elements()))
+      return wrong(name, concat("has ", view->bytes, " bytes, which does not fit its shape and type"));
+    return *view;
+  }
+  /// The same as matrix(), of a float type.
+  std::optional<Weight> floats(const std::string& name, const Shape& shape) {
+    std::optional<Weight> weight = matrix(name, shape);
+    if (weight && dtype_info(weight->tensor.dtype).block_elements != 1)
+      return wrong(name, concat("has type ", type_name(weight->tensor), "; it must be a floating-point type"));
+    return weight;
+  }
   /// A vector of F32, F16 or BF16; [1, n] is taken as [n].
   std::optional<Weight> vector(const std::string& name, std::int64_t n, Presence presence = Presence::required) {
     const TensorView* view = find(name, {n}, presence);
@@ -83,6 +99,11 @@ class TensorFinder {
     return weight;
   }
 
+  std::nullopt_t wrong(const std::string& name, const std::string& what) {
+    if (problems_.size() < shown) problems_.emplace_back(name, what);
+    ++count_;
+    return std::nullopt;
+  }
   /// So much is wrong that looking on would only cost time.
   bool hopeless() const noexcept { return count_ > 10000; }
   /// Throws FormatError when something was missing or wrong.
@@ -148,11 +169,6 @@ class TensorFinder {
     if (view.shape == shape) return true;
     wrong(view.name, concat("has the shape ", view.shape_text(), "; it must be ", shape_text(shape)));
     return false;
-  }
-  std::nullopt_t wrong(const std::string& name, const std::string& what) {
-    if (problems_.size() < shown) problems_.emplace_back(name, what);
-    ++count_;
-    return std::nullopt;
   }
 
   const TensorMap& tensors_;
