@@ -280,11 +280,13 @@ TEST_CASE("long sequences over many KV pages, with and without a window, give th
   MESSAGE(tally.cases << " random cases, " << tally.rows << " rows compared");
 }
 
-TEST_CASE("FP8 weights with block scales give the same bits in any company") {
-  const auto folder = test::shared_path("models/deepseek_v3_fp8");
-  if (!folder) return;
-  Tally tally;
-  for (const Form& form : {forms[0], forms[5]}) check_in_company(load(*folder, form), form, 3, 60, 7, tally);
+TEST_CASE("FP8 weights with block scales, and gpt-oss's MXFP4, give the same bits in any company") {
+  for (const char* model : {"models/deepseek_v3_fp8", "models/gpt_oss_mxfp4"}) {
+    const auto folder = test::shared_path(model);
+    if (!folder) return;
+    Tally tally;
+    for (const Form& form : {forms[0], forms[5]}) check_in_company(load(*folder, form), form, 3, 60, 7, tally);
+  }
 }
 
 TEST_CASE("scores are the same bits for every batch, chunk, number of threads and KV budget") {

@@ -85,6 +85,7 @@ TEST_CASE("logprobs, entropies, log-sum-exp and the most probable tokens are tho
   const test::TemporaryFolder folder;
   std::vector<Model> models = {Model::load(test::embedded_model(), {.threads = 2})};
   models.push_back(Model::load(test::write_random_model(folder.file("gqa.gguf"), test::qwen2_moe_config(Dtype::Q5_0), Dtype::Q5_0), {.threads = 2}));
+  models.push_back(Model::load(test::write_random_model(folder.file("sinks.gguf"), test::gpt_oss_config(Dtype::Q4_0), Dtype::Q4_0), {.threads = 2}));
   std::mt19937 random(3);
   for (const Model& model : models) {
     const auto vocab = static_cast<std::size_t>(model.config().vocab_size);

@@ -93,7 +93,7 @@ std::string random_adapter(const std::string& folder, const ModelConfig& c, floa
       continue;
     }
     add(n.router, i, -1, c.moe.router.n_experts, h);
-    for (std::int64_t e = 0; e < c.moe.router.n_experts; ++e) network(n.expert_gate, n.expert_up, n.expert_down, e, c.moe.moe_intermediate_size);
+    for (std::int64_t e = 0; n.expert_gate && e < c.moe.router.n_experts; ++e) network(n.expert_gate, n.expert_up, n.expert_down, e, c.moe.moe_intermediate_size);
     if (c.moe.shared_intermediate_size != 0) network(n.shared_gate, n.shared_up, n.shared_down, -1, c.moe.shared_intermediate_size);
     if (c.moe.shared_expert_gate) add(n.shared_expert_gate, i, -1, 1, h);
   }
@@ -101,7 +101,11 @@ std::string random_adapter(const std::string& folder, const ModelConfig& c, floa
 }
 
 std::vector<std::pair<std::string, ModelConfig>> all_configs(Dtype type) {
-  return {{"qwen2_moe", test::qwen2_moe_config(type)}, {"olmoe", test::olmoe_config(type)}, {"deepseek_v2", test::deepseek_v2_config(type)}, {"deepseek_v3", test::deepseek_v3_config(type)}};
+  return {{"qwen2_moe", test::qwen2_moe_config(type)},
+          {"olmoe", test::olmoe_config(type)},
+          {"gpt_oss", test::gpt_oss_config(type)},
+          {"deepseek_v2", test::deepseek_v2_config(type)},
+          {"deepseek_v3", test::deepseek_v3_config(type)}};
 }
 
 /// Largest difference of log-probabilities.
@@ -459,6 +463,13 @@ TEST_CASE("adapter folders that are broken, foreign or unsupported are refused w
     CHECK(
         contains(message_of([&] { (void)apply_adapter(context, mixtral, changed, twice, mode); }), "second update of a weight"));
   }
+  // The experts of gpt-oss.
+  DecoderTensors experts;
+  experts.layers.resize(2);
+  experts.layers[0].experts.resize(5);
+  const ModelConfig gpt_oss = test::gpt_oss_config(Dtype::Q8_0);
+  const LowRankAdapter of_experts{{{"model.layers.0.mlp.experts", {square, square}}}, [](const std::string&, std::int64_t) { return 1.0f; }};
+  CHECK_THROWS_AS((void)apply_adapter(context, gpt_oss, experts, of_experts, AdapterMode::beside), UnsupportedError);
   const auto stacked = [&](const RowMatrix& first, const RowMatrix& second) {
     return matrices_message({{layer + "mlp.experts.lora_A.weight", first}, {layer + "mlp.experts.lora_B.weight", second}});
   };

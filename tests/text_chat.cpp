@@ -23,6 +23,8 @@ std::string render_row(moxie::ChatFormat format, const ordered_json& row) {
   options.add_generation_prompt = row["options"].value("add_generation_prompt", false);
   options.enable_thinking = row["options"].value("enable_thinking", true);
   options.continue_final_message = row["options"].value("continue_final_message", false);
+  options.reasoning_effort = row["options"].value("reasoning_effort", "medium");
+  options.date = "2026-01-15";
   options.tools = row["tools"];
   if (row["bos_token"].is_string()) options.bos = row["bos_token"].get<std::string>();
   if (row["eos_token"].is_string()) options.eos = row["eos_token"].get<std::string>();
@@ -38,18 +40,21 @@ std::string render_row(moxie::ChatFormat format, const ordered_json& row) {
 }  // namespace
 
 TEST_CASE("conversations give the text of the models' own templates, and its ids") {
-  for (const std::string name : {"qwen3", "deepseek_v3", "mixtral"}) {
+  for (const std::string name : {"qwen3", "deepseek_v3", "gptoss", "mixtral"}) {
     CAPTURE(name);
     const auto file = test::shared_path("text/chat/" + name + ".jsonl");
     const auto tokenizer_file = test::shared_path("tokenizers/" + name + "/tokenizer.json");
     if (!file || !tokenizer_file) return;
-    const moxie::ChatFormat format = moxie::chat_format(name);
+    const moxie::ChatFormat format = moxie::chat_format(name == "gptoss" ? "harmony" : name);
+    int compared = 0;
     const moxie::Tokenizer tokenizer =
         moxie::Tokenizer::from_hf(json::parse(test::read_text(*tokenizer_file)), nullptr, *tokenizer_file);
     std::istringstream lines(test::read_text(*file));
     for (std::string line; std::getline(lines, line);) {
       const ordered_json row = ordered_json::parse(line);
       INFO(row["messages"].dump(-1, ' ', true));
+      if (row["options"].contains("builtin_tools") || row["options"].contains("model_identity")) continue;
+      ++compared;
       const std::string text = render_row(format, row);
       if (row.contains("error")) {
         CHECK(text.starts_with("error: "));
@@ -58,6 +63,7 @@ TEST_CASE("conversations give the text of the models' own templates, and its ids
         CHECK(tokenizer.encode(text) == row["ids"].get<std::vector<std::int32_t>>());
       }
     }
+    CHECK(compared > 20);
   }
 }
 
@@ -118,6 +124,8 @@ TEST_CASE("templates of other models that look alike are refused, or give their 
 TEST_CASE("a model's format is found from its template, else from its family") {
   using moxie::ChatFormat;
   using moxie::detect_chat_format;
+  if (const auto file = test::shared_path("text/chat/gptoss.jinja")) CHECK(detect_chat_format(test::read_text(*file), "") == ChatFormat::harmony);
+  CHECK(detect_chat_format("", "gpt_oss") == ChatFormat::harmony);
   for (const std::string name : {"qwen3", "deepseek_v3", "mixtral"}) {
     if (const auto file = test::shared_path("text/chat/" + name + ".jinja")) {
       CHECK(moxie::chat_format_name(detect_chat_format(test::read_text(*file), "")) == name);
@@ -135,8 +143,25 @@ TEST_CASE("a model's format is found from its template, else from its family") {
         ChatFormat::qwen3_thinking);
   CHECK_THROWS_AS(detect_chat_format("{{ '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud.' }}", "qwen2_moe"), moxie::UnsupportedError);
   CHECK_THROWS_AS(detect_chat_format("{{ 'Human: ' }}", "mixtral"), moxie::UnsupportedError);
-  CHECK_THROWS_AS(detect_chat_format("", "gpt_oss"), moxie::UnsupportedError);
+  CHECK_THROWS_AS(detect_chat_format("", "llama5"), moxie::UnsupportedError);
   CHECK_THROWS_AS(moxie::chat_format("alpaca"), moxie::ArgumentError);
+}
+
+TEST_CASE("an answer in harmony is parted into thinking and text, and can be rendered again") {
+  using moxie::ChatFormat;
+  const std::string text = "<|channel|>analysis<|message|>They greet.<|end|><|start|>assistant<|channel|>final<|message|>Hello!";
+  const moxie::Message answer = moxie::answer_message(ChatFormat::harmony, text);
+  CHECK(answer.reasoning_content == "They greet.");
+  CHECK(answer.content == "Hello!");
+  const moxie::Message conversation[] = {{"user", "Hi"}, answer};
+  moxie::ChatOptions options;
+  options.add_generation_prompt = false;
+  CHECK(moxie::render_chat(ChatFormat::harmony, conversation, options).ends_with("<|start|>user<|message|>Hi<|end|><|start|>assistant" + text + "<|return|>"));
+  CHECK(moxie::render_chat(ChatFormat::harmony, conversation).ends_with("<|start|>assistant<|channel|>final<|message|>Hello!<|end|><|start|>assistant"));
+  const moxie::Message cut = moxie::answer_message(ChatFormat::harmony, "<|channel|>analysis<|message|>They gr");
+  CHECK(cut.reasoning_content == "They gr");
+  CHECK(cut.content == "");
+  CHECK(moxie::answer_message(ChatFormat::qwen3, text).content == text);
 }
 
 TEST_CASE("conversations that cannot be rendered are errors") {
@@ -154,7 +179,7 @@ TEST_CASE("conversations that cannot be rendered are errors") {
   moxie::ChatOptions with_tools;
   with_tools.tools = ordered_json::parse(R"([{"type":"function","function":{"name":"f"}}])");
   for (const ChatFormat format : {ChatFormat::chatml, ChatFormat::qwen2, ChatFormat::deepseek_v2, ChatFormat::mixtral}) {
-    CHECK_THROWS_WITH_AS(moxie::render_chat(format, std::span(&question, 1), with_tools), doctest::Contains("qwen3, qwen3_thinking"), ArgumentError);
+    CHECK_THROWS_WITH_AS(moxie::render_chat(format, std::span(&question, 1), with_tools), doctest::Contains("harmony, qwen3, qwen3_thinking"), ArgumentError);
     CHECK_THROWS_WITH_AS(moxie::render_chat(format, std::span(&call, 1)), doctest::Contains("tool calls"), ArgumentError);
   }
   CHECK(moxie::render_chat(ChatFormat::qwen3, std::span(&question, 1), with_tools).find("\"name\": \"f\"") != std::string::npos);

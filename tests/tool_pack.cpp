@@ -85,7 +85,7 @@ TEST_CASE("a packed model gives its source's bytes: scores, top tokens, answers,
     models.push_back(folder / (std::string(type) + ".gguf"));
     run_well({"quantize", tiny, models.back(), "--type", type});
   }
-  for (const char* name : {"models/deepseek_v3_fp8", "models/qwen2_moe", "models/gpt_oss", "trained/tiny-shakespeare"})
+  for (const char* name : {"models/deepseek_v3_fp8", "models/qwen2_moe", "models/gpt_oss", "models/gpt_oss_mxfp4", "gguf/gpt-oss/MXFP4.gguf", "trained/tiny-shakespeare"})
     if (const auto model = shared_path(name)) models.push_back(*model);
   for (const std::string& model : models) {
     CAPTURE(model);

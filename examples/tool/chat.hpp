@@ -125,7 +125,7 @@ class Conversation {
     }
     view.finish();
     output_.write("\n");
-    messages_.push_back({"assistant", generation.text()});
+    messages_.push_back(moxie::answer_message(model_.chat_format(), generation.text()));
     const double seconds = seconds_since(start);
     const auto n = static_cast<std::int64_t>(generation.samples().size());
     const bool dimmed = ::isatty(STDERR_FILENO) == 1;

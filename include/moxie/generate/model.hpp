@@ -60,7 +60,9 @@ inline ModelInfo count_parameters(const ModelConfig& config, const TensorMap& te
   ModelInfo info;
   for (const auto& [name, tensor] : tensors.all()) {
     info.file_bytes += tensor.bytes;
-    info.parameters += static_cast<std::uint64_t>(tensor.elements());
+    auto weights = static_cast<std::uint64_t>(tensor.elements());
+    if (tensor.dtype == Dtype::U8) weights = name.ends_with("_blocks") ? 2 * weights : 0;  // MXFP4: two a byte, and exponents
+    info.parameters += weights;
   }
   if (info.parameters > 0)
     info.bits_per_weight = 8.0 * static_cast<double>(info.file_bytes) / static_cast<double>(info.parameters);
@@ -215,7 +217,7 @@ class Model {
 
   /// End tokens that chat models use beside the one their file names.
   static void add_known_end_tokens(State& state) {
-    for (const char* text : {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>",
+    for (const char* text : {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|return|>", "<|call|>",
                              "<\xEF\xBD\x9C"
                              "end\xE2\x96\x81"
                              "of\xE2\x96\x81sentence\xEF\xBD\x9C>"})

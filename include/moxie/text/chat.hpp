@@ -16,13 +16,14 @@
 #include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
 #include <moxie/text/chat_deepseek.hpp>
+#include <moxie/text/chat_harmony.hpp>
 #include <moxie/text/chat_message.hpp>
 #include <moxie/text/chat_qwen.hpp>
 #include <moxie/text/utf8.hpp>
 
 namespace moxie {
 
-enum class ChatFormat { chatml, deepseek_r1, deepseek_v2, deepseek_v3, mixtral, qwen2, qwen3, qwen3_thinking };
+enum class ChatFormat { chatml, deepseek_r1, deepseek_v2, deepseek_v3, harmony, mixtral, qwen2, qwen3, qwen3_thinking };
 
 namespace chat {
 
@@ -56,6 +57,7 @@ inline constexpr FormatEntry formats[] = {
     {ChatFormat::deepseek_r1, "deepseek_r1", render_deepseek_r1, Tools::leaves_out},
     {ChatFormat::deepseek_v2, "deepseek_v2", render_deepseek_v2, Tools::refuses},
     {ChatFormat::deepseek_v3, "deepseek_v3", render_deepseek_v3, Tools::leaves_out},
+    {ChatFormat::harmony, "harmony", render_harmony, Tools::describes},
     {ChatFormat::mixtral, "mixtral", render_mixtral, Tools::refuses},
     {ChatFormat::qwen2, "qwen2", render_qwen2, Tools::refuses},
     {ChatFormat::qwen3, "qwen3", render_qwen3, Tools::describes},
@@ -131,6 +133,13 @@ inline std::string render_chat(ChatFormat format, std::span<const Message> messa
   throw ArgumentError("no such chat format");
 }
 
+/// A model's answer as a message of the conversation. Most formats take the text as it is; harmony's is parted into thinking and
+/// answer.
+inline Message answer_message(ChatFormat format, std::string_view text) {
+  if (format == ChatFormat::harmony) return chat::harmony_answer(text);
+  return {"assistant", std::string(text)};
+}
+
 /// The format of a model from its chat template (Jinja text; empty if it has none), else from its family ("qwen3_moe").
 /// Templates that look alike and differ in what they do with thinking, or begin with more, are told apart by the parts they have.
 /// Throws UnsupportedError where neither tells.
@@ -159,11 +168,13 @@ inline ChatFormat detect_chat_format(std::string_view chat_template, std::string
       throw unknown();  // another system message where there is none
     return ChatFormat::chatml;
   }
+  if (has("<|start|>system<|message|>") && has("# Valid channels: analysis, commentary, final.")) return ChatFormat::harmony;
   if (has("[INST]") && !has("<<SYS>>") && !has("[AVAILABLE_TOOLS]")) return ChatFormat::mixtral;
   if (has("User: ") && has("Assistant:")) return ChatFormat::deepseek_v2;
   if (chat_template.empty()) {
     if (family == "deepseek_v2") return ChatFormat::deepseek_v2;
     if (family == "deepseek_v3") return ChatFormat::deepseek_v3;
+    if (family == "gpt_oss") return ChatFormat::harmony;
     if (family == "mixtral") return ChatFormat::mixtral;
     if (family == "qwen2_moe") return ChatFormat::qwen2;
     if (family == "qwen3_moe") return ChatFormat::qwen3;

@@ -23,11 +23,13 @@ struct ChatOptions {
   bool add_generation_prompt = true;       ///< ends with the start of an assistant message
   bool enable_thinking = true;             ///< false asks a model that can do without thinking to do so
   bool continue_final_message = false;     ///< ends with the last message's content, for the model to go on
-  /// An array of tool descriptions, or null. qwen3 and qwen3_thinking describe them to the model, deepseek_v3 and deepseek_r1 leave
-  /// them out as their templates do, the other formats refuse them.
+  /// An array of tool descriptions, or null. harmony, qwen3 and qwen3_thinking describe them to the model, deepseek_v3 and
+  /// deepseek_r1 leave them out as their templates do, the other formats refuse them.
   nlohmann::ordered_json tools = nullptr;
   std::optional<std::string> bos{};        ///< the begin-of-sentence token's text; absent: the one the format's models have
   std::optional<std::string> eos{};
+  std::string reasoning_effort = "medium";  ///< harmony: low, medium or high
+  std::optional<std::string> date{};        ///< harmony, "2026-01-31"; absent: today's, in UTC
 };
 
 /// A message from JSON: {"role": .., "content": .., "reasoning_content": .., "tool_calls": ..}; other fields are ignored.
