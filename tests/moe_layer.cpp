@@ -286,6 +286,19 @@ TEST_CASE("biases and the clamped activation agree with double precision, with t
       check(MoeLayer<moxie::Q8_0, Activations::f32>(config, weights, Threads(2)), through<moxie::Q8_0>(weights), 2e-6);
       check(MoeLayer<moxie::Q8_0>(config, weights, Threads(2)), through<moxie::Q8_0>(weights), 2e-2);
     }
+    // The same as tensors of a file.
+    const auto view = [](const auto& values, std::vector<std::int64_t> shape) {
+      return moxie::TensorView{"t", Dtype::F32, std::move(shape), reinterpret_cast<const std::byte*>(values.data()),
+                               static_cast<std::uint64_t>(values.size()) * sizeof(float), "f", 0};
+    };
+    const auto matrix = [&](const RowMatrix& m) { return view(m, {m.rows(), m.cols()}); };
+    const auto vector = [&](const moxie::Vector& v) { return view(v, {v.size()}); };
+    moxie::MoeTensors tensors;
+    tensors.router = matrix(weights.router);
+    tensors.router_logit_bias = vector(weights.router_logit_bias);
+    for (const moxie::FeedForwardMatrices& m : weights.experts)
+      tensors.experts.push_back({matrix(m.gate), matrix(m.up), matrix(m.down), vector(m.gate_bias), vector(m.up_bias), vector(m.down_bias)});
+    check(MoeLayer<moxie::F32, Activations::f32>(config, tensors, Threads(2)), weights, 2e-6);
   }
 }
 

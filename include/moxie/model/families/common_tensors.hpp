@@ -191,10 +191,8 @@ class DecoderFinder {
 
   /// [experts, width] in every `step`-th column, from `first` on, of [experts, all columns].
   static Weight columns_of(const Weight& all, std::int64_t width, std::int64_t first, std::int64_t step) {
-    const std::int64_t columns = all.tensor.columns();
-    if (columns == width) return all;
     Weight weight;
-    weight.strided = std::make_shared<const StridedBlocks>(StridedBlocks{all.tensor, {}, first, columns, step});
+    weight.strided = std::make_shared<const StridedBlocks>(StridedBlocks{all.tensor, {}, first, all.tensor.columns(), step});
     describe(weight, {all.tensor.shape[0], width}, all.tensor.dtype);
     return weight;
   }

@@ -78,11 +78,11 @@ class TensorFinder {
       return wrong(name, concat("has ", view->bytes, " bytes, which does not fit its shape and type"));
     return *view;
   }
-  /// The same as matrix(), of a float type.
+  /// The same as matrix(), of F32, F16 or BF16.
   std::optional<Weight> floats(const std::string& name, const Shape& shape) {
     std::optional<Weight> weight = matrix(name, shape);
-    if (weight && dtype_info(weight->tensor.dtype).block_elements != 1)
-      return wrong(name, concat("has type ", type_name(weight->tensor), "; it must be a floating-point type"));
+    if (weight && (dtype_info(weight->tensor.dtype).block_elements != 1 || weight->scale_inv))
+      return wrong(name, concat("has type ", type_name(weight->tensor), "; it must be F32, F16 or BF16"));
     return weight;
   }
   /// A vector of F32, F16 or BF16; [1, n] is taken as [n].
