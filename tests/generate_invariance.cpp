@@ -240,8 +240,10 @@ void check_all_types(const std::vector<ModelConfig (*)(Dtype)>& configs) {
   const test::TemporaryFolder folder;
   Tally tally;
   unsigned seed = 1;
-  for (std::size_t t = 0; t < test::weight_types.size(); ++t) {
-    const Dtype type = test::weight_types[t];
+  std::vector<Dtype> every_type = test::weight_types;
+  every_type.insert(every_type.end(), test::read_only_types.begin(), test::read_only_types.end());
+  for (std::size_t t = 0; t < every_type.size(); ++t) {
+    const Dtype type = every_type[t];
     const ModelConfig config = configs[t % configs.size()](type);
     const std::string path = test::write_random_model(folder.file("model.gguf"), config, type, ++seed);
     for (const Form& form : forms) {

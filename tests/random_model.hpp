@@ -25,6 +25,36 @@ inline const std::vector<moxie::Dtype> weight_types = {
     moxie::Dtype::F32,  moxie::Dtype::F16,  moxie::Dtype::BF16, moxie::Dtype::Q8_0, moxie::Dtype::Q4_0, moxie::Dtype::Q4_1,
     moxie::Dtype::Q5_0, moxie::Dtype::Q5_1, moxie::Dtype::Q4_K, moxie::Dtype::Q5_K, moxie::Dtype::Q6_K};
 
+/// Types that moxie reads and does not write.
+inline const std::vector<moxie::Dtype> read_only_types = {moxie::Dtype::Q2_K, moxie::Dtype::Q3_K, moxie::Dtype::IQ4_NL, moxie::Dtype::IQ4_XS, moxie::Dtype::MXFP4};
+
+/// Rows of random codes of a read-only type, as they lie in a file; the elements have about this deviation, and about the mean 0.
+inline std::vector<std::byte> random_blocks(moxie::Dtype type, std::mt19937& random, moxie::Index rows, moxie::Index columns, float deviation) {
+  const moxie::DtypeInfo& info = moxie::dtype_info(type);
+  std::vector<std::byte> bytes(static_cast<std::size_t>(rows) * moxie::row_bytes(type, static_cast<std::uint64_t>(columns)));
+  for (std::byte& b : bytes) b = static_cast<std::byte>(random());
+  const auto set_scales = [&](float d) {
+    for (std::size_t at = 0; at < bytes.size(); at += info.block_bytes) {
+      std::byte* block = bytes.data() + at;
+      switch (type) {
+        case moxie::Dtype::MXFP4: block[0] = static_cast<std::byte>(128 + static_cast<int>(std::lround(std::log2(d)))); break;
+        case moxie::Dtype::Q2_K:
+          moxie::store_u16(block + 80, moxie::f32_to_f16(d));
+          moxie::store_u16(block + 82, moxie::f32_to_f16(1.5f * d));
+          break;
+        default: moxie::store_u16(block + (type == moxie::Dtype::Q3_K ? 108 : 0), moxie::f32_to_f16(d));
+      }
+    }
+  };
+  set_scales(1.0f);
+  std::vector<float> row(static_cast<std::size_t>(columns));
+  moxie::decode_row(type, bytes.data(), row.data(), columns);
+  double sum = 0.0;
+  for (const float x : row) sum += static_cast<double>(x) * static_cast<double>(x);
+  set_scales(deviation / static_cast<float>(std::sqrt(sum / static_cast<double>(columns))));
+  return bytes;
+}
+
 inline moxie::RowMatrix random_matrix(std::mt19937& random, moxie::Index rows, moxie::Index columns, float deviation, float mean = 0.0f) {
   std::normal_distribution<float> normal(mean, deviation);
   return moxie::RowMatrix::NullaryExpr(rows, columns, [&] { return normal(random); });
@@ -282,7 +312,10 @@ class RandomModelWriter {
         return;
       }
       std::mt19937 random(seed);
-      sink(moxie::encode_matrix(type, random_matrix(random, rows, columns, deviation, mean), moxie::Threads(2)));
+      if (std::find(read_only_types.begin(), read_only_types.end(), type) != read_only_types.end())
+        sink(random_blocks(type, random, rows, columns, deviation));
+      else
+        sink(moxie::encode_matrix(type, random_matrix(random, rows, columns, deviation, mean), moxie::Threads(2)));
     });
   }
 
