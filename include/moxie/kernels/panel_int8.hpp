@@ -244,7 +244,7 @@ struct Ahead {
   MOXIE_INLINE void fetch(const std::byte* at) const noexcept {
     at += direct_ahead;
     at += at < end ? 0 : jump;
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+    unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, 2); });
   }
 };
 

@@ -55,8 +55,8 @@ struct Panel<MXFP4> {
     for (int r = 0; r < 16; ++r) {
       // Zeros, which have e = 0 in files, get an ordinary scale: with subnormal numbers CPUs take ten times as long.
       const auto magnitudes = std::bit_cast<panel::Words4>(panel::load16(rows[r] + 1) & 0x77);
-      const bool zero = (magnitudes[0] | magnitudes[1] | magnitudes[2] | magnitudes[3]) == 0;
-      chunk_data[256 + r] = zero ? std::byte{127} : rows[r][0];
+      const bool all_zero = (magnitudes[0] | magnitudes[1] | magnitudes[2] | magnitudes[3]) == 0;
+      chunk_data[256 + r] = all_zero ? std::byte{127} : rows[r][0];
     }
   }
 
