@@ -607,6 +607,9 @@ TEST_CASE("weights that do not fit the configuration are refused, and the messag
   refused(biased, w, "router: has biases");
   biased.swiglu_limit = -1.0f;
   refused(biased, w, "swiglu_limit must be finite");
+  w = random_weights(config);
+  w.shared->up_bias.setZero(config.shared_intermediate_size);
+  refused(config, w, "shared expert: has biases");
   MoeConfig other = config;
   other.shared_intermediate_size = 0;
   other.shared_expert_gate = false;

@@ -54,6 +54,9 @@ TEST_CASE("conversations give the text of the models' own templates, and its ids
       const ordered_json row = ordered_json::parse(line);
       INFO(row["messages"].dump(-1, ' ', true));
       if (row["options"].contains("builtin_tools") || row["options"].contains("model_identity")) continue;
+      // harmony's template takes a call without content, but not one whose content is null; here both are the same
+      const auto without_content = [](const ordered_json& m) { return m.contains("tool_calls") && m.contains("content") && m["content"].is_null(); };
+      if (format == moxie::ChatFormat::harmony && row.contains("error") && std::any_of(row["messages"].begin(), row["messages"].end(), without_content)) continue;
       ++compared;
       const std::string text = render_row(format, row);
       if (row.contains("error")) {
@@ -162,6 +165,30 @@ TEST_CASE("an answer in harmony is parted into thinking and text, and can be ren
   CHECK(cut.reasoning_content == "They gr");
   CHECK(cut.content == "");
   CHECK(moxie::answer_message(ChatFormat::qwen3, text).content == text);
+  const moxie::Message broken = moxie::answer_message(ChatFormat::harmony, "<|channel|>analysis<|message|>They greet.<|channel|>final<|message|>Hello!");
+  CHECK(broken.reasoning_content == "They greet.");
+  CHECK(broken.content == "Hello!");
+}
+
+TEST_CASE("a final message is continued after its text, whatever the tag is that would end it") {
+  using moxie::ChatFormat;
+  moxie::ChatOptions options;
+  options.continue_final_message = true;
+  for (const char* text : {"re", "turn", "|", "", "im", "end", "a<b>", "Yes"}) {
+    CAPTURE(text);
+    const moxie::Message conversation[] = {{"user", "Hi"}, {"assistant", text}};
+    CHECK(moxie::render_chat(ChatFormat::harmony, conversation, options).ends_with(std::string("<|channel|>final<|message|>") + text));
+    CHECK(moxie::render_chat(ChatFormat::chatml, conversation, options).ends_with(std::string("<|im_start|>assistant\n") + text));
+  }
+}
+
+TEST_CASE("harmony: a call of a tool needs no content") {
+  moxie::Message call{"assistant", ""};
+  call.content.reset();
+  call.reasoning_content = "I look.";
+  call.tool_calls = ordered_json::parse(R"([{"function":{"name":"f","arguments":{}}}])");
+  const moxie::Message conversation[] = {{"user", "Hi"}, call};
+  CHECK(moxie::render_chat(moxie::ChatFormat::harmony, conversation).find("<|channel|>analysis<|message|>I look.<|end|><|start|>assistant to=functions.f") != std::string::npos);
 }
 
 TEST_CASE("conversations that cannot be rendered are errors") {

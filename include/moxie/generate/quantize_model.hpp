@@ -297,6 +297,10 @@ inline QuantizeReport quantize_model(const std::string& from, const std::string&
   detail::check_not_source(to, source_files(folder));
   const ModelDescription description = describe_hf(folder.config, folder.tensors(), from);
   const ModelConfig& config = description.config;
+  const families::Family& family = family_of(config);
+  if (family.gguf.o_bias && !description.tensors.layers.front().o_bias)
+    throw UnsupportedError({from, "config.json, attention_bias", {}},
+                           concat("is false; GGUF files of the family ", family.name, " have biases of q, k, v and o"));
   sources = detail::hf_sources(config, description.tensors);
   const nlohmann::json metadata = gguf_metadata(config, config.attention.kind == AttentionKind::mla);
   writer.set("general.architecture", gguf_architecture(config));

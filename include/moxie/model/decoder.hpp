@@ -140,9 +140,11 @@ class Decoder {
       (i % 3 == 0 ? to.gate : i % 3 == 1 ? to.up : to.down) =
           load_matrix(with, i % 3 == 0 ? from.gate : i % 3 == 1 ? from.up : from.down, source_);
     };
-    // Many small matrices: a thread takes one after the other. A few large ones: the threads share each.
+    // Many small matrices: a thread takes one after the other, as it does where they are copied first. A few large ones: the
+    // threads share each.
     const auto n = static_cast<std::int64_t>(3 * tensors.size());
-    if (n >= 8 * context.threads.count()) {
+    const bool copied = !tensors.empty() && tensors.front().gate.strided;
+    if (n >= (copied ? 1 : 8) * context.threads.count()) {
       Context alone = context;
       alone.threads = Threads(1);
       context.threads.for_each(n, [&](std::int64_t i, int) { load(alone, i); });

@@ -108,6 +108,12 @@ inline void check_biases(const MoeConfig& config, const std::string& name, std::
                           bias ? "has biases, but the configuration has none" : "needs biases, by the configuration");
 }
 
+/// Shared experts have none.
+inline void check_no_biases(std::initializer_list<bool> present) {
+  for (const bool bias : present)
+    if (bias) throw ArgumentError({{}, "shared expert", {}}, "has biases; only routed experts can have them");
+}
+
 inline void check_matrix(const std::string& name, Index rows, Index cols, Index need_rows, Index need_cols) {
   if (rows != need_rows || cols != need_cols)
     throw ArgumentError({{}, name, {}}, concat("must be [", need_rows, ", ", need_cols, "], got [", rows, ", ", cols, "]"));
@@ -208,6 +214,9 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
     experts.push_back(detail::encode_expert(context, dtype, config, weights.experts[e], detail::expert_name(e)));
   std::optional<FeedForwardWeights> shared;
   if (weights.shared)
+    detail::check_no_biases(
+        {weights.shared->gate_bias.size() != 0, weights.shared->up_bias.size() != 0, weights.shared->down_bias.size() != 0});
+  if (weights.shared)
     shared = detail::encode_network(context, dtype, *weights.shared, "shared expert", hidden, config.shared_intermediate_size);
   return {std::move(router), std::move(experts), std::move(shared), std::move(gate)};
 }
@@ -236,6 +245,9 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
   for (std::size_t e = 0; e < tensors.experts.size(); ++e)
     experts.push_back(detail::pack_expert(context, config, tensors.experts[e], detail::expert_name(e), source));
   std::optional<FeedForwardWeights> shared;
+  if (tensors.shared)
+    detail::check_no_biases(
+        {tensors.shared->gate_bias.has_value(), tensors.shared->up_bias.has_value(), tensors.shared->down_bias.has_value()});
   if (tensors.shared)
     shared = detail::pack_network(context, *tensors.shared, "shared expert", hidden, config.shared_intermediate_size, source);
   return {std::move(router), std::move(experts), std::move(shared), std::move(gate)};

@@ -94,7 +94,10 @@ inline std::string_view strip(std::string_view text) {
 inline std::string cut_after_content(std::string rendered, const Message& last) {
   const std::string_view text = content(last);
   const std::string_view stripped = strip(text);
-  const std::size_t found = rendered.rfind(stripped);
+  // before the tag that ends the message, whose letters may be those of the text
+  std::size_t limit = rendered.size();
+  if (!text.ends_with('>') && strip(rendered).ends_with('>')) limit = rendered.rfind('<');
+  const std::size_t found = limit < stripped.size() ? std::string::npos : rendered.rfind(stripped, limit - stripped.size());
   if (found == std::string::npos) throw ArgumentError("cannot continue the final message: the chat format changes its text");
   // trailing white space counts where the format kept it
   const bool kept = std::string_view(rendered).substr(found).starts_with(text);

@@ -9,7 +9,8 @@
 //   <|start|>functions.NAME to=assistant<|channel|>commentary<|message|>"RESULT"<|end|>
 //
 // The thinking of an assistant (channel analysis) stands before a call of a tool until a final answer has come, and before the
-// last answer where no other is asked for. Tools are described as TypeScript.
+// last answer where no other is asked for. Of several calls in a message the first alone is rendered, as by the template, and of
+// system messages the one that comes first. Tools are described as TypeScript.
 // Source: the chat_template of gpt-oss-120b. Not here: its own tools (browser, python) and another identity.
 
 #include <chrono>
@@ -18,6 +19,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -52,7 +54,8 @@ inline std::string plain_text(const nlohmann::ordered_json& value) {
 
 inline std::string join_texts(const nlohmann::ordered_json& values, std::string_view between) {
   std::string out;
-  for (const auto& value : values) (out += out.empty() ? "" : between) += plain_text(value);
+  bool first = true;
+  for (const auto& value : values) (out += std::exchange(first, false) ? "" : between) += plain_text(value);
   return out;
 }
 
@@ -188,11 +191,12 @@ inline std::string render_harmony(std::span<const Message> messages, const ChatO
           harmony_block(concat("functions.", called, " to=assistant<|channel|>commentary"), python_json_string(content(message)));
     }
     if (message.role != "assistant") continue;
-    check_channels(content(message));
+    const bool called_tools = calls(message);
+    const std::string text = called_tools ? message.content.value_or("") : content(message);
+    check_channels(text);
     if (message.reasoning_content) check_channels(*message.reasoning_content);
-    const auto thinking = [&](const std::string& text) { out += harmony_block("assistant<|channel|>analysis", text); };
-    if (calls(message)) {
-      const std::string& text = content(message);
+    const auto thinking = [&](const std::string& thought) { out += harmony_block("assistant<|channel|>analysis", thought); };
+    if (called_tools) {
       const std::string reasoning = message.reasoning_content.value_or("");
       if (!text.empty() && !reasoning.empty())
         throw ArgumentError("an assistant message with tool calls has both content and reasoning_content; it can have one");
@@ -205,7 +209,7 @@ inline std::string render_harmony(std::span<const Message> messages, const ChatO
     }
     const bool last = i + 1 == messages.size() && !options.add_generation_prompt;
     if (last && message.reasoning_content) thinking(*message.reasoning_content);
-    out += harmony_block("assistant<|channel|>final", content(message), last ? "<|return|>" : "<|end|>");
+    out += harmony_block("assistant<|channel|>final", text, last ? "<|return|>" : "<|end|>");
     if (!last) called.clear();
   }
   if (options.add_generation_prompt) out += "<|start|>assistant";
@@ -223,7 +227,8 @@ inline Message harmony_answer(std::string_view text) {
     const bool thinking = text.substr(head, at - head).find("<|channel|>analysis") != std::string_view::npos;
     const std::string_view rest = text.substr(at + begin.size());
     std::string_view body = rest;
-    for (const std::string_view end : {"<|end|>", "<|call|>", "<|return|>", "<|start|>"}) body = body.substr(0, body.find(end));
+    for (const std::string_view end : {"<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>", "<|message|>"})
+      body = body.substr(0, body.find(end));
     if (thinking && !message.reasoning_content) message.reasoning_content = "";
     (thinking ? *message.reasoning_content : *message.content) += body;
     head = at + begin.size() + body.size();
