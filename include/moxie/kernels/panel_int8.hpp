@@ -268,7 +268,7 @@ template <class A, class Format, int tokens>
 /// One panel for rows [first, first + count), row by row to out + i * out_stride.
 template <class A, class Format>
 void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
-               const Ahead& ahead) {
+               const Ahead& ahead) noexcept {
   using W = WayOf<A, Panel<Format>>;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
   if constexpr (Ops<A>::stages) {
@@ -305,7 +305,7 @@ void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first,
 }
 
 using RunPanel = void (*)(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out,
-                          std::int64_t out_stride, const Ahead& ahead);
+                          std::int64_t out_stride, const Ahead& ahead) noexcept;
 
 /// The rows in pieces that stay in cache, each over all panels of `bytes`.
 template <class A>

@@ -100,18 +100,12 @@ inline void check_moe_parts(const MoeConfig& config, std::size_t n_experts, bool
     throw ArgumentError({{}, "shared_expert_gate", {}}, shared_gate ? "is given, but the configuration has none" : "is missing");
 }
 
-/// Checks that a part has biases exactly where the configuration says so.
-inline void check_biases(const MoeConfig& config, const std::string& name, std::initializer_list<bool> present) {
+/// Checks that a part has all of its biases, or none.
+inline void check_biases(bool wanted, const std::string& name, std::initializer_list<bool> present) {
   for (const bool bias : present)
-    if (bias != config.biases)
+    if (bias != wanted)
       throw ArgumentError({{}, name, {}},
-                          bias ? "has biases, but the configuration has none" : "needs biases, by the configuration");
-}
-
-/// Shared experts have none.
-inline void check_no_biases(std::initializer_list<bool> present) {
-  for (const bool bias : present)
-    if (bias) throw ArgumentError({{}, "shared expert", {}}, "has biases; only routed experts can have them");
+                          bias ? "has biases, but can have none by the configuration" : "needs biases, by the configuration");
 }
 
 inline void check_matrix(const std::string& name, Index rows, Index cols, Index need_rows, Index need_cols) {
@@ -141,7 +135,7 @@ inline FeedForwardWeights encode_network(const Context& context, Dtype dtype, co
 
 inline FeedForwardWeights encode_expert(const Context& context, Dtype dtype, const MoeConfig& config,
                                         const FeedForwardMatrices& m, const std::string& name) {
-  check_biases(config, name, {m.gate_bias.size() != 0, m.up_bias.size() != 0, m.down_bias.size() != 0});
+  check_biases(config.biases, name, {m.gate_bias.size() != 0, m.up_bias.size() != 0, m.down_bias.size() != 0});
   FeedForwardWeights expert = encode_network(context, dtype, m, name, config.hidden_size, config.moe_intermediate_size);
   expert.gate_bias = m.gate_bias;
   expert.up_bias = m.up_bias;
@@ -181,7 +175,7 @@ inline RowMatrix decode_matrix(TensorView tensor, const std::string& role, Index
 
 inline FeedForwardWeights pack_expert(const Context& context, const MoeConfig& config, const FeedForwardViews& views,
                                       const std::string& name, const TensorMap* source) {
-  check_biases(config, name, {views.gate_bias.has_value(), views.up_bias.has_value(), views.down_bias.has_value()});
+  check_biases(config.biases, name, {views.gate_bias.has_value(), views.up_bias.has_value(), views.down_bias.has_value()});
   const Index hidden = config.hidden_size, width = config.moe_intermediate_size;
   FeedForwardWeights expert = pack_network(context, views, name, hidden, width, source);
   if (config.biases) {
@@ -200,7 +194,11 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
   detail::check_moe_config(config);
   const RoutingRule rule(config.router, weights.router_bias);  // checks it before anything is packed
   detail::check_moe_parts(config, weights.experts.size(), weights.shared.has_value(), weights.shared_expert_gate.size() != 0);
-  detail::check_biases(config, "router", {weights.router_logit_bias.size() != 0});
+  detail::check_biases(config.biases, "router", {weights.router_logit_bias.size() != 0});
+  if (weights.shared)
+    detail::check_biases(
+        false, "shared expert",
+        {weights.shared->gate_bias.size() != 0, weights.shared->up_bias.size() != 0, weights.shared->down_bias.size() != 0});
   const Index hidden = config.hidden_size;
   Router router(config.router,
                 detail::encode_matrix(context, Dtype::F32, weights.router, "router", config.router.n_experts, hidden),
@@ -214,9 +212,6 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
     experts.push_back(detail::encode_expert(context, dtype, config, weights.experts[e], detail::expert_name(e)));
   std::optional<FeedForwardWeights> shared;
   if (weights.shared)
-    detail::check_no_biases(
-        {weights.shared->gate_bias.size() != 0, weights.shared->up_bias.size() != 0, weights.shared->down_bias.size() != 0});
-  if (weights.shared)
     shared = detail::encode_network(context, dtype, *weights.shared, "shared expert", hidden, config.shared_intermediate_size);
   return {std::move(router), std::move(experts), std::move(shared), std::move(gate)};
 }
@@ -227,7 +222,11 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
   detail::check_moe_config(config);
   detail::check_moe_parts(config, tensors.experts.size(), tensors.shared.has_value(), tensors.shared_expert_gate.has_value());
   const Index hidden = config.hidden_size, n_experts = config.router.n_experts;
-  detail::check_biases(config, "router", {tensors.router_logit_bias.has_value()});
+  detail::check_biases(config.biases, "router", {tensors.router_logit_bias.has_value()});
+  if (tensors.shared)
+    detail::check_biases(
+        false, "shared expert",
+        {tensors.shared->gate_bias.has_value(), tensors.shared->up_bias.has_value(), tensors.shared->down_bias.has_value()});
   Vector bias, logit_bias;
   if (tensors.router_logit_bias)
     logit_bias = detail::decode_matrix(*tensors.router_logit_bias, "the bias of the router's logits", 1, n_experts).row(0);
@@ -245,9 +244,6 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
   for (std::size_t e = 0; e < tensors.experts.size(); ++e)
     experts.push_back(detail::pack_expert(context, config, tensors.experts[e], detail::expert_name(e), source));
   std::optional<FeedForwardWeights> shared;
-  if (tensors.shared)
-    detail::check_no_biases(
-        {tensors.shared->gate_bias.has_value(), tensors.shared->up_bias.has_value(), tensors.shared->down_bias.has_value()});
   if (tensors.shared)
     shared = detail::pack_network(context, *tensors.shared, "shared expert", hidden, config.shared_intermediate_size, source);
   return {std::move(router), std::move(experts), std::move(shared), std::move(gate)};

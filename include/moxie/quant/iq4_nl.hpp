@@ -15,6 +15,7 @@
 #include <moxie/core/dtype.hpp>
 #include <moxie/quant/bytes.hpp>
 #include <moxie/quant/panel.hpp>
+#include <moxie/quant/q4_0.hpp>
 
 namespace moxie {
 
@@ -41,27 +42,16 @@ struct IQ4_NL {
   }
 };
 
-/// A block: codes 256 bytes, d f16[16]. As many bytes as the file.
+/// Q4_0's, with other meanings of the codes.
 template <>
-struct Panel<IQ4_NL> {
-  static constexpr int chunk = 32, chunk_bytes = 288;
+struct Panel<IQ4_NL> : Panel<Q4_0> {
+  static_assert(IQ4_NL::block_bytes == Q4_0::block_bytes);
   static constexpr Codes codes = Codes::s8;
   static constexpr int zero = 0;
-  static constexpr bool has_offset = false, has_halves = false;
-
-  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
-    // the file pairs inputs i and i + 16 in a byte, as the panel does
-    panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 2); }, as_u8(chunk_data));
-    panel::place_halves(rows, 0, chunk_data + 256);
-  }
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int) noexcept {
     return O::lookup(iq4_values(), panel::nibbles<O, j>(p));
-  }
-  template <class O>
-  MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
-    return O::load_f16(p + 256);
   }
 };
 

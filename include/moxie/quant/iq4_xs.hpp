@@ -34,13 +34,15 @@ struct IQ4_XS {
   MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {
     std::int8_t value[16];
     panel::store16(value, iq4_values());
-    for (; n > 0; n -= block, src += block_bytes)
+    for (; n > 0; n -= block, src += block_bytes) {
+      const float super_d = load_f16(src);
       for (int b = 0; b < 8; ++b, dst += 32) {
-        const float d = load_f16(src) * static_cast<float>(scale(src, b));
+        const float d = super_d * static_cast<float>(scale(src, b));
         const std::uint8_t* q = as_u8(src) + 8 + 16 * b;
         for (int i = 0; i < 16; ++i) dst[i] = d * static_cast<float>(value[q[i] & 15]);
         for (int i = 0; i < 16; ++i) dst[i + 16] = d * static_cast<float>(value[q[i] >> 4]);
       }
+    }
   }
 };
 
