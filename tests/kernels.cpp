@@ -249,7 +249,7 @@ TEST_CASE("an element's bits depend neither on the other rows, nor on lists, nor
             single.insert(single.end(), one.begin(), one.end());
           }
           int wrong = 0;
-          for (const std::int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 33, 95, 97, 110}) {
+          for (const std::int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 23, 24, 27, 33, 95, 97, 110}) {
             std::vector<std::int32_t> first_rows(static_cast<std::size_t>(count));
             std::iota(first_rows.begin(), first_rows.end(), 0);
             std::vector<float> batch = with(first_rows, 0, count, 0, 3);

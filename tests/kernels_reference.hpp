@@ -206,7 +206,8 @@ inline Int8Rows random_int8_rows(std::int64_t rows, std::int64_t k, unsigned see
 
 /// The order of operations that kernels/panel_int8.hpp promises, for one output element.
 inline float int8_model(Dtype dtype, const std::uint8_t* w, const Int8Rows& a, std::int64_t row, std::int64_t k) {
-  float acc = 0;
+  const bool chunk_scale = dtype == Dtype::Q6_K || dtype == Dtype::Q3_K;
+  float acc = 0, part = 0;
   for (std::int64_t b = 0; b < k / 32; ++b) {
     const BlockMeaning m = meaning(dtype, w, static_cast<int>(b));
     const std::int8_t* q = a.q.data() + row * k + 32 * b;
@@ -214,6 +215,11 @@ inline float int8_model(Dtype dtype, const std::uint8_t* w, const Int8Rows& a, s
     int products[2] = {0, 0}, sums[2] = {0, 0};
     for (int i = 0; i < 32; ++i) products[i / 16] += m.code[i] * q[i], sums[i / 16] += q[i];
     const int isum = m.half[0] * products[0] + m.half[1] * products[1];
+    if (chunk_scale) {
+      part = std::fma(static_cast<float>(isum), d, part);
+      if (b % 8 == 7) acc = std::fma(part, m.scale, acc), part = 0;
+      continue;
+    }
     acc = std::fma(static_cast<float>(isum), m.scale * d, acc);
     if (dtype == Dtype::Q2_K)
       acc = std::fma(static_cast<float>(m.half_offset[0] * sums[0] + m.half_offset[1] * sums[1]), m.offset * d, acc);

@@ -125,7 +125,8 @@ struct Ops<Avx2> {
   static constexpr bool sums_in_registers = false;
   enum Kind { eight_sums, four_sums, in_halves, signed_codes };
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
-  static constexpr bool stages = true;
+  template <int kind, bool offset>
+  static constexpr int staged_from = 5;
   template <class P>
   static constexpr int zero = P::zero;
   template <class P>
@@ -133,6 +134,7 @@ struct Ops<Avx2> {
                                   : P::codes == Codes::s8                 ? signed_codes
                                   : P::codes == Codes::u4 || P::zero != 0 ? eight_sums
                                                                           : four_sums;
+  static constexpr int panels = 1;
   /// Of 16 registers a token takes 2 (the int16 sums of 8 rows each); others: 2 of codes, one broadcast,
   /// one product (and ones, or the codes' absolute values). Float sums live in cache.
   template <int kind>
@@ -162,13 +164,13 @@ struct Ops<Avx2> {
                      _mm256_add_epi32(_mm256_madd_epi16(first, h[0].hi), _mm256_madd_epi16(second, h[1].hi))});
   }
 
-  template <int kind, int zero, int T, class W>
-  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums_out)[T]) noexcept {
+  template <int kind, int zero, class Code, class Half, int T>
+  MOXIE_INLINE static void dot(Code&& w, Half&& half, const Int8Block* x, F (&sums_out)[1][T]) noexcept {
     Ints sums[T];
     const __m256i ones = _mm256_set1_epi16(1);
     if constexpr (kind == signed_codes) {
       unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
-        const Bytes code = w(j);
+        const Bytes code = w(0, j);
         const Bytes size{_mm256_abs_epi8(code.lo), _mm256_abs_epi8(code.hi)};
         unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
           const __m256i a = broadcast(x[t].q + 4 * j.value);
@@ -186,7 +188,7 @@ struct Ops<Avx2> {
                                  bool more) MOXIE_INLINE_LAMBDA {
         Bytes lanes[T];
         unroll_constant<registers.value>([&](auto j) MOXIE_INLINE_LAMBDA {
-          const Bytes code = w(Constant<first.value + j.value>{});
+          const Bytes code = w(0, Constant<first.value + j.value>{});
           unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
             const __m256i a = broadcast(x[t].q + 4 * (first.value + j.value));
             const __m256i lo = _mm256_maddubs_epi16(code.lo, a), hi = _mm256_maddubs_epi16(code.hi, a);
@@ -213,11 +215,11 @@ struct Ops<Avx2> {
       if constexpr (kind == eight_sums) {
         add_group(Constant<0>{}, Constant<8>{}, 0, Bytes{ones, ones}, false);
       } else {
-        add_group(Constant<0>{}, Constant<4>{}, 1, kind == in_halves ? h[0] : Bytes{ones, ones}, false);
-        add_group(Constant<4>{}, Constant<4>{}, 2, kind == in_halves ? h[1] : Bytes{ones, ones}, true);
+        add_group(Constant<0>{}, Constant<4>{}, 1, kind == in_halves ? half(0, 0) : Bytes{ones, ones}, false);
+        add_group(Constant<4>{}, Constant<4>{}, 2, kind == in_halves ? half(0, 1) : Bytes{ones, ones}, true);
       }
     }
-    unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[t] = to_float(sums[t]); });
+    unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[0][t] = to_float(sums[t]); });
   }
 
  private:

@@ -82,8 +82,6 @@ struct Avx512Ops {
   }
 
   static constexpr bool sums_in_registers = true;
-  /// Unpacking takes shifts and masks, which run beside the products: nothing is gained by keeping unpacked bytes.
-  static constexpr bool stages = false;
   enum Kind { plain, in_halves };
   /// The largest zero point of formats with halves, with which their sums lie in an Int8Block: it saves two shifts a token.
   static constexpr int halves_zero = 32;
@@ -91,10 +89,15 @@ struct Avx512Ops {
   static constexpr int dot_kind = P::has_halves ? in_halves : plain;
   template <class P>
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
-  /// Of 32 registers a token takes 2 (integer and float sums), or 3 with halves; others: codes, scale, offset (or 2 halves), a
-  /// mask, one product.
+  /// Of 32 registers a token takes 4, the integer and float sums of 2 panels, for which it is loaded once; others: codes, scales
+  /// and offsets of 2 panels, a mask, a token's inputs. With halves the scaled sums of the first wait in memory.
+  static constexpr int panels = 2;
   template <int kind>
-  static constexpr int tile = kind == in_halves ? 8 : 12;
+  static constexpr int tile = 6;
+  /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it is
+  /// worth it to keep unpacked bytes, from about 24 tokens on.
+  template <int kind, bool offset>
+  static constexpr int staged_from = kind == in_halves && !offset ? 24 : 1 << 20;
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
@@ -114,36 +117,49 @@ struct Avx512Ops {
     return _mm512_fmadd_ps(second, h1, _mm512_mul_ps(first, h0));
   }
 
-  template <int kind, int zero, int T, class W>
-  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums)[T]) noexcept {
+  template <int kind, int zero, class Code, class Half, int P, int T>
+  MOXIE_INLINE static void dot(Code&& code, Half&& half, const Int8Block* x, F (&sums)[P][T]) noexcept {
     static_assert(kind != in_halves || zero <= halves_zero);
-    Ints first[T];
-    const auto start = [&](int part, Ints(&to)[T]) MOXIE_INLINE_LAMBDA {
+    Ints to[P][T];
+    const auto start = [&](int part) MOXIE_INLINE_LAMBDA {
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-        to[t] = zero == 0 ? _mm512_setzero_si512() : _mm512_set1_epi32(x[t].minus[part]);
-        if constexpr (zero != 0 && kind != in_halves) to[t] = _mm512_slli_epi32(to[t], __builtin_ctz(zero));
+        Ints s = zero == 0 ? _mm512_setzero_si512() : _mm512_set1_epi32(x[t].minus[part]);
+        if constexpr (zero != 0 && kind != in_halves) s = _mm512_slli_epi32(s, __builtin_ctz(zero));
         if constexpr (zero != 0 && kind == in_halves && zero != halves_zero)
-          to[t] = _mm512_srai_epi32(to[t], __builtin_ctz(halves_zero / zero));
+          s = _mm512_srai_epi32(s, __builtin_ctz(halves_zero / zero));
+        unroll<P>([&](int p) MOXIE_INLINE_LAMBDA { to[p][t] = s; });
       });
     };
-    const auto add_register = [&](Bytes codes, int j, Ints(&to)[T]) MOXIE_INLINE_LAMBDA {
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { to[t] = _mm512_dpbusd_epi32(to[t], codes, broadcast(x[t].q + 4 * j)); });
+    const auto add_register = [&](auto j) MOXIE_INLINE_LAMBDA {
+      Bytes codes[P];
+      unroll<P>([&](int p) MOXIE_INLINE_LAMBDA { codes[p] = code(p, j); });
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+        const Ints four = broadcast(x[t].q + 4 * j.value);
+        unroll<P>([&](int p) MOXIE_INLINE_LAMBDA { to[p][t] = _mm512_dpbusd_epi32(to[p][t], codes[p], four); });
+      });
     };
     if constexpr (kind == in_halves) {
       // Products of a sum and its scale are exact in f32, as is their sum: below 2 * 128 * 16 * 32 * 127 < 2^24.
-      start(1, first);
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value, first); });
-      Ints second[T];
-      start(2, second);
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(Constant<j.value + 4>{}), j.value + 4, second); });
-      const F h0 = _mm512_cvtepi32_ps(h[0]), h1 = _mm512_cvtepi32_ps(h[1]);
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-        sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second[t]), h1, _mm512_mul_ps(_mm512_cvtepi32_ps(first[t]), h0));
+      F low[P][T];
+      start(1);
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(j); });
+      unroll<P>([&](int p) MOXIE_INLINE_LAMBDA {
+        const F h0 = _mm512_cvtepi32_ps(half(p, 0));
+        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+          low[p][t] = _mm512_mul_ps(_mm512_cvtepi32_ps(to[p][t]), h0);
+          if constexpr (P * T > 8) __asm__("" : "+m"(low[p][t]));
+        });
+      });
+      start(2);
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(Constant<j.value + 4>{}); });
+      unroll<P>([&](int p) MOXIE_INLINE_LAMBDA {
+        const F h1 = _mm512_cvtepi32_ps(half(p, 1));
+        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(to[p][t]), h1, low[p][t]); });
       });
     } else {
-      start(0, first);
-      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value, first); });
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = _mm512_cvtepi32_ps(first[t]); });
+      start(0);
+      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(j); });
+      unroll<P * T>([&](int i) MOXIE_INLINE_LAMBDA { sums[i / T][i % T] = _mm512_cvtepi32_ps(to[i / T][i % T]); });
     }
   }
 

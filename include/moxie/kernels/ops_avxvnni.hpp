@@ -44,6 +44,7 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
   static constexpr int dot_kind = P::has_halves ? in_halves : whole;
   template <class P>
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
+  static constexpr int panels = 1;
   /// Of 16 registers a token takes 2 (the sums of 8 rows each); others: 2 of codes, one broadcast. 12 sums in flight also cover a
   /// latency of 5 at 2 instructions a cycle. Float sums live in cache.
   template <int kind>
@@ -64,23 +65,23 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
                      _mm256_add_epi32(_mm256_mullo_epi32(first, h[0].hi), _mm256_mullo_epi32(second, h[1].hi))});
   }
 
-  template <int kind, int zero, int T, class W>
-  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums)[T]) noexcept {
+  template <int kind, int zero, class Code, class Half, int T>
+  MOXIE_INLINE static void dot(Code&& w, Half&& half, const Int8Block* x, F (&sums)[1][T]) noexcept {
     Ints whole[T];
     if constexpr (kind == in_halves) {  // products of a sum and its scale are exact in f32, and so is their sum
       F low[T];
       dot_registers<0, 4, 1, zero, T>(w, x, whole);
-      const F h0 = to_float(h[0]);
+      const F h0 = to_float(half(0, 0));
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
         low[t] = mul(to_float(whole[t]), h0);
         __asm__("" : "+m"(low[t]));  // waits in memory: the registers are for the sums of the other half
       });
       dot_registers<4, 4, 2, zero, T>(w, x, whole);
-      const F h1 = to_float(h[1]);
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = fma(to_float(whole[t]), h1, low[t]); });
+      const F h1 = to_float(half(0, 1));
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[0][t] = fma(to_float(whole[t]), h1, low[t]); });
     } else {
       dot_registers<0, 8, 0, zero, T>(w, x, whole);
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = to_float(whole[t]); });
+      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[0][t] = to_float(whole[t]); });
     }
   }
 
@@ -94,7 +95,7 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
       sums[t] = {start, start};
     });
     unroll_constant<n>([&](auto j) MOXIE_INLINE_LAMBDA {
-      const Bytes code = w(Constant<first + j.value>{});
+      const Bytes code = w(0, Constant<first + j.value>{});
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
         std::int32_t four;
         __builtin_memcpy(&four, x[t].q + 4 * (first + j.value), 4);

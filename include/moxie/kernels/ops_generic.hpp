@@ -138,11 +138,13 @@ struct Ops : MinusSums {
   static constexpr int dot_kind = P::has_halves           ? in_halves
                                   : P::codes == Codes::s8 ? signed_codes
                                                           : unsigned_codes;
+  static constexpr int panels = 1;
   template <int kind>
   static constexpr int tile = 4;
   template <class P>
   static constexpr int zero = P::zero;
-  static constexpr bool stages = true;
+  template <int kind, bool offset>
+  static constexpr int staged_from = 5;
   template <class P>
   MOXIE_INLINE static Bytes operand(const Bytes& x) noexcept {
     return x;
@@ -153,8 +155,8 @@ struct Ops : MinusSums {
                             MOXIE_INLINE_LAMBDA { return static_cast<float>(x.minus[1] * h[0].v[i] + x.minus[2] * h[1].v[i]); });
   }
 
-  template <int kind, int zero, int T, class W>
-  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums_out)[T]) noexcept {
+  template <int kind, int zero, class Code, class Half, int T>
+  MOXIE_INLINE static void dot(Code&& w, Half&& half, const Int8Block* x, F (&sums_out)[1][T]) noexcept {
     Ints sums[T];
     for (int t = 0; t < T; ++t) {
       const std::int32_t first = zero * x[t].minus[kind == in_halves ? 1 : 0];
@@ -175,19 +177,20 @@ struct Ops : MinusSums {
       }
     };
     if constexpr (kind == in_halves) {
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value); });
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, j), j.value); });
+      const Ints h[2] = {half(0, 0), half(0, 1)};
       Ints low[T];
       for (int t = 0; t < T; ++t) {
         const std::int32_t second = zero * x[t].minus[2];
         for (int r = 0; r < 16; ++r) low[t].v[r] = sums[t].v[r] * h[0].v[r], sums[t].v[r] = second;
       }
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(Constant<j.value + 4>{}), j.value + 4); });
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, Constant<j.value + 4>{}), j.value + 4); });
       for (int t = 0; t < T; ++t)
         for (int r = 0; r < 16; ++r) sums[t].v[r] = low[t].v[r] + sums[t].v[r] * h[1].v[r];
     } else {
-      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(j), j.value); });
+      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, j), j.value); });
     }
-    for (int t = 0; t < T; ++t) sums_out[t] = to_float(sums[t]);
+    for (int t = 0; t < T; ++t) sums_out[0][t] = to_float(sums[t]);
   }
 };
 

@@ -162,12 +162,14 @@ struct Ops<Neon> : MinusSums {
 
   static constexpr bool sums_in_registers = false;
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the pipes that the products need.
-  static constexpr bool stages = true;
+  template <int kind, bool offset>
+  static constexpr int staged_from = 5;
   enum Kind { whole, in_halves };
   template <class P>
   static constexpr int dot_kind = P::has_halves ? in_halves : whole;
   template <class P>
   static constexpr int zero = P::zero;
+  static constexpr int panels = 1;
   /// Of 32 registers a token takes 3: the sums of 8 rows (of 4 rows in two halves) and half a block of activations; others: codes.
   /// A load of codes or activations then feeds 4 sdot, and 16 sums in flight cover a latency of 4 at 4 a cycle.
   template <int kind>
@@ -184,20 +186,21 @@ struct Ops<Neon> : MinusSums {
     });
   }
 
-  template <int kind, int zero, int T, class W>
-  MOXIE_INLINE static void dot(W&& w, const Int8Block* x, const Ints (&h)[2], F (&sums)[T]) noexcept {
+  template <int kind, int zero, class Code, class Half, int T>
+  MOXIE_INLINE static void dot(Code&& w, Half&& half, const Int8Block* x, F (&sums)[1][T]) noexcept {
     constexpr int together =
         (kind == in_halves ? 2 : 4) / (T > 4 ? 2 : 1);  // registers of rows whose sums are in registers at once
+    const Ints h[2] = {half(0, 0), half(0, 1)};
     unroll_constant<4 / together>([&](auto pass) MOXIE_INLINE_LAMBDA {
       constexpr int row = pass.value * together;
       __asm__ volatile("" : "+r"(x));  // starts are loaded again in each pass: kept, they would take registers
       int32x4_t sum[2][T][together];
-      unroll_constant<2>([&](auto half) MOXIE_INLINE_LAMBDA {
-        constexpr int of = kind == in_halves ? half.value : 0;  // the sums of the two halves of the block, or one for both
+      unroll_constant<2>([&](auto part) MOXIE_INLINE_LAMBDA {
+        constexpr int of = kind == in_halves ? part.value : 0;  // the sums of the two halves of the block, or one for both
         int8x16_t a[T];
         unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-          a[t] = vld1q_s8(x[t].q + 16 * half.value);
-          if constexpr (half.value == of) {
+          a[t] = vld1q_s8(x[t].q + 16 * part.value);
+          if constexpr (part.value == of) {
             int32x4_t start = vdupq_n_s32(0);
             if constexpr (zero != 0)
               start = vshlq_n_s32(vdupq_n_s32(x[t].minus[kind == in_halves ? 1 + of : 0]), __builtin_ctz(zero));
@@ -205,7 +208,7 @@ struct Ops<Neon> : MinusSums {
           }
         });
         unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA {
-          const Bytes code = w(Constant<4 * half.value + j.value>{});
+          const Bytes code = w(0, Constant<4 * part.value + j.value>{});
           unroll<together>([&](int r) MOXIE_INLINE_LAMBDA {
             unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
               sum[of][t][r] =
@@ -217,8 +220,9 @@ struct Ops<Neon> : MinusSums {
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
         unroll<together>([&](int r) MOXIE_INLINE_LAMBDA {
           int32x4_t total = sum[0][t][r];
-          if constexpr (kind == in_halves) total = vmlaq_s32(vmulq_s32(total, h[0].v[row + r]), sum[1][t][r], h[1].v[row + r]);
-          sums[t].v[row + r] = vcvtq_f32_s32(total);
+          if constexpr (kind == in_halves)
+            total = vmlaq_s32(vmulq_s32(total, h[0].v[row + r]), sum[1][t][r], h[1].v[row + r]);
+          sums[0][t].v[row + r] = vcvtq_f32_s32(total);
         });
       });
     });

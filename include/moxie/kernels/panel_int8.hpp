@@ -9,11 +9,15 @@
 //   acc  = fma(offset, float(sum of q) * d, acc)                        formats with an offset only
 //          (and halves: fma(float(mn[0] * sum of the first 16 q + mn[1] * sum of the last 16), offset * d, acc))
 //
+// Formats with halves and no offset have one scale for the 8 blocks of a chunk, whose sums are added first:
+//
+//   part = fma(float(isum), d, part), from 0 on;  acc = fma(part, scale, acc) after the chunk
+//
 // so the bits are the same on every architecture with a fused multiply-add, for every tile.
 //
-// Form: a tile of up to 12 rows (as many as the registers hold) goes over all blocks of a panel, then the next tile, while the
-// panel is in cache; activations lie as the tiles read them (Int8Rows). Where unpacking would take the ports that the products
-// need, stage_blocks blocks are unpacked to bytes in the first-level cache first, and all tiles run over them.
+// Form: a tile of rows x 1 or 2 panels (as many as the registers hold) goes over all blocks of the panels, then the next tile,
+// while the panels are in cache; activations lie as the tiles read them (Int8Rows). Where unpacking would take the ports that the
+// products need, stage_blocks blocks are unpacked to bytes in the first-level cache first, and all tiles run over them.
 
 #include <cstddef>
 #include <cstdint>
@@ -60,7 +64,11 @@ template <class A, int kind_, int zero_, bool offset_>
 struct Way {
   static constexpr int kind = kind_, zero = zero_;
   static constexpr bool offset = offset_, halves = kind_ == Ops<A>::in_halves;
-  static constexpr int tile = Ops<A>::template tile<kind_>;
+  /// One scale for `chunk` blocks, whose sums are added before it.
+  static constexpr bool chunk_scale = halves && !offset;
+  static constexpr int chunk = 8;
+  static constexpr int tile = Ops<A>::template tile<kind_>, panels = Ops<A>::panels;
+  static constexpr int staged_from = Ops<A>::template staged_from<kind_, offset_>;
 };
 template <class A, class P>
 using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::has_offset>;
@@ -70,9 +78,8 @@ MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bi
 /// Rows of the next tile when `rest` are left, no more than `largest`. One row alone waits for its own sums: 5 are 3 + 2.
 template <int largest>
 MOXIE_INLINE int next_tile(int rest) noexcept {
-  if (largest >= 12 && rest >= 12) return 12;
   if (largest >= 8 && rest >= 8 && rest != 9 && rest != 10) return 8;
-  if (largest >= 6 && rest >= 6 && rest != 7) return 6;
+  if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8) return 6;
   if (largest >= 4 && rest >= 4 && rest != 5) return 4;
   return rest >= 3 ? 3 : rest;
 }
@@ -85,8 +92,8 @@ MOXIE_INLINE void with_tile(int n, F&& f) noexcept {
     case 3: return f(Constant<3>{});
     case 4: return f(Constant<4>{});
     case 6: return f(Constant<(largest < 6 ? 1 : 6)>{});
-    case 8: return f(Constant<(largest < 8 ? 1 : 8)>{});
-    default: return f(Constant<(largest < 12 ? 1 : 12)>{});
+    default:
+      return f(Constant<(largest < 8 ? 1 : 8)>{});
   }
 }
 /// f(row, height) for the tiles of rows [first, first + count): parts of the groups in which the rows lie.
@@ -100,26 +107,26 @@ MOXIE_INLINE void for_tiles(const Int8Rows& rows, std::int64_t first, int count,
   }
 }
 
-/// Float sums of a tile, [tokens][16]: in registers where there are enough of them, else in the first-level cache, where a
+/// n float sums of a tile, 16 columns each: in registers where there are enough of them, else in the first-level cache, where a
 /// compiler would otherwise put the integer sums of the inner loop.
-template <class A, int tokens, bool in_registers = Ops<A>::sums_in_registers>
+template <class A, int n, bool in_registers = Ops<A>::sums_in_registers>
 struct TileSums {
   using O = Ops<A>;
-  typename O::F acc[tokens];
-  MOXIE_INLINE explicit TileSums(float*) noexcept {
-    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { acc[t] = O::set1(0); });
+  typename O::F acc[n];
+  MOXIE_INLINE explicit TileSums(const float* from) noexcept {
+    unroll<n>([&](int i) MOXIE_INLINE_LAMBDA { acc[i] = from ? O::load(from + panel_rows * i) : O::set1(0); });
   }
-  MOXIE_INLINE typename O::F get(int t) const noexcept { return acc[t]; }
-  MOXIE_INLINE void set(int t, typename O::F x) noexcept { acc[t] = x; }
+  MOXIE_INLINE typename O::F get(int i) const noexcept { return acc[i]; }
+  MOXIE_INLINE void set(int i, typename O::F x) noexcept { acc[i] = x; }
 };
-template <class A, int tokens>
-struct TileSums<A, tokens, false> {
+template <class A, int n>
+struct TileSums<A, n, false> {
   using O = Ops<A>;
   float* memory;
   MOXIE_INLINE explicit TileSums(float* sums) noexcept : memory(sums) {}
-  MOXIE_INLINE typename O::F get(int t) const noexcept { return O::load(memory + panel_rows * t); }
-  MOXIE_INLINE void set(int t, typename O::F x) noexcept {
-    O::store(memory + panel_rows * t, x);
+  MOXIE_INLINE typename O::F get(int i) const noexcept { return O::load(memory + panel_rows * i); }
+  MOXIE_INLINE void set(int i, typename O::F x) noexcept {
+    O::store(memory + panel_rows * i, x);
     __asm__("" ::: "memory");  // or a compiler keeps the sums in the registers that the integer sums need
   }
 };
@@ -132,20 +139,39 @@ struct BlockScales {
   typename O::Ints halves[2]{}, offsets[2]{};
 };
 
-/// One block of 16 rows of weights for a tile of tokens.
-template <class A, class W, int tokens, class Code, class Sums>
-MOXIE_INLINE void add_block(Code&& code, const BlockScales<A>& s, const Int8Block* x, Sums& acc) noexcept {
+/// One block of 16 rows of weights of each panel for a tile of tokens: code(p, j) and scales(p) of panel p.
+template <class A, class W, int tokens, int panels, class Code, class Scales, class Sums>
+MOXIE_INLINE void add_block(Code&& code, Scales&& scales, const Int8Block* x, Sums& acc) noexcept {
   using O = Ops<A>;
-  typename O::F sums[tokens];
-  O::template dot<W::kind, W::zero, tokens>(code, x, s.halves, sums);
+  typename O::F sums[panels][tokens];
+  const auto half = [&](int p, int h) MOXIE_INLINE_LAMBDA { return scales(p).halves[h]; };
+  O::template dot<W::kind, W::zero>(code, half, x, sums);
+  BlockScales<A> s[panels];  // only now: the registers were for the sums
+  if constexpr (!W::chunk_scale) unroll<panels>([&](int p) MOXIE_INLINE_LAMBDA { s[p] = scales(p); });
   unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA {
     const typename O::F d = O::set1(x[t].d);
-    typename O::F y = O::fma(sums[t], O::mul(s.scale, d), acc.get(t));
-    if constexpr (W::offset && W::halves)
-      y = O::fma(O::offset_sums(x[t], s.offsets), O::mul(s.offset, d), y);
-    else if constexpr (W::offset)
-      y = O::fma(s.offset, O::set1(x[t].sum_d), y);
-    acc.set(t, y);
+    unroll<panels>([&](int p) MOXIE_INLINE_LAMBDA {
+      const int i = panels * t + p;
+      if constexpr (W::chunk_scale) return acc.set(i, O::fma(sums[p][t], d, acc.get(i)));
+      typename O::F y = O::fma(sums[p][t], O::mul(s[p].scale, d), acc.get(i));
+      if constexpr (W::offset && W::halves)
+        y = O::fma(O::offset_sums(x[t], s[p].offsets), O::mul(s[p].offset, d), y);
+      else if constexpr (W::offset)
+        y = O::fma(s[p].offset, O::set1(x[t].sum_d), y);
+      acc.set(i, y);
+    });
+  });
+}
+
+/// Ends a chunk: the n totals get its sums times the scale of their panel, and the sums are 0 again.
+template <class A, int panels, int n, class Scale, class Sums, class Totals>
+MOXIE_INLINE void end_chunk(Scale&& scale, Sums& acc, Totals& total) noexcept {
+  using O = Ops<A>;
+  typename O::F s[panels];
+  unroll<panels>([&](int p) MOXIE_INLINE_LAMBDA { s[p] = scale(p); });
+  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+    total.set(i, O::fma(acc.get(i), s[i % panels], total.get(i)));
+    acc.set(i, O::set1(0));
   });
 }
 
@@ -166,18 +192,39 @@ MOXIE_INLINE BlockScales<A> staged_scales(const std::byte* staged) noexcept {
   return s;
 }
 
-/// Staged blocks for a tile whose blocks are `step` apart; for each of them `ahead_step` bytes from `ahead` on are brought into the
-/// second-level cache.
+/// Staged blocks [block][panel] for a tile whose blocks are `step` apart; for each of them `ahead_step` bytes from `ahead` on are
+/// brought into the second-level cache. sums [tokens][panels][16].
 template <class A, class W, int tokens>
 [[gnu::noinline]] void run_tile(const std::byte* staged, int blocks, const Int8Block* x, std::int64_t step, float* sums,
                                 const std::byte* ahead, int ahead_step) noexcept {
   using O = Ops<A>;
-  TileSums<A, tokens, false> acc(sums);
-  for (int b = 0; b < blocks; ++b, staged += staged_bytes<W>, x += step) {
-    for (int i = 0; i < ahead_step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
-    ahead += ahead_step;
-    const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return O::load_bytes(staged + 64 * j.value); };
-    add_block<A, W, tokens>(code, staged_scales<A, W>(staged), x, acc);
+  constexpr int panels = W::panels, n = tokens * panels;
+  const auto run = [&](int count, auto& acc) MOXIE_INLINE_LAMBDA {
+    for (int b = 0; b < count; ++b, staged += panels * staged_bytes<W>, x += step) {
+      for (int i = 0; i < ahead_step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+      ahead += ahead_step;
+      const auto code = [&](int p, auto j)
+                            MOXIE_INLINE_LAMBDA { return O::load_bytes(staged + p * staged_bytes<W> + 64 * j.value); };
+      const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return staged_scales<A, W>(staged + p * staged_bytes<W>); };
+      add_block<A, W, tokens, panels>(code, scales, x, acc);
+    }
+  };
+  if constexpr (W::chunk_scale) {
+    alignas(64) float part[O::sums_in_registers ? 1 : n * panel_rows] = {};
+    TileSums<A, n> acc(O::sums_in_registers ? nullptr : part);
+    TileSums<A, n, false> total(sums);
+    for (int b = 0; b < blocks; b += W::chunk) {
+      run(W::chunk, acc);
+      const auto scale = [&](int p) MOXIE_INLINE_LAMBDA {  // beside the chunk's last block
+        return O::load(reinterpret_cast<const float*>(staged + (p - panels) * staged_bytes<W> + staged_scale));
+      };
+      end_chunk<A, panels, n>(scale, acc, total);
+    }
+  } else {
+    TileSums<A, n> acc(sums);
+    run(blocks, acc);
+    if constexpr (O::sums_in_registers)
+      unroll<n>([&](int i) MOXIE_INLINE_LAMBDA { O::store(sums + panel_rows * i, acc.get(i)); });
   }
 }
 
@@ -185,7 +232,8 @@ template <class A, class Format>
 MOXIE_INLINE BlockScales<A> scales_of(const std::byte* chunk, int b) noexcept {
   using O = Ops<A>;
   using P = Panel<Format>;
-  BlockScales<A> s{P::template scale<O>(chunk, b)};
+  BlockScales<A> s;
+  s.scale = P::template scale<O>(chunk, b);
   if constexpr (P::has_offset) s.offset = P::template offset<O>(chunk, b);
   if constexpr (P::has_offset && P::has_halves) s.offset = O::mul(s.offset, O::set1(-1));  // of minus the sums
   if constexpr (P::has_halves)
@@ -200,21 +248,28 @@ MOXIE_INLINE typename Ops<A>::Bytes operand_of(const std::byte* chunk, int b) no
   return Ops<A>::template operand<Panel<Format>>(Panel<Format>::template code<Ops<A>, j>(chunk, b));
 }
 
-/// f(chunk, b, i) for each of `blocks` blocks of a panel from block `first` on; block i lies in `chunk` as its block b.
-template <class Format, class Fn>
-MOXIE_INLINE void for_blocks(const std::byte* panel, std::int64_t first, int blocks, Fn&& f) noexcept {
+/// f(chunk, b, i) for each of `blocks` blocks of a panel from block `first` on, block i in `chunk` as its block b, and end(chunk)
+/// after those of a chunk.
+struct Nothing {
+  MOXIE_INLINE void operator()(const std::byte*) const noexcept {}
+};
+template <class Format, class Fn, class End = Nothing>
+MOXIE_INLINE void for_blocks(const std::byte* panel, std::int64_t first, int blocks, Fn&& f, End&& end = {}) noexcept {
   constexpr int per_chunk = Panel<Format>::chunk / block_k;
   const std::byte* chunk = panel + first / per_chunk * Panel<Format>::chunk_bytes;
-  for (int i = 0; i < blocks; i += per_chunk, chunk += Panel<Format>::chunk_bytes)
+  for (int i = 0; i < blocks; i += per_chunk, chunk += Panel<Format>::chunk_bytes) {
     for (int b = 0; b < per_chunk; ++b) f(chunk, b, i + b);
+    end(chunk);
+  }
 }
 
+/// Blocks of a panel, `step` bytes apart in `staged`.
 template <class A, class Format>
-[[gnu::noinline]] void stage(const std::byte* panel, std::int64_t first, int blocks, std::byte* staged) noexcept {
+[[gnu::noinline]] void stage(const std::byte* panel, std::int64_t first, int blocks, std::byte* staged, int step) noexcept {
   using O = Ops<A>;
   using W = WayOf<A, Panel<Format>>;
   for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int i) MOXIE_INLINE_LAMBDA {
-    std::byte* out = staged + i * staged_bytes<W>;
+    std::byte* out = staged + i * step;
     unroll_constant<8>([&](auto j)
                            MOXIE_INLINE_LAMBDA { O::store_bytes(out + 64 * j.value, operand_of<A, Format, j.value>(chunk, b)); });
     const BlockScales<A> s = scales_of<A, Format>(chunk, b);
@@ -232,101 +287,155 @@ template <class A, class Format>
   });
 }
 
-/// Where memory is read: panels up to `end`, then what lies `jump` bytes further than what would follow them.
+/// Panels that are multiplied together, `step` bytes apart; 0: one of them, twice.
+struct Group {
+  const std::byte* panel;
+  std::int64_t step;
+};
+
+/// What a tile brings into the second-level cache.
 struct Ahead {
+  static constexpr int follow = -1;
+  // With `lines` for each block, from `next` on: a part of the group that comes next, of which every tile brings one. With
+  // `follow`, of the only tile over a panel: what lies direct_ahead further, and at the end what lies `jump` bytes further still.
+  int lines;
+  const std::byte* next;
   const std::byte* end;
   std::ptrdiff_t jump;
 
-  MOXIE_INLINE Ahead(const std::byte* end_of_panels, const std::byte* then) noexcept
-      : end(end_of_panels), jump(then ? then - end_of_panels : -direct_ahead) {}
-  /// Fetches a block that lies direct_ahead after the one at `at`.
   template <int bytes>
-  MOXIE_INLINE void fetch(const std::byte* at) const noexcept {
-    at += direct_ahead;
-    at += at < end ? 0 : jump;
-    unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, 2); });
+  MOXIE_INLINE void fetch(const std::byte* at) noexcept {
+    if (lines == follow) {
+      at += direct_ahead;
+      at += at < end ? 0 : jump;
+      unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, 2); });
+    } else {
+      for (int i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+    }
   }
 };
 
-/// A tile over a panel, unpacked in registers. Row t goes to out + t * out_stride.
-template <class A, class Format, int tokens>
-[[gnu::noinline]] void run_direct(const std::byte* panel, int blocks, const Int8Block* x, std::int64_t step, float* out,
+/// A tile over a group of panels, unpacked in registers. Row t goes to out + t * out_stride, 16 floats of each panel.
+template <class A, class Format, int tokens, int panels>
+[[gnu::noinline]] void run_direct(const Group& group, int blocks, const Int8Block* x, std::int64_t step, float* out,
                                   std::int64_t out_stride, const Ahead& ahead_of) noexcept {
-  const Ahead ahead = ahead_of;
   using O = Ops<A>;
-  alignas(64) float memory[O::sums_in_registers ? 1 : tokens * panel_rows] = {};
-  TileSums<A, tokens> acc(memory);
-  for_blocks<Format>(panel, 0, blocks, [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
-    ahead.fetch<block_bytes<Format>>(chunk + b * block_bytes<Format>);
-    const auto code = [&](auto j) MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk, b); };
-    add_block<A, WayOf<A, Panel<Format>>, tokens>(code, scales_of<A, Format>(chunk, b), x, acc);
+  using W = WayOf<A, Panel<Format>>;
+  static_assert(!W::chunk_scale || Panel<Format>::chunk == W::chunk * block_k);
+  constexpr int n = tokens * panels;
+  Ahead ahead = ahead_of;
+  const std::int64_t panel_step = group.step;
+  constexpr bool total_in_registers = O::sums_in_registers && n <= 4;
+  alignas(64) float memory[O::sums_in_registers ? 1 : n * panel_rows] = {}, totals[n * panel_rows] = {};
+  TileSums<A, n> acc(O::sums_in_registers ? nullptr : memory);
+  TileSums<A, W::chunk_scale ? n : 1, total_in_registers> total(total_in_registers ? nullptr : totals);
+  const auto add = [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
+    ahead.template fetch<block_bytes<Format>>(chunk + b * block_bytes<Format>);
+    const auto code = [&](int p, auto j)
+                          MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk + p * panel_step, b); };
+    const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return scales_of<A, Format>(chunk + p * panel_step, b); };
+    add_block<A, W, tokens, panels>(code, scales, x, acc);
     x += step;
+  };
+  for_blocks<Format>(group.panel, 0, blocks, add, [&](const std::byte* chunk) MOXIE_INLINE_LAMBDA {
+    if constexpr (W::chunk_scale) {
+      const auto scale = [&](int p) MOXIE_INLINE_LAMBDA { return Panel<Format>::template scale<O>(chunk + p * panel_step, 0); };
+      end_chunk<A, panels, n>(scale, acc, total);
+    }
   });
-  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { O::store(out + t * out_stride, acc.get(t)); });
+  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+    O::store(out + i / panels * out_stride + i % panels * panel_rows, W::chunk_scale ? total.get(i) : acc.get(i));
+  });
 }
 
-/// One panel for rows [first, first + count), row by row to out + i * out_stride.
+/// run_group() in pieces of stage_blocks blocks, unpacked for all rows; then comes the group at `then`.
 template <class A, class Format>
-void run_panel(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
-               const Ahead& ahead) noexcept {
+MOXIE_INLINE void run_staged(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out,
+                             std::int64_t out_stride, const std::byte* then) noexcept {
+  using W = WayOf<A, Panel<Format>>;
+  constexpr int panels = W::panels, most = stage_blocks / panels, columns = panels * panel_rows;
+  const auto k_blocks = static_cast<int>(rows.k / block_k);
+  alignas(64) std::byte staged[stage_blocks * staged_bytes<W>];
+  alignas(64) float sums[max_tokens * columns];
+  __builtin_memset(sums, 0, static_cast<std::size_t>(count) * columns * sizeof(float));
+  for (int b = 0; b < k_blocks; b += most) {
+    const int n = k_blocks - b < most ? k_blocks - b : most;
+    for (int p = 0; p < panels; ++p)
+      stage<A, Format>(group.panel + p * group.step, b, n, staged + p * staged_bytes<W>, panels * staged_bytes<W>);
+    // The first tiles fetch the panels' next blocks, which would wait for memory when they are staged.
+    int panel = 0;
+    for_tiles<W::tile>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+      const std::byte* next = (b + n < k_blocks ? group.panel + (b + n) * block_bytes<Format> : then) + panel * group.step;
+      with_tile<W::tile>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
+        run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + columns * (row - first), next,
+                                     panel < panels ? block_bytes<Format> : 0);
+      });
+      ++panel;
+    });
+  }
+  for (int t = 0; t < count; ++t) __builtin_memcpy(out + t * out_stride, sums + columns * t, columns * sizeof(float));
+}
+
+/// A group of panels for rows [first, first + count), row by row to out + i * out_stride.
+template <class A, class Format>
+void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
+               Ahead ahead) noexcept {
   using W = WayOf<A, Panel<Format>>;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
-  if constexpr (Ops<A>::stages) {
-    if (count > 4) {
-      alignas(64) std::byte staged[stage_blocks * staged_bytes<W>];
-      alignas(64) float sums[max_tokens * panel_rows];
-      __builtin_memset(sums, 0, static_cast<std::size_t>(count) * panel_rows * sizeof(float));
-      for (int b = 0; b < k_blocks; b += stage_blocks) {
-        const int n = k_blocks - b < stage_blocks ? k_blocks - b : stage_blocks;
-        stage<A, Format>(panel, b, n, staged);
-        // The first tile fetches the panel's next blocks, which would wait for memory when they are staged.
-        const std::byte* next = panel + (b + n) * block_bytes<Format>;
-        int next_step = block_bytes<Format>;
-        for_tiles<W::tile>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
-          with_tile<W::tile>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
-            run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + panel_rows * (row - first), next,
-                                         next_step);
-          });
-          next_step = 0;
-        });
-      }
-      for (int t = 0; t < count; ++t)
-        __builtin_memcpy(out + t * out_stride, sums + panel_rows * t, panel_rows * sizeof(float));
-      return;
-    }
+  if constexpr (W::staged_from < max_tokens) {
+    if (count >= W::staged_from) return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
   }
-  constexpr int largest = Ops<A>::stages ? 4 : W::tile;
+  constexpr int panels = W::panels, largest = W::staged_from < W::tile ? W::staged_from - 1 : W::tile;
+  const int tiles = (count + largest - 1) / largest;
+  const bool few = panels == 1 ? tiles == 1 : count <= 4;
+  ahead.lines = few ? Ahead::follow : (panels * block_bytes<Format> + 64 * tiles - 1) / (64 * tiles);
   for_tiles<largest>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+    const Int8Block* x = rows.block(row, 0);
+    float* to = out + (row - first) * out_stride;
     with_tile<largest>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
-      run_direct<A, Format, tokens.value>(panel, k_blocks, rows.block(row, 0), rows.step(row), out + (row - first) * out_stride,
-                                          out_stride, ahead);
+      if constexpr (panels == 1 || tokens.value >= 4) {
+        if (panels == 1 || !few)
+          return run_direct<A, Format, tokens.value, panels>(group, k_blocks, x, rows.step(row), to, out_stride, ahead);
+      }
+      // Few rows wait for memory, which is read faster from one panel than from two.
+      if constexpr (panels > 1 && tokens.value <= 4)
+        for (int p = 0; p < panels; ++p) {
+          const Group one{group.panel + p * group.step, 0};
+          run_direct<A, Format, tokens.value, 1>(one, k_blocks, x, rows.step(row), to + p * panel_rows, out_stride, ahead);
+        }
     });
+    if (!few) ahead.next += 64 * ahead.lines * k_blocks;
   });
 }
 
-using RunPanel = void (*)(const std::byte* panel, const Int8Rows& rows, std::int64_t first, int count, float* out,
-                          std::int64_t out_stride, const Ahead& ahead) noexcept;
+using RunGroup = void (*)(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out,
+                          std::int64_t out_stride, Ahead ahead) noexcept;
 
 /// The rows in pieces that stay in cache, each over all panels of `bytes`.
 template <class A>
-[[gnu::noinline]] void multiply(const MatmulArgs& m, std::int64_t bytes, RunPanel run) noexcept {
+[[gnu::noinline]] void multiply(const MatmulArgs& m, std::int64_t bytes, RunGroup run) noexcept {
+  constexpr int panels = Ops<A>::panels, columns = panels * panel_rows;
   const std::int64_t row_bytes = m.k / block_k * static_cast<std::int64_t>(sizeof(Int8Block));
   const std::int64_t fit = activation_bytes / row_bytes / Int8Rows::group * Int8Rows::group;
   const std::int64_t most = fit < Int8Rows::group ? Int8Rows::group : fit < max_tokens ? fit : max_tokens;
+  const std::byte *begin = m.panels + m.panel_begin * bytes, *end = m.panels + m.panel_end * bytes;
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
     const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
-    const bool last = row + most >= m.n_rows;
-    const Ahead ahead(m.panels + m.panel_end * bytes, last ? m.then : m.panels + m.panel_begin * bytes);
-    for (std::int64_t p = m.panel_begin; p < m.panel_end; ++p) {
+    const std::byte* then = row + most < m.n_rows ? begin : m.then;
+    Ahead ahead{0, nullptr, end, then ? then - end : -direct_ahead};
+    for (std::int64_t p = m.panel_begin; p < m.panel_end; p += panels) {
+      const bool alone = m.panel_end - p < panels;  // the last of an odd number: its products are taken twice
+      const Group group{m.panels + p * bytes, alone ? 0 : bytes};
+      ahead.next = m.panel_end - p > panels ? group.panel + panels * bytes : then ? then : begin;
       float* out = m.out + row * m.out_stride + p * panel_rows;
-      const std::int64_t columns = m.n - p * panel_rows;
-      if (columns >= panel_rows) {
-        run(m.panels + p * bytes, m.a.q, m.first_row + row, count, out, m.out_stride, ahead);
-      } else {  // a matrix's last panel
-        alignas(64) float all[max_tokens * panel_rows];
-        run(m.panels + p * bytes, m.a.q, m.first_row + row, count, all, panel_rows, ahead);
+      const std::int64_t left = alone && m.n - p * panel_rows > panel_rows ? panel_rows : m.n - p * panel_rows;
+      if (left >= columns) {
+        run(group, m.a.q, m.first_row + row, count, out, m.out_stride, ahead);
+      } else {  // not all of the columns are wanted
+        alignas(64) float all[max_tokens * columns];
+        run(group, m.a.q, m.first_row + row, count, all, columns, ahead);
         for (int t = 0; t < count; ++t)
-          __builtin_memcpy(out + t * m.out_stride, all + panel_rows * t, static_cast<std::size_t>(columns) * sizeof(float));
+          __builtin_memcpy(out + t * m.out_stride, all + columns * t, static_cast<std::size_t>(left) * sizeof(float));
       }
     }
   }
@@ -336,7 +445,7 @@ template <class A>
 
 template <class A, class Format>
 void matmul_int8(const MatmulArgs& m) noexcept {
-  int8::multiply<A>(m, int8::panel_bytes<Format>(m.k), &int8::run_panel<A, Format>);
+  int8::multiply<A>(m, int8::panel_bytes<Format>(m.k), &int8::run_group<A, Format>);
 }
 
 }  // namespace moxie::kernels

@@ -34,7 +34,7 @@ struct Int8Block {
 /// Rows of int8 activations [rows, k], k a multiple of 32, in groups of 12 rows (the last one may have fewer) as the tiles of a
 /// product read them: the first blocks of the group's rows, then their second blocks, ..
 struct Int8Rows {
-  static constexpr std::int64_t group = 12;  ///< the most rows that the registers of an architecture hold
+  static constexpr std::int64_t group = 12;  ///< a multiple of the rows of most tiles
 
   Int8Block* blocks = nullptr;
   std::int64_t rows = 0, k = 0;
