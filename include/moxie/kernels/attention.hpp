@@ -19,6 +19,7 @@
 #include <moxie/core/floats.hpp>
 #include <moxie/kernels/arch.hpp>
 #include <moxie/kernels/attention_tile.hpp>
+#include <moxie/kernels/elementwise.hpp>
 #include <moxie/kernels/simd.hpp>
 #include <moxie/kernels/unroll.hpp>
 
@@ -180,11 +181,16 @@ void attention_sinks(const float* sinks, std::int64_t heads, float one, std::int
 }
 
 /// A query's result, [dim], from its sums over all pages: o / sum, with a sink o * *alpha / sum.
+template <class A>
 MOXIE_INLINE void attention_result(const float* o, float sum, const float* alpha, std::int64_t dim, float* out) noexcept {
+  using F = Floats<A>;
+  const F divisor(sum), factor(alpha ? *alpha : 1.0f);
   if (alpha)
-    for (std::int64_t d = 0; d < dim; ++d) out[d] = o[d] * *alpha / sum;
+    rows::map<A>(
+        dim, out, [&](F x) MOXIE_INLINE_LAMBDA { return x * factor / divisor; }, o);
   else
-    for (std::int64_t d = 0; d < dim; ++d) out[d] = o[d] / sum;
+    rows::map<A>(
+        dim, out, [&](F x) MOXIE_INLINE_LAMBDA { return x / divisor; }, o);
 }
 
 template <class A>
@@ -260,8 +266,8 @@ void attend_pages(const AttentionTile& t, bool latent) {
   if (split) return;
   if (t.sinks) attention_sinks<A>(t.sinks, t.heads, 1.0f, queries, page_max, page_sum, max, sum, alpha, beta);
   for (std::int64_t i = 0; i < queries; ++i)
-    attention_result(out + i * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
-                     t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim);
+    attention_result<A>(out + i * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
+                        t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim);
 }
 template <class A, bool Latent>
 void attend(const AttentionTile& t) {
@@ -299,8 +305,8 @@ void merge_attention(const AttentionMerge& t) {
     if (t.out) {
       if (t.sinks) attention_sinks<A>(t.sinks + begin, n, t.one, n, page_max, page_sum, max, sum, alpha, beta);
       for (std::int64_t i = 0; i < n; ++i)
-        attention_result(t.state + (begin + i) * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
-                         t.out + (begin + i) * t.v_dim);
+        attention_result<A>(t.state + (begin + i) * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
+                            t.out + (begin + i) * t.v_dim);
     }
   }
 }

@@ -319,7 +319,8 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* from = t.q + i / t.heads * t.q_stride + i % t.heads * t.k_dim;
     float* padded = reinterpret_cast<float*>(keys);  // not used yet, and 32 times as large
-    for (std::int64_t d = 0; d < blocks * kv_block; ++d) padded[d] = d < t.k_dim ? from[d] : 0.0f;
+    __builtin_memcpy(padded, from, static_cast<std::size_t>(t.k_dim) * sizeof(float));
+    for (std::int64_t d = t.k_dim; d < blocks * kv_block; ++d) padded[d] = 0.0f;
     code_query<A>(padded, blocks * kv_block, t.scale * 1.44269504088896341f, q + i * q_words, q_scale + i, all);
   }
   for (std::int64_t i = 0; i < queries * values; ++i) out[i] = 0.0f;
@@ -363,8 +364,8 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
   if (split) return;
   if (t.sinks) attention_sinks<A>(t.sinks, t.heads, largest_code, queries, page_max, page_sum, max, sum, alpha, beta);
   for (std::int64_t i = 0; i < queries; ++i)
-    attention_result(out + i * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
-                     t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim);
+    attention_result<A>(out + i * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,
+                        t.out + i / t.heads * t.out_stride + i % t.heads * t.v_dim);
 }
 template <class A, bool Latent>
 void attend_int16(const AttentionTile& t) {

@@ -1,7 +1,7 @@
 #pragma once
 // Row operations between the matrix products, on vectors of the architecture. Every result has one order of operations, fixed by
 // the row's length alone: a tail goes through the same vector operations, padded with neutral elements; sums are kept in
-// 4 vectors taken in turn, whose lanes are added from low to high in f64 at the end.
+// 4 vectors taken in turn, each of whose lanes are added from low to high in f64 at the end, then the four.
 
 #include <cstddef>
 #include <cstdint>
@@ -58,13 +58,12 @@ MOXIE_INLINE void each(const float* x, std::int64_t n, float neutral, Fn&& f) no
 
 template <class A>
 MOXIE_INLINE double sum(const Floats<A> (&parts)[4]) noexcept {
-  double total = 0;
-  for (const Floats<A>& part : parts) {
-    alignas(64) float values[lanes<A>];
-    part.store_aligned(values);
-    for (const float v : values) total += static_cast<double>(v);
-  }
-  return total;
+  alignas(64) float values[4][lanes<A>];
+  unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { parts[t].store_aligned(values[t]); });
+  double total[4] = {};
+  for (int i = 0; i < lanes<A>; ++i)  // four chains of additions beside each other
+    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { total[t] += static_cast<double>(values[t][i]); });
+  return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
 }  // namespace rows

@@ -75,12 +75,13 @@ using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::
 
 MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bit_cast(float, load_u32(p)); }
 
-/// Rows of the next tile when `rest` are left, no more than `largest`. One row alone waits for its own sums: 5 are 3 + 2.
-template <int largest>
+/// Rows of the next tile when `rest` are left, no more than `largest`. One row alone waits for its own sums, unless those of two
+/// panels are taken: 5 are 3 + 2, or 4 + 1.
+template <int largest, int panels = 1>
 MOXIE_INLINE int next_tile(int rest) noexcept {
   if (largest >= 8 && rest >= 8 && rest != 9 && rest != 10) return 8;
-  if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8) return 6;
-  if (largest >= 4 && rest >= 4 && rest != 5) return 4;
+  if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8 && (panels == 1 || rest != 11)) return 6;
+  if (largest >= 4 && rest >= 4 && (panels > 1 || rest != 5)) return 4;
   return rest >= 3 ? 3 : rest;
 }
 /// f(Constant<n>{}) for the tile height n that next_tile() gave.
@@ -97,11 +98,11 @@ MOXIE_INLINE void with_tile(int n, F&& f) noexcept {
   }
 }
 /// f(row, height) for the tiles of rows [first, first + count): parts of the groups in which the rows lie.
-template <int largest, class F>
+template <int largest, int panels, class F>
 MOXIE_INLINE void for_tiles(const Int8Rows& rows, std::int64_t first, int count, F&& f) noexcept {
   for (int done = 0; done < count;) {
     const std::int64_t row = first + done, in_group = rows.step(row) - row % Int8Rows::group;
-    const int height = next_tile<largest>(static_cast<int>(count - done < in_group ? count - done : in_group));
+    const int height = next_tile<largest, panels>(static_cast<int>(count - done < in_group ? count - done : in_group));
     f(row, height);
     done += height;
   }
@@ -364,7 +365,7 @@ MOXIE_INLINE void run_staged(const Group& group, const Int8Rows& rows, std::int6
       stage<A, Format>(group.panel + p * group.step, b, n, staged + p * staged_bytes<W>, panels * staged_bytes<W>);
     // The first tiles fetch the panels' next blocks, which would wait for memory when they are staged.
     int panel = 0;
-    for_tiles<W::tile>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+    for_tiles<W::tile, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
       const std::byte* next = (b + n < k_blocks ? group.panel + (b + n) * block_bytes<Format> : then) + panel * group.step;
       with_tile<W::tile>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
         run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + columns * (row - first), next,
@@ -389,7 +390,7 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
   const int tiles = (count + largest - 1) / largest;
   const bool few = panels == 1 ? tiles == 1 : count <= 4;
   ahead.lines = few ? Ahead::follow : (panels * block_bytes<Format> + 64 * tiles - 1) / (64 * tiles);
-  for_tiles<largest>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+  for_tiles<largest, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
     const Int8Block* x = rows.block(row, 0);
     float* to = out + (row - first) * out_stride;
     with_tile<largest>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
