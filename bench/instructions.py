@@ -3,8 +3,8 @@
 
     instructions.py [--compiler g++] [--mca llvm-mca-14] [--results bench/RESULTS.md]
 
-For each format and architecture the hot loop is taken from the object file: of the tiles the largest (over staged blocks on AVX2;
-where it unpacks in registers, the unpacking is shared by its tokens), and the one for a single token. A block is 512 multiply-adds: 8 vpdpbusd on 512 bits, 16 vpmaddubsw or 32 vpmaddwd (on int16)
+For each format and architecture the hot loop is taken from the object file: of the tiles the largest (over staged blocks where a
+format has such; where it unpacks in registers, the unpacking is shared by its tokens), and the one for a single token. A block is 512 multiply-adds: 8 vpdpbusd on 512 bits, 16 vpmaddubsw or 32 vpmaddwd (on int16)
 on 256. llvm-mca, where it is installed, gives the cycles of the loop on Zen 3, as if all data were in the first-level cache and no
 branch missed; beside it stand the cycles of the best sequence in registers (bench/peak.hpp), as roofline measures them.
 """
@@ -54,6 +54,8 @@ def hot_loop(body):
         if match and int(match[1], 16) <= address:
             start = int(match[1], 16)
             inside = [t for a, t in body[:at + 1] if a >= start]
+            if any(t.startswith("ret") for t in inside):  # not a loop: the jump comes back from cold code
+                continue
             loops.append((sum(1 for t in inside if MULTIPLY.match(t)), -len(inside), inside))
     if not loops:
         return []
@@ -112,11 +114,17 @@ def report(options):
                   "|" + "---|" * (len(CLASSES) + (7 if arch == "avx2" else 4))]
         for fmt in FORMATS:
             loops = {}  # (unpacks in registers, tokens): loop
+            together = 1  # panels of a tile
             for name, body in compiled(options.compiler, tag, flags, fmt).items():
-                if match := re.search(r", (\d+)>\(", name):
-                    loops[(f"moxie::{fmt}" in name, int(match[1]))] = hot_loop(body)
+                if match := re.search(rf"run_direct<.*moxie::{fmt}, (\d+), (\d+)>\(", name):
+                    together = max(together, int(match[2]))
+                    if int(match[2]) == 2 or int(match[1]) < 4 or (True, int(match[1])) not in loops:
+                        loops[(True, int(match[1]))] = hot_loop(body)
+                elif match := re.search(r"run_tile<.*, (\d+)>\(", name):
+                    loops[(False, int(match[1]))] = hot_loop(body)
             largest = max(loops, key=lambda key: (not key[0], key[1]))  # over staged blocks, where there are such
-            for form, key in ((f"tile of {largest[1]}", largest), ("one token", (True, 1))):
+            tile = f"tile of {largest[1]}" + (f" x {together} panels" if together > 1 else "") + ("" if largest[0] else ", staged")
+            for form, key in ((tile, largest), ("one token", (True, 1))):
                 lines.append(row(fmt, form, loops[key], arch, options.mca))
         lines.append("")
     return "\n".join(line for line in lines if line is not None)

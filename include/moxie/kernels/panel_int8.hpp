@@ -304,9 +304,10 @@ struct Ahead {
   const std::byte* end;
   std::ptrdiff_t jump;
 
-  template <int bytes>
+  /// `may_follow`: whether `lines` can be that.
+  template <int bytes, bool may_follow>
   MOXIE_INLINE void fetch(const std::byte* at) noexcept {
-    if (lines == follow) {
+    if (may_follow && __builtin_expect(lines == follow, 1)) {
       at += direct_ahead;
       at += at < end ? 0 : jump;
       unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, 2); });
@@ -331,7 +332,7 @@ template <class A, class Format, int tokens, int panels>
   TileSums<A, n> acc(O::sums_in_registers ? nullptr : memory);
   TileSums<A, W::chunk_scale ? n : 1, total_in_registers> total(total_in_registers ? nullptr : totals);
   const auto add = [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
-    ahead.template fetch<block_bytes<Format>>(chunk + b * block_bytes<Format>);
+    ahead.template fetch<block_bytes<Format>, panels == 1>(chunk + b * block_bytes<Format>);
     const auto code = [&](int p, auto j)
                           MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk + p * panel_step, b); };
     const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return scales_of<A, Format>(chunk + p * panel_step, b); };
