@@ -287,7 +287,9 @@ class FeedForwardPass {
     // The results of an item stay in cache until they are combined: at most 4 MB of them, a thread's part of the last level,
     // unless the narrowest range takes more. Narrower items would read the hidden rows more often.
     const Index most = (Index{1} << 20) / n_positions_;
-    const Index step = clamp_columns(columns / (items_per_thread * context_.threads.count()), most, unit);
+    // Where few rows share a network, reading its weights takes the time, and is faster in long pieces.
+    const Index items = n_positions_ < 8 * static_cast<Index>(s_.networks_.size()) ? 2 : items_per_thread;
+    const Index step = clamp_columns(columns / (items * context_.threads.count()), most, unit);
     const std::size_t tile = static_cast<std::size_t>(n_positions_) * static_cast<std::size_t>(step);
     s_.tiles_.resize(tile * static_cast<std::size_t>(context_.threads.count()));
     const Index n_items = (columns + step - 1) / step;
