@@ -249,11 +249,11 @@ MOXIE_INLINE typename Ops<A>::Bytes operand_of(const std::byte* chunk, int b) no
   return Ops<A>::template operand<Panel<Format>>(Panel<Format>::template code<Ops<A>, j>(chunk, b));
 }
 
-/// f(chunk, b, i) for each of `blocks` blocks of a panel from block `first` on, block i in `chunk` as its block b, and end(chunk)
-/// after those of a chunk.
 struct Nothing {
   MOXIE_INLINE void operator()(const std::byte*) const noexcept {}
 };
+/// f(chunk, b, i) for each of `blocks` blocks of a panel from block `first` on, block i in `chunk` as its block b, and end(chunk)
+/// after those of a chunk.
 template <class Format, class Fn, class End = Nothing>
 MOXIE_INLINE void for_blocks(const std::byte* panel, std::int64_t first, int blocks, Fn&& f, End&& end = {}) noexcept {
   constexpr int per_chunk = Panel<Format>::chunk / block_k;
@@ -288,7 +288,7 @@ template <class A, class Format>
   });
 }
 
-/// Panels that are multiplied together, `step` bytes apart; 0: one of them, twice.
+/// Panels that are multiplied together, `step` bytes apart; 0: there is one alone, whose products may be taken twice.
 struct Group {
   const std::byte* panel;
   std::int64_t step;
@@ -401,7 +401,7 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
       }
       // Few rows wait for memory, which is read faster from one panel than from two.
       if constexpr (panels > 1 && tokens.value <= 4)
-        for (int p = 0; p < panels; ++p) {
+        for (int p = 0; p < (group.step == 0 ? 1 : panels); ++p) {
           const Group one{group.panel + p * group.step, 0};
           run_direct<A, Format, tokens.value, 1>(one, k_blocks, x, rows.step(row), to + p * panel_rows, out_stride, ahead);
         }
@@ -426,7 +426,7 @@ template <class A>
     const std::byte* then = row + most < m.n_rows ? begin : m.then;
     Ahead ahead{0, nullptr, end, then ? then - end : -direct_ahead};
     for (std::int64_t p = m.panel_begin; p < m.panel_end; p += panels) {
-      const bool alone = m.panel_end - p < panels;  // the last of an odd number: its products are taken twice
+      const bool alone = m.panel_end - p < panels;  // the last of an odd number
       const Group group{m.panels + p * bytes, alone ? 0 : bytes};
       ahead.next = m.panel_end - p > panels ? group.panel + panels * bytes : then ? then : begin;
       float* out = m.out + row * m.out_stride + p * panel_rows;
