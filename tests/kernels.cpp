@@ -2,6 +2,11 @@
 
 #include <doctest/doctest.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -345,6 +350,44 @@ TEST_CASE("zeros of MXFP4 have an ordinary scale in a panel: subnormal ones are 
     block[5] = std::byte{0x80};
   }
 }
+
+#if defined(__linux__)
+TEST_CASE("products read and write nothing behind their matrices, activations and results") {
+  // Memory whose next page cannot be touched.
+  struct Guarded {
+    explicit Guarded(std::int64_t size) : pages((static_cast<std::size_t>(size) + page - 1) / page * page) {
+      void* memory = mmap(nullptr, pages + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      REQUIRE(memory != MAP_FAILED);
+      begin = static_cast<std::byte*>(memory);
+      REQUIRE(mprotect(begin + pages, page, PROT_NONE) == 0);
+      data = begin + pages - size;
+    }
+    ~Guarded() { munmap(begin, pages + page); }
+    Guarded(const Guarded&) = delete;
+    Guarded& operator=(const Guarded&) = delete;
+    std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), pages;
+    std::byte *begin, *data;
+  };
+  for (const Tested& t : tables())
+    for (const Dtype dtype : test::int8_formats)
+      for (const std::int64_t n : {24, 48})
+        for (const std::int64_t rows : {1, 3, 6, 11, 31}) {
+          const std::int64_t k = 512, panels = (n + 15) / 16;
+          const Matrix matrix(*t.table, dtype, test::random_rows(dtype, n, k, 9), n, k);
+          const Blocks blocks(*t.table, test::random_int8_rows(rows, k, 10), k);
+          const std::int64_t bytes = panels * matrix.kernels->panel_bytes(k),
+                             block_bytes = rows * (k / 32) * static_cast<std::int64_t>(sizeof(kernels::Int8Block));
+          const Guarded weights(bytes), activations(block_bytes), out(rows * n * 4);
+          std::memcpy(weights.data, matrix.panels.data(), static_cast<std::size_t>(bytes));
+          std::memcpy(activations.data, blocks.view().q.blocks, static_cast<std::size_t>(block_bytes));
+          const kernels::Int8Rows q{reinterpret_cast<kernels::Int8Block*>(activations.data), rows, k};
+          float* to = reinterpret_cast<float*>(out.data);
+          matrix.kernels->int8({weights.data, n, k, 0, panels, {nullptr, q}, 0, rows, to, n});
+          const std::vector<float> want = matrix.multiply(true, blocks.view(), 0, rows, 0, panels);
+          CHECK(std::memcmp(to, want.data(), want.size() * sizeof(float)) == 0);
+        }
+}
+#endif
 
 TEST_CASE("panels are at most 3% larger than the file's blocks") {
   for (const Tested& t : tables())
