@@ -4,8 +4,8 @@
     instructions.py [--compiler g++] [--mca llvm-mca-14] [--results bench/RESULTS.md]
 
 For each format and architecture the hot loop is taken from the object file: of the tiles the largest (over staged blocks where a
-format has such; where it unpacks in registers, the unpacking is shared by its tokens), and the one for a single token. A block is 512 multiply-adds: 8 vpdpbusd on 512 bits, 16 vpmaddubsw or 32 vpmaddwd (on int16)
-on 256. llvm-mca, where it is installed, gives the cycles of the loop on Zen 3, as if all data were in the first-level cache and no
+format has such; where it unpacks in registers, the unpacking is shared by its tokens), and the one for a single token. A block is 512 multiply-adds:
+8 vpdpbusd on 512 bits, 16 vpmaddubsw or 32 vpmaddwd (on int16) on 256. llvm-mca, where it is installed, gives the cycles of the loop on Zen 3, as if all data were in the first-level cache and no
 branch missed; beside it stand the cycles of the best sequence in registers (bench/peak.hpp), as roofline measures them.
 """
 import argparse
@@ -113,18 +113,16 @@ def report(options):
                   (" cycles, Zen 3 | best | share |" if arch == "avx2" else ""),
                   "|" + "---|" * (len(CLASSES) + (7 if arch == "avx2" else 4))]
         for fmt in FORMATS:
-            loops = {}  # (unpacks in registers, tokens): loop
-            together = 1  # panels of a tile
+            loops = {}  # (unpacks in registers, tokens, panels; 0 of staged ones): loop
             for name, body in compiled(options.compiler, tag, flags, fmt).items():
                 if match := re.search(rf"run_direct<.*moxie::{fmt}, (\d+), (\d+)>\(", name):
-                    together = max(together, int(match[2]))
-                    if int(match[2]) == 2 or int(match[1]) < 4 or (True, int(match[1])) not in loops:
-                        loops[(True, int(match[1]))] = hot_loop(body)
+                    loops[(True, int(match[1]), int(match[2]))] = hot_loop(body)
                 elif match := re.search(r"run_tile<.*, (\d+)>\(", name):
-                    loops[(False, int(match[1]))] = hot_loop(body)
-            largest = max(loops, key=lambda key: (not key[0], key[1]))  # over staged blocks, where there are such
+                    loops[(False, int(match[1]), 0)] = hot_loop(body)
+            largest = max(loops, key=lambda key: (not key[0], *key[1:]))  # over staged blocks, where there are such
+            together = max(panels for _, _, panels in loops)
             tile = f"tile of {largest[1]}" + (f" x {together} panels" if together > 1 else "") + ("" if largest[0] else ", staged")
-            for form, key in ((tile, largest), ("one token", (True, 1))):
+            for form, key in ((tile, largest), ("one token", (True, 1, 1))):
                 lines.append(row(fmt, form, loops[key], arch, options.mca))
         lines.append("")
     return "\n".join(line for line in lines if line is not None)

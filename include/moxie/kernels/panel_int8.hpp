@@ -77,7 +77,7 @@ MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bi
 
 /// Rows of the next tile when `rest` are left, no more than `largest`. One row alone waits for its own sums, unless those of two
 /// panels are taken: 5 are 3 + 2, or 4 + 1.
-template <int largest, int panels = 1>
+template <int largest, int panels>
 MOXIE_INLINE int next_tile(int rest) noexcept {
   if (largest >= 8 && rest >= 8 && rest != 9 && rest != 10) return 8;
   if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8 && (panels == 1 || rest != 11)) return 6;

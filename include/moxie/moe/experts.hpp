@@ -282,7 +282,7 @@ class FeedForwardPass {
   template <class Combine>
   void down(Combine& combine) {
     const Index columns = s_.networks_.front().weights->down.outputs();
-    Index unit = kernels::block_k;  // an even number of panels, of which some architectures multiply two at a time
+    Index unit = 2 * kernels::panel_rows;  // some architectures multiply two panels at a time
     for (const auto& n : s_.networks_) unit = std::lcm(unit, n.weights->down.granularity());
     // The results of an item stay in cache until they are combined: at most 4 MB of them, a thread's part of the last level,
     // unless the narrowest range takes more. Narrower items would read the hidden rows more often.
