@@ -24,7 +24,9 @@
 //   offset_sums(x, h)          -float(h[0] * sum of the first 16 of x.q + h[1] * sum of the last 16), exact
 //   staged_from<kind, offset>  the least number of tokens for which unpacked codes are kept in the first-level cache
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
-//   panels, tile<kind>         panels and tokens of a full tile: as many as the registers hold
+//   panels                     panels of which a tile may take all at once
+//   tile<kind, offset, staged> tokens of a full tile: as many as the registers hold
+//   unfetched                  tokens of tiles that nothing is fetched ahead for (direct_ahead in panel_int8.hpp)
 //
 // All integer sums are exact, so every architecture gives the same ones.
 

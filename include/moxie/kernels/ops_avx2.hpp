@@ -135,9 +135,10 @@ struct Ops<Avx2> {
                                   : P::codes == Codes::u4 || P::zero != 0 ? eight_sums
                                                                           : four_sums;
   static constexpr int panels = 1;
+  static constexpr int unfetched = 0;
   /// Of 16 registers a token takes 2 (the int16 sums of 8 rows each); others: 2 of codes, one broadcast,
   /// one product (and ones, or the codes' absolute values). Float sums live in cache.
-  template <int kind>
+  template <int kind, bool offset, bool staged>
   static constexpr int tile = kind == eight_sums  ? 6
                               : kind == four_sums ? 5
                                                   : 4;

@@ -90,10 +90,14 @@ struct Avx512Ops {
   template <class P>
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
   /// Of 32 registers a token takes 4, the integer and float sums of 2 panels, for which it is loaded once; others: codes, scales
-  /// and offsets of 2 panels, a mask, a token's inputs. With halves the scaled sums of the first wait in memory.
+  /// and offsets of 2 panels, a mask, a token's inputs. 12 tokens with one panel share the unpacking of codes and minimums, which
+  /// costs Zen 4 more than the loads. With halves a token takes 6, or the scaled sums of the first wait in memory.
   static constexpr int panels = 2;
-  template <int kind>
-  static constexpr int tile = 6;
+  template <int kind, bool offset, bool staged>
+  static constexpr int tile = kind == in_halves ? (staged ? 4 : 6)
+                              : offset          ? 12
+                                                : 6;
+  static constexpr int unfetched = 2;
   /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it is
   /// worth it to keep unpacked bytes, from about 24 tokens on.
   template <int kind, bool offset>

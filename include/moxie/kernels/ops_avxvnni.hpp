@@ -45,9 +45,10 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
   template <class P>
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
   static constexpr int panels = 1;
+  static constexpr int unfetched = 0;
   /// Of 16 registers a token takes 2 (the sums of 8 rows each); others: 2 of codes, one broadcast. 12 sums in flight also cover a
   /// latency of 5 at 2 instructions a cycle. Float sums live in cache.
-  template <int kind>
+  template <int kind, bool offset, bool staged>
   static constexpr int tile = 6;
 
   template <class P>

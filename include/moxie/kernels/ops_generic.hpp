@@ -139,7 +139,8 @@ struct Ops : MinusSums {
                                   : P::codes == Codes::s8 ? signed_codes
                                                           : unsigned_codes;
   static constexpr int panels = 1;
-  template <int kind>
+  static constexpr int unfetched = 0;
+  template <int kind, bool offset, bool staged>
   static constexpr int tile = 4;
   template <class P>
   static constexpr int zero = P::zero;

@@ -170,9 +170,10 @@ struct Ops<Neon> : MinusSums {
   template <class P>
   static constexpr int zero = P::zero;
   static constexpr int panels = 1;
+  static constexpr int unfetched = 0;
   /// Of 32 registers a token takes 3: the sums of 8 rows (of 4 rows in two halves) and half a block of activations; others: codes.
   /// A load of codes or activations then feeds 4 sdot, and 16 sums in flight cover a latency of 4 at 4 a cycle.
-  template <int kind>
+  template <int kind, bool offset, bool staged>
   static constexpr int tile = 8;
 
   template <class P>

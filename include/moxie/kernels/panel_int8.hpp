@@ -45,10 +45,13 @@ inline constexpr int max_tokens = 96;
 // They stay in a second-level cache of 512 KB beside a panel: 96 rows of 2048 inputs are 320 KB.
 inline constexpr int activation_bytes = 320 * 1024;
 
-// How far ahead the direct path fetches into the second-level cache. A core reads 15 to 25 GB/s, so memory's latency of 100 to
-// 200 ns (more when others load it) is 2 to 5 KB. Decode of a Q4_K_M file on Zen 4: 2 KB takes 1.6 times as long, 8 KB 1.03, 16
-// and 32 KB 1.05 to 1.1 times.
-inline constexpr int direct_ahead = 6144;
+// How far ahead the direct path fetches into the second-level cache. A core reads 20 to 35 GB/s, so memory's latency of 100 to
+// 200 ns (more when others load it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10
+// and 12 KB the same. Tiles of up to Ops::unfetched tokens do best without: a block is so few instructions that the loads of the
+// next ones start by themselves, and a panel is read in the order of its bytes, which the processor's prefetchers follow. On Zen
+// 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching of any kind. What
+// follows at the panels' end is fetched in any case.
+inline constexpr int direct_ahead = 8192;
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
 template <class Format>
@@ -67,7 +70,9 @@ struct Way {
   /// One scale for `chunk` blocks, whose sums are added before it.
   static constexpr bool chunk_scale = halves && !offset;
   static constexpr int chunk = 8;
-  static constexpr int tile = Ops<A>::template tile<kind_>, panels = Ops<A>::panels;
+  static constexpr int panels = Ops<A>::panels;
+  template <bool staged>
+  static constexpr int tile = Ops<A>::template tile<kind_, offset_, staged>;
   static constexpr int staged_from = Ops<A>::template staged_from<kind_, offset_>;
 };
 template <class A, class P>
@@ -79,7 +84,8 @@ MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bi
 /// panels are taken: 5 are 3 + 2, or 4 + 1.
 template <int largest, int panels>
 MOXIE_INLINE int next_tile(int rest) noexcept {
-  if (largest >= 8 && rest >= 8 && rest != 9 && rest != 10) return 8;
+  if (largest >= 12 && rest >= 12) return 12;
+  if (panels == 1 && largest >= 8 && rest >= 8 && rest != 9 && rest != 10) return 8;
   if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8 && (panels == 1 || rest != 11)) return 6;
   if (largest >= 4 && rest >= 4 && (panels > 1 || rest != 5)) return 4;
   return rest >= 3 ? 3 : rest;
@@ -93,8 +99,10 @@ MOXIE_INLINE void with_tile(int n, F&& f) noexcept {
     case 3: return f(Constant<3>{});
     case 4: return f(Constant<4>{});
     case 6: return f(Constant<(largest < 6 ? 1 : 6)>{});
-    default:
+    case 8:
       return f(Constant<(largest < 8 ? 1 : 8)>{});
+    default:
+      return f(Constant<(largest < 12 ? 1 : 12)>{});
   }
 }
 /// f(row, height) for the tiles of rows [first, first + count): parts of the groups in which the rows lie.
@@ -304,11 +312,12 @@ struct Ahead {
   const std::byte* end;
   std::ptrdiff_t jump;
 
-  /// `may_follow`: whether `lines` can be that.
-  template <int bytes, bool may_follow>
+  /// `may_follow`: whether `lines` can be that. `ends_only`: only at the panels' end.
+  template <int bytes, bool may_follow, bool ends_only>
   MOXIE_INLINE void fetch(const std::byte* at) noexcept {
     if (may_follow && __builtin_expect(lines == follow, 1)) {
       at += direct_ahead;
+      if (ends_only && __builtin_expect(at < end, 1)) return;
       at += at < end ? 0 : jump;
       unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, 2); });
     } else {
@@ -332,7 +341,7 @@ template <class A, class Format, int tokens, int panels>
   TileSums<A, n> acc(O::sums_in_registers ? nullptr : memory);
   TileSums<A, W::chunk_scale ? n : 1, total_in_registers> total(total_in_registers ? nullptr : totals);
   const auto add = [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
-    ahead.template fetch<block_bytes<Format>, panels == 1>(chunk + b * block_bytes<Format>);
+    ahead.template fetch<block_bytes<Format>, panels == 1, tokens <= O::unfetched>(chunk + b * block_bytes<Format>);
     const auto code = [&](int p, auto j)
                           MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk + p * panel_step, b); };
     const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return scales_of<A, Format>(chunk + p * panel_step, b); };
@@ -355,24 +364,27 @@ template <class A, class Format>
 MOXIE_INLINE void run_staged(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out,
                              std::int64_t out_stride, const std::byte* then) noexcept {
   using W = WayOf<A, Panel<Format>>;
-  constexpr int panels = W::panels, most = stage_blocks / panels, columns = panels * panel_rows;
+  constexpr int panels = W::panels, tile = W::template tile<true>, most = stage_blocks / panels, columns = panels * panel_rows;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
   alignas(64) std::byte staged[stage_blocks * staged_bytes<W>];
   alignas(64) float sums[max_tokens * columns];
+  // The tiles fetch the panels' next blocks in equal parts, each of one panel.
+  const int tiles = count < tile * panels ? 1 : count / (tile * panels);
+  const int lines = (block_bytes<Format> + 64 * tiles - 1) / (64 * tiles);
   __builtin_memset(sums, 0, static_cast<std::size_t>(count) * columns * sizeof(float));
   for (int b = 0; b < k_blocks; b += most) {
     const int n = k_blocks - b < most ? k_blocks - b : most;
     for (int p = 0; p < panels; ++p)
       stage<A, Format>(group.panel + p * group.step, b, n, staged + p * staged_bytes<W>, panels * staged_bytes<W>);
-    // The first tiles fetch the panels' next blocks, which would wait for memory when they are staged.
-    int panel = 0;
-    for_tiles<W::tile, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
-      const std::byte* next = (b + n < k_blocks ? group.panel + (b + n) * block_bytes<Format> : then) + panel * group.step;
-      with_tile<W::tile>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
-        run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + columns * (row - first), next,
-                                     panel < panels ? block_bytes<Format> : 0);
+    const std::byte* next = b + n < k_blocks ? group.panel + (b + n) * block_bytes<Format> : then;
+    int i = 0;
+    for_tiles<tile, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+      const int at = i / panels * n * 64 * lines;
+      with_tile<tile>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
+        run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + columns * (row - first),
+                                     next + i % panels * group.step + at, at < n * block_bytes<Format> ? 64 * lines : 0);
       });
-      ++panel;
+      ++i;
     });
   }
   for (int t = 0; t < count; ++t) __builtin_memcpy(out + t * out_stride, sums + columns * t, columns * sizeof(float));
@@ -387,26 +399,28 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
   if constexpr (W::staged_from < max_tokens) {
     if (count >= W::staged_from) return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
   }
-  constexpr int panels = W::panels, largest = W::staged_from < W::tile ? W::staged_from - 1 : W::tile;
-  const int tiles = (count + largest - 1) / largest;
-  const bool few = panels == 1 ? tiles == 1 : count <= 4;
-  ahead.lines = few ? Ahead::follow : (panels * block_bytes<Format> + 64 * tiles - 1) / (64 * tiles);
+  constexpr int panels = W::panels, tile = W::template tile<false>;
+  constexpr int largest = W::staged_from < tile ? W::staged_from - 1 : tile;
+  constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;  // over all panels
+  const int passes = (count + rows_a_pass - 1) / rows_a_pass;
+  const bool few = panels == 1 ? passes == 1 : count <= 4;
+  ahead.lines = few ? Ahead::follow : (panels * block_bytes<Format> + 64 * passes - 1) / (64 * passes);
   for_tiles<largest, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
-    const Int8Block* x = rows.block(row, 0);
     float* to = out + (row - first) * out_stride;
     with_tile<largest>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
-      if constexpr (panels == 1 || tokens.value >= 4) {
-        if (panels == 1 || !few)
-          return run_direct<A, Format, tokens.value, panels>(group, k_blocks, x, rows.step(row), to, out_stride, ahead);
+      const auto pass = [&](auto n, const Group& some, float* columns) MOXIE_INLINE_LAMBDA {
+        run_direct<A, Format, tokens.value, n.value>(some, k_blocks, rows.block(row, 0), rows.step(row), columns, out_stride,
+                                                     ahead);
+        if (!few) ahead.next += 64 * ahead.lines * k_blocks;
+      };
+      if constexpr (panels == 1 || (tokens.value >= 4 && tokens.value < 12)) {
+        if (panels == 1 || !few) return pass(Constant<panels>{}, group, to);
       }
       // Few rows wait for memory, which is read faster from one panel than from two.
-      if constexpr (panels > 1 && tokens.value <= 4)
-        for (int p = 0; p < (group.step == 0 ? 1 : panels); ++p) {
-          const Group one{group.panel + p * group.step, 0};
-          run_direct<A, Format, tokens.value, 1>(one, k_blocks, x, rows.step(row), to + p * panel_rows, out_stride, ahead);
-        }
+      if constexpr (panels > 1 && (tokens.value <= 4 || tokens.value >= 12))
+        for (int p = 0; p < (group.step == 0 ? 1 : panels); ++p)
+          pass(Constant<1>{}, {group.panel + p * group.step, 0}, to + p * panel_rows);
     });
-    if (!few) ahead.next += 64 * ahead.lines * k_blocks;
   });
 }
 

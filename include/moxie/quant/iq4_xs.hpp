@@ -46,7 +46,7 @@ struct IQ4_XS {
   }
 };
 
-/// A superblock: 8 blocks of codes (256 bytes), then scales i8[8][16], d f16[16]. 1.5% more bytes than the file, whose scales have
+/// A superblock: d f16[16], then 8 blocks of codes (256 bytes), scale i8[16]. 1.5% more bytes than the file, whose scales have
 /// 6 bits.
 template <>
 struct Panel<IQ4_XS> {
@@ -54,24 +54,24 @@ struct Panel<IQ4_XS> {
   static constexpr Codes codes = Codes::s8;
   static constexpr int zero = 0;
   static constexpr bool has_offset = false, has_halves = false;
-  static constexpr int block_bytes = 256, scales = 8 * block_bytes, d = scales + 8 * 16;
+  static constexpr int blocks = 32, block_bytes = 272, scales = blocks + 256;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     for (int b = 0; b < 8; ++b) {
       panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 8 + 16 * b); },
-                         as_u8(chunk_data) + block_bytes * b);
-      for (int r = 0; r < 16; ++r) chunk_data[scales + 16 * b + r] = static_cast<std::byte>(IQ4_XS::scale(rows[r], b));
+                         as_u8(chunk_data) + blocks + block_bytes * b);
+      for (int r = 0; r < 16; ++r) chunk_data[scales + block_bytes * b + r] = static_cast<std::byte>(IQ4_XS::scale(rows[r], b));
     }
-    panel::place_halves(rows, 0, chunk_data + d);
+    panel::place_halves(rows, 0, chunk_data);
   }
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
-    return O::lookup(iq4_values(), panel::nibbles<O, j>(p + block_bytes * b));
+    return O::lookup(iq4_values(), panel::nibbles<O, j>(p + blocks + block_bytes * b));
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int b) noexcept {
-    return O::mul(O::load_f16(p + d), O::halves_float(O::halves(panel::load16(p + scales + 16 * b))));
+    return O::mul(O::load_f16(p), O::halves_float(O::halves(panel::load16(p + scales + block_bytes * b))));
   }
 };
 

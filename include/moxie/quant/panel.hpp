@@ -2,7 +2,8 @@
 // What panels of all formats have in common. A panel holds 16 rows of a weight matrix so that 16 outputs are computed at
 // once; a format's panel lies beside its block in quant/<format>.hpp, as `struct Panel<Format>`:
 //
-//   chunk, chunk_bytes       inputs and bytes of one piece of a panel; pieces follow each other from low k to high k
+//   chunk, chunk_bytes       inputs and bytes of one piece of a panel; pieces follow each other from low k to high k, and kernels
+//                            read them in the order of their bytes, so that memory sees one stream
 //   pack(rows, chunk)        fills a piece from 16 blocks of the file
 //
 // of formats that multiply int8 activations also (O: the primitives of an architecture, kernels/ops.hpp)

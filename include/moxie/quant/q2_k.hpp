@@ -39,38 +39,38 @@ struct Q2_K {
   }
 };
 
-/// A superblock: 8 blocks of codes (128 bytes), then sc and mn of each block's two halves u8[16][16], d f16[16], dmin f16[16]. As
-/// many bytes as the file.
+/// A superblock: d f16[16], dmin f16[16], then 8 blocks of codes (128 bytes), sc and mn of its two halves u8[2][16]. As many
+/// bytes as the file.
 template <>
 struct Panel<Q2_K> {
   static constexpr int chunk = 256, chunk_bytes = 1344;
   static constexpr Codes codes = Codes::u2;
   static constexpr int zero = 0;
   static constexpr bool has_offset = true, has_halves = true;
-  static constexpr int block_bytes = 128, scales = 8 * block_bytes, d = scales + 256, dmin = d + 32;
+  static constexpr int dmin = 32, blocks = 64, block_bytes = 160, scales = blocks + 128;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
     for (int half = 0; half < 2; ++half)
       for (int i = 0; i < 2; ++i)
-        panel::place_pairs(rows, 16 + 32 * half + 16 * i, out + block_bytes * 4 * half + 64 * i, block_bytes);
+        panel::place_pairs(rows, 16 + 32 * half + 16 * i, out + blocks + block_bytes * 4 * half + 64 * i, block_bytes);
     panel::place_bytes([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r]); },
-                       [&](int i) MOXIE_INLINE_CALL { return out + scales + 16 * i; });
-    panel::place_halves(rows, 80, chunk_data + d);
+                       [&](int i) MOXIE_INLINE_CALL { return out + scales + block_bytes * (i / 2) + 16 * (i % 2); });
+    panel::place_halves(rows, 80, chunk_data);
     panel::place_halves(rows, 82, chunk_data + dmin);
   }
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
-    return panel::pairs<O, j>(p + block_bytes * b);
+    return panel::pairs<O, j>(p + blocks + block_bytes * b);
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
-    return O::load_f16(p + d);
+    return O::load_f16(p);
   }
   template <class O>
   MOXIE_INLINE static typename O::Ints half(const std::byte* p, int b, int h) noexcept {
-    return O::halves(panel::load16(p + scales + 32 * b + 16 * h) & 15);
+    return O::halves(panel::load16(p + scales + block_bytes * b + 16 * h) & 15);
   }
   template <class O>
   MOXIE_INLINE static typename O::F offset(const std::byte* p, int) noexcept {
@@ -78,7 +78,7 @@ struct Panel<Q2_K> {
   }
   template <class O>
   MOXIE_INLINE static typename O::Ints half_offset(const std::byte* p, int b, int h) noexcept {
-    return O::halves(panel::load16(p + scales + 32 * b + 16 * h) >> 4);
+    return O::halves(panel::load16(p + scales + block_bytes * b + 16 * h) >> 4);
   }
 };
 

@@ -46,8 +46,8 @@ struct Q3_K {
   }
 };
 
-/// A superblock: 8 blocks of low bits (128 bytes) and third bits (64), then of the scales of each block's two halves the lower 4
-/// bits u8[8][16] (the second half's in the high nibbles), the upper 2 bits u8[4][16] (two blocks in a byte), d f16[16].
+/// A superblock: d f16[16], the upper 2 bits of the scales of each block's two halves u8[4][16] (two blocks in a byte), then 8
+/// blocks of third bits (64 bytes), low bits (128), the scales' lower 4 bits u8[16] (the second half's in the high nibbles).
 /// As many bytes as the file.
 template <>
 struct Panel<Q3_K> {
@@ -55,14 +55,14 @@ struct Panel<Q3_K> {
   static constexpr Codes codes = Codes::u3;
   static constexpr int zero = 4;
   static constexpr bool has_offset = false, has_halves = true;
-  static constexpr int block_bytes = 192, scales = 8 * block_bytes, high = scales + 8 * 16, d = high + 4 * 16;
+  static constexpr int high = 32, blocks = high + 64, block_bytes = 208, low = blocks + 64, scales = blocks + 192;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
     for (int half = 0; half < 2; ++half)
       for (int i = 0; i < 2; ++i)
-        panel::place_pairs(rows, 32 + 32 * half + 16 * i, out + block_bytes * 4 * half + 64 * i, block_bytes);
-    panel::place_bits(rows, 0, out + 128, block_bytes);
+        panel::place_pairs(rows, 32 + 32 * half + 16 * i, out + low + block_bytes * 4 * half + 64 * i, block_bytes);
+    panel::place_bits(rows, 0, out + blocks, block_bytes);
     for (int r = 0; r < 16; ++r) {
       const auto at = [&](int b) MOXIE_INLINE_CALL {
         return Q3_K::scale_low(rows[r], 2 * b) | Q3_K::scale_low(rows[r], 2 * b + 1) << 4;
@@ -70,24 +70,24 @@ struct Panel<Q3_K> {
       const auto high_at = [&](int b) MOXIE_INLINE_CALL {
         return Q3_K::scale_high(rows[r], 2 * b) | Q3_K::scale_high(rows[r], 2 * b + 1) << 2;
       };
-      for (int b = 0; b < 8; ++b) out[scales + 16 * b + r] = static_cast<std::uint8_t>(at(b));
+      for (int b = 0; b < 8; ++b) out[scales + block_bytes * b + r] = static_cast<std::uint8_t>(at(b));
       for (int b = 0; b < 8; b += 2) out[high + 8 * b + r] = static_cast<std::uint8_t>(high_at(b) | high_at(b + 1) << 4);
     }
-    panel::place_halves(rows, 108, chunk_data + d);
+    panel::place_halves(rows, 108, chunk_data);
   }
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
-    return O::merge(panel::pairs<O, j>(p + block_bytes * b),
-                    O::template bits<j - 2, 4>(O::load_bytes(p + block_bytes * b + 128)));
+    return O::merge(panel::pairs<O, j>(p + low + block_bytes * b),
+                    O::template bits<j - 2, 4>(O::load_bytes(p + blocks + block_bytes * b)));
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
-    return O::load_f16(p + d);
+    return O::load_f16(p);
   }
   template <class O>
   MOXIE_INLINE static typename O::Ints half(const std::byte* p, int b, int h) noexcept {
-    const panel::Bytes16 low = panel::shifted(panel::load16(p + scales + 16 * b), 4 * h) & 15;
+    const panel::Bytes16 low = panel::shifted(panel::load16(p + scales + block_bytes * b), 4 * h) & 15;
     const panel::Bytes16 upper = panel::shifted(panel::load16(p + high + 16 * (b / 2)), 4 * (b % 2) + 2 * h) & 3;
     return O::halves((low | upper << 4) - 32);
   }
