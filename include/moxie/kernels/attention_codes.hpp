@@ -37,6 +37,19 @@ template <class A>
 MOXIE_INLINE constexpr std::int64_t first_of_pair(std::int64_t i) noexcept {
   return i / lanes<A> * 2 * lanes<A> + i % lanes<A>;
 }
+/// Memory that is read next, fetched into the second-level cache at a steady pace, a line for each step of the products and for
+/// every other pair of vectors that becomes codes: a page is read while the one before is computed.
+struct Ahead {
+  const std::byte *at, *end;
+
+  /// Where the next n steps begin; past the end always there.
+  MOXIE_INLINE const std::byte* take(std::int64_t n) noexcept {
+    const std::byte* first = at;
+    at = end - at > n * 64 ? at + n * 64 : end;
+    return first;
+  }
+};
+
 /// x * factor rounded to an integer, in the low half of each word: 1.5 * 2^23 has an ulp of 1.
 template <class A>
 MOXIE_INLINE Words<A> code(const Floats<A>& x, const Floats<A>& factor) noexcept {
@@ -44,7 +57,7 @@ MOXIE_INLINE Words<A> code(const Floats<A>& x, const Floats<A>& factor) noexcept
 }
 template <class A>
 MOXIE_INLINE Words<A> pair(const Words<A>& low, const Words<A>& high) noexcept {
-  return (low & Words<A>(0xffff)) | (high << 16);
+  return PairOps<A>::join(low, high);
 }
 
 template <KvType type>
@@ -100,7 +113,7 @@ MOXIE_INLINE std::uint16_t scale_bits(const std::byte* scales, std::int64_t i) n
 
 /// Keys [k_dim][64].
 template <class A, KvType type>
-void code_keys(const std::byte* keys, std::int64_t k_dim, std::int32_t* codes, float* scales) noexcept {
+void code_keys(const std::byte* keys, std::int64_t k_dim, std::int32_t* codes, float* scales, Ahead& ahead) noexcept {
   using F = Floats<A>;
   using W = Words<A>;
   using Type = Elements<A, type>;
@@ -133,16 +146,28 @@ void code_keys(const std::byte* keys, std::int64_t k_dim, std::int32_t* codes, f
         nan_where_not_finite<A, Type>(raw, power_of_two<A>(unit)).store_aligned(scales + b * kv_page + v);
       }
       const auto element = [&](std::int64_t d) MOXIE_INLINE_LAMBDA {
-        if (d >= n) return W(0);
         const std::int64_t i = (b * kv_block + d) * kv_page + v;
         if constexpr (type == KvType::int8)
           return PairOps<A>::load_i8(reinterpret_cast<const std::int8_t*>(keys) + i);
         else
           return code<A>(Type::load(keys, i), factor);
       };
-      for (std::int64_t i = 0; i < pairs_of_block; ++i)
-        pair<A>(element(first_of_pair<A>(i)), element(first_of_pair<A>(i) + L))
-            .store_aligned(codes + (b * pairs_of_block + i) * kv_page + v);
+      std::int32_t* to = codes + b * pairs_of_block * kv_page + v;
+      constexpr std::int64_t steps = 4;
+      if (n == kv_block)
+        for (std::int64_t i = 0; i < pairs_of_block; i += steps) {
+          const std::byte* next = ahead.take(steps / 2);
+          unroll<steps>([&](int s) MOXIE_INLINE_LAMBDA {
+            if (s % 2 == 0) __builtin_prefetch(next + 32 * s, 0, 2);
+            const std::int64_t d = first_of_pair<A>(i) + s;
+            pair<A>(element(d), element(d + L)).store_aligned(to + (i + s) * kv_page);
+          });
+        }
+      else
+        for (std::int64_t i = 0; i < pairs_of_block; ++i) {
+          const std::int64_t d = first_of_pair<A>(i);
+          pair<A>(d < n ? element(d) : W(0), d + L < n ? element(d + L) : W(0)).store_aligned(to + i * kv_page);
+        }
     }
   }
 }
@@ -154,25 +179,24 @@ MOXIE_INLINE Words<A> largest_of_rows(const std::byte* rows, std::int64_t stride
   using Type = Elements<A, type>;
   constexpr std::int64_t L = lanes<A>;
   W x[L];
-  unroll<static_cast<int>(L)>([&](int j) MOXIE_INLINE_LAMBDA {
-    const std::byte* row = rows + j * stride * 2;
-    W most(0);
-    std::int64_t d = begin;
-    for (; d + 2 * L <= end; d += 2 * L) most = PairOps<A>::max_u16(most, Type::load_raw(row, d));
-    if (d < end) {  // 16 elements that are half a vector
+  unroll<static_cast<int>(L)>([&](int j) MOXIE_INLINE_LAMBDA { x[j] = W(0); });
+  std::int64_t d = begin;
+  for (; d + 2 * L <= end; d += 2 * L)
+    unroll<static_cast<int>(L)>(
+        [&](int j) MOXIE_INLINE_LAMBDA { x[j] = PairOps<A>::max_u16(x[j], Type::load_raw(rows + j * stride * 2, d)); });
+  if (d < end)  // 16 elements that are half a vector
+    unroll<static_cast<int>(L)>([&](int j) MOXIE_INLINE_LAMBDA {
       alignas(64) std::int32_t rest[L] = {};
-      __builtin_memcpy(rest, row + 2 * d, 32);
-      most = PairOps<A>::max_u16(most, W::load_aligned(rest) & W(0x7fff7fff));
-    }
-    x[j] = most;
-  });
+      __builtin_memcpy(rest, rows + (j * stride + d) * 2, 32);
+      x[j] = PairOps<A>::max_u16(x[j], W::load_aligned(rest) & W(0x7fff7fff));
+    });
   return Type::fold(PairOps<A>::reduce(x, [](const W& a, const W& b) MOXIE_INLINE_LAMBDA { return PairOps<A>::max_u16(a, b); }));
 }
 
 /// Values, rows of `stride` elements and of them the first `columns`, a multiple of 16; scales [64][blocks] of int8 rows.
 template <class A, KvType type>
 void code_values(const std::byte* rows, std::int64_t stride, std::int64_t columns, const std::byte* scales, std::int64_t blocks,
-                 std::int32_t* codes, float* exponents, float* inverses) noexcept {
+                 std::int32_t* codes, float* exponents, float* inverses, Ahead& ahead) noexcept {
   using F = Floats<A>;
   using W = Words<A>;
   using Type = Elements<A, type == KvType::int8 ? KvType::bf16 : type>;
@@ -209,8 +233,11 @@ void code_values(const std::byte* rows, std::int64_t stride, std::int64_t column
       else
         return code<A>(Type::load(rows, r * stride + d), F(factors[r]));
     };
-    for (std::int64_t d = 0; d < columns; d += L)
+    const std::byte* next = ahead.take(columns / (2 * L));
+    for (std::int64_t d = 0; d < columns; d += L) {
+      __builtin_prefetch(next + d / L * 32, 0, 2);
       pair<A>(element(j, d), element(j + L, d)).store_aligned(codes + (d / panel * pairs_of_page + i) * panel + d % panel);
+    }
   }
 }
 

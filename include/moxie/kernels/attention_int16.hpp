@@ -38,20 +38,6 @@ namespace int16 {
 inline constexpr std::int64_t group = 4;  // blocks of keys with one scale of q: 128 dimensions x 64 keys are 16 KiB of codes
 inline constexpr std::int64_t q_words = group * pairs_of_block;
 
-/// Memory that is read next, fetched into the second-level cache at a steady pace, two lines for each step of the products: a
-/// page is read while the one before is computed.
-struct Ahead {
-  static constexpr std::int64_t pace = 128;
-  const std::byte *at, *end;
-
-  /// Where the next n steps begin; past the end always there.
-  MOXIE_INLINE const std::byte* take(std::int64_t n) noexcept {
-    const std::byte* first = at;
-    at = end - at > n * pace ? at + n * pace : end;
-    return first;
-  }
-};
-
 /// sum += products of R rows of pairs at `a` with V vectors at `b`, rows of 64 words.
 template <class A, int R, int V>
 MOXIE_INLINE void add_pairs(const std::int32_t* a, std::int64_t a_stride, const std::int32_t* b, std::int64_t pairs, Ahead& ahead,
@@ -61,8 +47,7 @@ MOXIE_INLINE void add_pairs(const std::int32_t* a, std::int64_t a_stride, const 
   for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * panel) {
     const std::byte* next = ahead.take(steps);
     unroll<steps>([&](int i) MOXIE_INLINE_LAMBDA {
-      __builtin_prefetch(next + Ahead::pace * i, 0, 2);
-      __builtin_prefetch(next + Ahead::pace * i + 64, 0, 2);
+      __builtin_prefetch(next + 64 * i, 0, 2);
       W x[V];
       unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = W::load_aligned(b + i * panel + v * lanes<A>); });
       unroll<R>([&](int r) MOXIE_INLINE_LAMBDA {
@@ -260,14 +245,15 @@ MOXIE_INLINE std::int64_t kv_bytes(const AttentionTile& t, bool latent) noexcept
 
 /// A page's keys and values as codes, whatever the type of the page.
 template <class A>
-void code_page_keys(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* codes, float* scales) noexcept {
+void code_page_keys(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* codes, float* scales,
+                    Ahead& ahead) noexcept {
   const std::byte* keys = t.pages[page] + t.key_offset;
   const std::int64_t stride = kv_row_stride(t.k_dim), blocks = kv_blocks(t.k_dim);
   const auto with = [&](auto type) MOXIE_INLINE_LAMBDA {
     if (latent)
       code_key_rows<A, type.value>(keys, stride, keys + kv_page * stride, blocks, codes, scales);
     else
-      code_keys<A, type.value>(keys, t.k_dim, codes, scales);
+      code_keys<A, type.value>(keys, t.k_dim, codes, scales, ahead);
   };
   if (t.type == KvType::f16)
     with(TypeConstant<KvType::f16>{});
@@ -278,12 +264,12 @@ void code_page_keys(const AttentionTile& t, bool latent, std::int64_t page, std:
 }
 template <class A>
 void code_page_values(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* codes, float* exponents,
-                      float* inverses) noexcept {
+                      float* inverses, Ahead& ahead) noexcept {
   const std::byte* rows = t.pages[page] + (latent ? t.key_offset : t.value_offset);
   const std::int64_t dim = latent ? t.k_dim : t.v_dim, stride = kv_row_stride(dim);
   const auto with = [&](auto type) MOXIE_INLINE_LAMBDA {
     code_values<A, type.value>(rows, stride, kv_row_stride(t.v_dim), rows + kv_page * stride, kv_blocks(dim), codes, exponents,
-                               inverses);
+                               inverses, ahead);
   };
   if (t.type == KvType::f16)
     with(TypeConstant<KvType::f16>{});
@@ -333,8 +319,8 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
     const std::int64_t begin = rows.begin * t.heads, end = rows.end * t.heads;
     const std::byte* next = t.pages[page + 1 < pages.end ? page + 1 : page] + t.key_offset;
     Ahead ahead{next, next + (page + 1 < pages.end ? kv_bytes(t, latent) : 0)};
-    code_page_keys<A>(t, latent, page, keys, key_scale);
-    code_page_values<A>(t, latent, page, value_codes, exponents, inverses);
+    code_page_keys<A>(t, latent, page, keys, key_scale, ahead);
+    code_page_values<A>(t, latent, page, value_codes, exponents, inverses, ahead);
 
     for (std::int64_t g = 0; g < groups; ++g) {
       const std::int64_t first = g * group, n = blocks - first < group ? blocks - first : group;

@@ -2,7 +2,7 @@
 // Primitives of products of 16-bit codes: vectors of 32-bit words, each a pair of codes (the low half first), exact 32-bit sums.
 //
 //   add(sum, x, y)   sum + x.low * y.low + x.high * y.high      max_u16(x, y)   the larger of each half, unsigned
-//   load_i8(p)       consecutive int8, one a word
+//   load_i8(p)       consecutive int8, one a word               join(low, high)   words of the low halves of both
 //   reduce(x, op)    word i is op over all words of vector i, in one order, for as many vectors as a vector has words
 //   transpose(x)     of a square of words: word j of vector i with word i of vector j
 //
@@ -45,6 +45,9 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
     return total;
   }
   MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm256_max_epu16(x, y); }
+  MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
+    return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
+  }
   MOXIE_INLINE static W load_i8(const std::int8_t* p) noexcept {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
@@ -87,6 +90,9 @@ struct PairOps<A, xsimd::avx512bw> {
 
   MOXIE_INLINE static W add(const W& sum, const W& x, const W& y) noexcept { return _mm512_dpwssd_epi32(sum, x, y); }
   MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm512_max_epu16(x, y); }
+  MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+  }
   MOXIE_INLINE static W load_i8(const std::int8_t* p) noexcept {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
