@@ -120,7 +120,7 @@ def report(options):
                 elif match := re.search(r"run_tile<.*, (\d+)>\(", name):
                     loops[(False, int(match[1]), 0)] = hot_loop(body)
             largest = max(loops, key=lambda key: (not key[0], *key[1:]))  # over staged blocks, where there are such
-            together = max(panels for _, _, panels in loops)
+            together = largest[2] or max(panels for _, _, panels in loops)  # staged tiles take as many as any
             tile = f"tile of {largest[1]}" + (f" x {together} panels" if together > 1 else "") + ("" if largest[0] else ", staged")
             for form, key in ((tile, largest), ("one token", (True, 1, 1))):
                 lines.append(row(fmt, form, loops[key], arch, options.mca))
