@@ -46,7 +46,8 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
   }
   MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm256_max_epu16(x, y); }
   MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
-    return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
+    const __m256i even = low, odd = _mm256_slli_epi32(high, 16);  // without optimization the blend is a macro that casts
+    return _mm256_blend_epi16(even, odd, 0xaa);
   }
   MOXIE_INLINE static W load_i8(const std::int8_t* p) noexcept {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -91,7 +92,8 @@ struct PairOps<A, xsimd::avx512bw> {
   MOXIE_INLINE static W add(const W& sum, const W& x, const W& y) noexcept { return _mm512_dpwssd_epi32(sum, x, y); }
   MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm512_max_epu16(x, y); }
   MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+    const __m512i even = low, odd = _mm512_slli_epi32(high, 16);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, even, odd);
   }
   MOXIE_INLINE static W load_i8(const std::int8_t* p) noexcept {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
