@@ -87,9 +87,9 @@ struct Panel<Q3_K> {
   }
   template <class O>
   MOXIE_INLINE static typename O::Ints half(const std::byte* p, int b, int h) noexcept {
-    const panel::Bytes16 low = panel::shifted(panel::load16(p + scales + block_bytes * b), 4 * h) & 15;
+    const panel::Bytes16 lower = panel::shifted(panel::load16(p + scales + block_bytes * b), 4 * h) & 15;
     const panel::Bytes16 upper = panel::shifted(panel::load16(p + high + 16 * (b / 2)), 4 * (b % 2) + 2 * h) & 3;
-    return O::halves((low | upper << 4) - 32);
+    return O::halves((lower | upper << 4) - 32);
   }
 };
 
