@@ -49,8 +49,8 @@ inline constexpr int activation_bytes = 320 * 1024;
 // 200 ns (more when others load it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10
 // and 12 KB the same. Tiles of up to Ops::unfetched tokens do best without: a block is so few instructions that the loads of the
 // next ones start by themselves, and a panel is read in the order of its bytes, which the processor's prefetchers follow. On Zen
-// 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching of any kind. What
-// follows at the panels' end is fetched in any case.
+// 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching 6 KB ahead. What follows
+// at the panels' end is fetched in any case.
 inline constexpr int direct_ahead = 8192;
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
