@@ -40,7 +40,8 @@ using moxie::Stage;
 enum class Print { text, json, markdown };
 
 struct Options {
-  std::string model, arch, kv = "f16";
+  std::string model, arch;
+  moxie::KvType kv = moxie::KvType::int16;
   std::vector<std::int64_t> prefill{512}, batches{1, 4, 8, 16, 32}, score{512};
   std::int64_t decode = 64, depth = 0;
   int threads = 0, repeat = 3;
@@ -147,7 +148,7 @@ class Bench {
 
   Row prefill(std::int64_t n) {
     const auto tokens = ids(n, 1);
-    moxie::KvSequence kv = sequence(moxie::KvPool(model_.decoder().kv_shape(model_.options().kv)));
+    moxie::KvSequence kv = sequence(moxie::KvPool(model_.kv_shape()));
     const auto pass = [&](bench::Work* work) {
       kv.truncate(options_.depth);
       kv.reserve(options_.depth + n);
@@ -173,7 +174,7 @@ class Bench {
   }
 
   Row decode(std::int64_t batch) {
-    const moxie::KvPool pool(model_.decoder().kv_shape(model_.options().kv));
+    const moxie::KvPool pool(model_.kv_shape());
     std::vector<moxie::KvSequence> sequences;
     for (std::int64_t b = 0; b < batch; ++b) sequences.push_back(sequence(pool));
     const auto tokens = ids(batch * options_.decode, 2);
@@ -247,12 +248,6 @@ T choice(const std::string& option, const std::string& text, const std::vector<s
   throw std::invalid_argument(option + " must be one of " + names + ", got '" + text + "'");
 }
 
-moxie::KvType kv_type(const std::string& text) {
-  return choice<moxie::KvType>(
-      "--kv", text,
-      {{"f16", moxie::KvType::f16}, {"bf16", moxie::KvType::bf16}, {"f32", moxie::KvType::f32}, {"int8", moxie::KvType::int8}});
-}
-
 Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
@@ -291,7 +286,7 @@ Options parse(int argc, char** argv) {
       else if (arg == "--arch")
         options.arch = value();
       else if (arg == "--kv")
-        kv_type(options.kv = value());
+        options.kv = moxie::kv_type_of(value());
       else if (arg == "--activations")
         options.activations =
             choice<moxie::Activations>(arg, value(), {{"int8", moxie::Activations::int8}, {"f32", moxie::Activations::f32}});
@@ -368,7 +363,7 @@ int main(int argc, char** argv) {
     std::fprintf(
         stderr,
         "%s\nusage: moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--threads N]\n"
-        "       [--arch generic|avx2|avx512|..] [--kv f16|bf16|f32|int8] [--activations int8|f32] [--repeat N] [--json | "
+        "       [--arch generic|avx2|avx512|..] [--kv int16|f16|bf16|f32|int8] [--activations int8|f32] [--repeat N] [--json | "
         "--markdown]\n",
         error.what());
     return 2;
@@ -381,7 +376,7 @@ int main(int argc, char** argv) {
     moxie::Profile profile;
     const moxie::Model model = moxie::Model::load(options.model, {.threads = options.threads,
                                                                   .activations = options.activations,
-                                                                  .kv = kv_type(options.kv),
+                                                                  .kv = options.kv,
                                                                   .profile = &profile,
                                                                   .kernels = table});
     if (options.print != Print::json) {
@@ -423,7 +418,7 @@ int main(int argc, char** argv) {
                                {"load_s", model.info().load_seconds},
                                {"peak_rss_mb", rss},
                                {"depth", options.depth},
-                               {"kv", options.kv}};
+                               {"kv", moxie::name_of(options.kv)}};
     for (const auto& [bits, gops] : limits.peak) out["peak_gops_by_bits"][std::to_string(bits)] = gops;
     out["rows"] = nlohmann::ordered_json::array();
     for (const Row& r : rows) out["rows"].push_back(to_json(r));

@@ -51,12 +51,26 @@ std::vector<float> random_floats(std::int64_t n, unsigned seed) {
   return x;
 }
 
-/// Element i of a row of n as the cache keeps it.
-float stored(const float* row, std::int64_t n, std::int64_t i, KvType type) {
+/// x as a multiple of the power of two that gives `largest` so many bits.
+float coded(float x, float largest, int bits) {
+  int exponent = 0;  // largest < 2^exponent
+  std::frexp(largest, &exponent);
+  const float unit = std::ldexp(1.0f, exponent - bits);
+  return std::nearbyint(x / unit) * unit;
+}
+float largest_of(const float* row, std::int64_t begin, std::int64_t end) {
+  float most = 0;
+  for (std::int64_t d = begin; d < end; ++d) most = std::max(most, std::abs(row[d]));
+  return most;
+}
+
+/// Element i of a key or value of n as the cache keeps it. Latent rows are kept as keys.
+float stored(const float* row, std::int64_t n, std::int64_t i, KvType type, bool value) {
   const float x = row[i];
+  const std::int64_t block = i / 32 * 32;
+  if (type == KvType::int16) return value ? coded(x, largest_of(row, 0, n), 12) : coded(x, largest_of(row, block, std::min(n, block + 32)), 13);
   if (type == KvType::int8) {  // largest |x| of the 32 / 127, rounded up to bf16
-    float most = 0;
-    for (std::int64_t d = i / 32 * 32; d < std::min(n, i / 32 * 32 + 32); ++d) most = std::max(most, std::abs(row[d]));
+    const float most = largest_of(row, block, std::min(n, block + 32));
     float scale = moxie::bf16_to_f32(moxie::f32_to_bf16(most / 127.0f));
     if (scale < most / 127.0f) scale = moxie::bf16_to_f32(static_cast<std::uint16_t>(moxie::f32_to_bf16(scale) + 1));
     return scale == 0 ? 0 : std::nearbyint(x * (1.0f / scale)) * scale;
@@ -130,7 +144,7 @@ struct Problem {
         double s = 0;
         for (std::int64_t d = 0; d < k_dim(); ++d)
           s += static_cast<double>(q[static_cast<std::size_t>(position * q_width() + h * k_dim() + d)]) *
-               static_cast<double>(stored(k.data() + j * k_width() + kv * k_dim(), k_dim(), d, type));
+               static_cast<double>(stored(k.data() + j * k_width() + kv * k_dim(), k_dim(), d, type, false));
         p.push_back(s * static_cast<double>(config.scale));
       }
       const double largest = *std::max_element(p.begin(), p.end());
@@ -143,7 +157,7 @@ struct Problem {
         for (std::int64_t d = 0; d < v_dim(); ++d)
           head[static_cast<std::size_t>(d)] +=
               p[static_cast<std::size_t>(j - begin)] / sum *
-              static_cast<double>(stored(values.data() + j * k_width() + kv * k_dim(), k_dim(), d, type));
+              static_cast<double>(stored(values.data() + j * k_width() + kv * k_dim(), k_dim(), d, type, !latent()));
       }
       out.insert(out.end(), head.begin(), head.end());
     }
@@ -177,21 +191,21 @@ std::vector<Problem> problems() {
   // every group size, head dimensions that are no multiple of a vector, windows around page boundaries
   for (const auto& c : {gqa(1, 1, 16), gqa(4, 2, 24), gqa(6, 2, 40, 16), gqa(4, 1, 64, 64), gqa(5, 1, 80, 65), gqa(6, 1, 32, 1),
                         gqa(7, 1, 16, 63), gqa(8, 1, 128), gqa(16, 2, 96, 130), gqa(9, 1, 48), gqa(3, 3, 256), gqa(12, 1, 7)})
-    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8})
-      all.emplace_back(c, type, type == KvType::f16 ? 200 : 130, seed += 3);
-  all.emplace_back(gqa(2, 1, 16, 100), KvType::f16, 300, 5);
+    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int16, KvType::int8})
+      all.emplace_back(c, type, type == KvType::int16 ? 200 : 130, seed += 3);
+  all.emplace_back(gqa(2, 1, 16, 100), KvType::int16, 300, 5);
   for (const auto& c : {gqa(8, 1, 64), gqa(6, 2, 40, 16), gqa(16, 2, 24, 128), gqa(9, 1, 48, 65)})
-    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8})
+    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int16, KvType::int8})
       all.push_back(with_sinks(Problem(c, type, 200, seed += 3)));
-  for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8}) {
+  for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int16, KvType::int8}) {
     all.emplace_back(mla(4, 16, 8), type, 200, seed += 3);
     all.emplace_back(mla(4, 24, 16), type, 65, seed += 3);
   }
-  all.emplace_back(mla(16, 512, 64), KvType::f16, 70, 7);
-  all.emplace_back(mla(128, 512, 64), KvType::bf16, 66, 8);
-  all.emplace_back(mla(1, 16, 4096), KvType::f16, 66, 9);  // a query that is larger than all results of a tile
+  all.emplace_back(mla(16, 512, 64), KvType::int16, 70, 7);
+  all.emplace_back(mla(128, 512, 64), KvType::int16, 66, 8);
+  all.emplace_back(mla(1, 16, 4096), KvType::int16, 66, 9);  // a query that is larger than all results of a tile
   for (const Problem& p : all)
-    if (p.type == KvType::f16 || (p.type != KvType::f32 && (p.latent() || p.config.head_dim % 32 != 0)))
+    if (p.type == KvType::int16 || p.type == KvType::int8)
       coded.push_back(p), coded.back().activations = Activations::int8;
   all.insert(all.end(), coded.begin(), coded.end());
   return all;
@@ -259,8 +273,10 @@ TEST_CASE("a row's bits do not depend on the batch, its chunks or the threads") 
 }
 
 TEST_CASE("a long context gives the same bits with any number of threads") {
-  for (const Problem& p : {Problem(mla(16, 512, 64), KvType::f16, 2500), Problem(mla(20, 16, 8), KvType::f32, 5000),
-                           Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000), with_sinks(Problem(gqa(8, 1, 64), KvType::f16, 3000))}) {
+  std::vector<Problem> all = {Problem(mla(16, 512, 64), KvType::int16, 2500), Problem(mla(20, 16, 8), KvType::f32, 5000),
+                              Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000), with_sinks(Problem(gqa(8, 1, 64), KvType::int16, 3000))};
+  for (const std::size_t i : {0, 3}) all.push_back(all[i]), all.back().activations = Activations::int8;
+  for (const Problem& p : all) {
     CAPTURE(name(p));
     const KvPool pool(p.shape());
     const KvSequence s = p.sequence(pool);
@@ -299,7 +315,7 @@ TEST_CASE("keys that a row does not see change nothing, even when they are not n
 TEST_CASE("keys and values that are not finite make the rows that see them not finite, and no other") {
   const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
   for (const Activations activations : {Activations::f32, Activations::int8})
-    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8})
+    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int16, KvType::int8})
       for (const bool latent : {false, true})
         for (const float bad : {nan, infinity, -infinity}) {
           Problem p(latent ? mla(4, 24, 16) : gqa(4, 1, 40), type, 140, 3);
@@ -319,7 +335,7 @@ TEST_CASE("keys and values that are not finite make the rows that see them not f
 
 TEST_CASE("a sink of minus infinity changes no bit, one far above the scores takes everything") {
   for (const Activations activations : {Activations::f32, Activations::int8}) {
-    Problem p(gqa(4, 2, 32), KvType::f16, 100);
+    Problem p(gqa(4, 2, 32), KvType::int16, 100);
     p.activations = activations;
     const KvPool pool(p.shape());
     const KvSequence s = p.sequence(pool);
@@ -333,13 +349,16 @@ TEST_CASE("a sink of minus infinity changes no bit, one far above the scores tak
 }
 
 TEST_CASE("positions written token by token give the bits of a prompt written at once") {
-  for (const Problem& p : {Problem(gqa(8, 2, 32), KvType::f16, 140), Problem(mla(4, 24, 16), KvType::f16, 140)}) {
+  std::vector<Problem> all;
+  for (const KvType type : {KvType::f16, KvType::int16, KvType::int8}) all.insert(all.end(), {Problem(gqa(8, 2, 32), type, 140), Problem(mla(4, 24, 16), type, 140)});
+  for (Problem& p : all) {
+    p.activations = Activations::int8;
     const KvPool pool(p.shape());
-    const std::vector<float> all = p.run_all(p.sequence(pool));
+    const std::vector<float> at_once = p.run_all(p.sequence(pool));
     KvSequence s(pool);
     for (std::int64_t i = 0; i < p.n; ++i) {
       p.write(s, i, i + 1);
-      CHECK(same_bits(p.run({{&s, i}}).data(), all.data() + i * p.out_width(), p.out_width()));
+      CHECK(same_bits(p.run({{&s, i}}).data(), at_once.data() + i * p.out_width(), p.out_width()));
       s.advance(1);
     }
   }

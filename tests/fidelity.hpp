@@ -38,7 +38,7 @@ struct ForwardResult {
 
 /// One pass over a sequence, from an empty cache.
 inline ForwardResult run(const moxie::Model& model, const std::vector<std::int32_t>& ids, const moxie::RoutingTrace* replay = nullptr) {
-  moxie::KvSequence kv(moxie::KvPool(model.decoder().kv_shape(model.options().kv)));
+  moxie::KvSequence kv(moxie::KvPool(model.kv_shape()));
   kv.reserve(static_cast<std::int64_t>(ids.size()));
   std::vector<moxie::DecoderRow> rows;
   for (std::size_t i = 0; i < ids.size(); ++i) rows.push_back({ids[i], &kv, static_cast<std::int64_t>(i)});

@@ -516,7 +516,7 @@ TEST_CASE("errors leave a session as it was") {
   std::mt19937 random(4);
   const Ids ids = test::random_ids(random, 50, 699);
   const std::vector<float> expected = fresh_logits(model, ids);
-  Session session(model, KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes());  // one page: 64 tokens
+  Session session(model, KvPool(model.kv_shape()).page_bytes());  // one page: 64 tokens
   session.feed(ids);
   const auto check = [&](const auto& f, const std::string& part) {
     CHECK(contains(message_of(f), part));
@@ -603,7 +603,7 @@ TEST_CASE("a batch draws for each sequence what a session alone draws: groups, f
 TEST_CASE("a group's prompt is stored once, and finished sequences give their pages back") {
   const test::TemporaryFolder folder;
   const Model model = Model::load(test::write_random_model(folder.file("model.gguf"), test::qwen3_moe_config(Dtype::Q4_0), Dtype::Q4_0), {.threads = 1});
-  const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
   std::mt19937 random(3);
   Batch batch(model);
   batch.add_group(test::random_ids(random, 200, 700), 8, {.max_tokens = 3});
@@ -618,7 +618,7 @@ TEST_CASE("a group's prompt is stored once, and finished sequences give their pa
 TEST_CASE("a batch over its memory budget says so, changes nothing, and goes on after a sequence is removed") {
   const test::TemporaryFolder folder;
   const Model model = Model::load(test::write_random_model(folder.file("model.gguf"), test::deepseek_v3_config(Dtype::Q4_1), Dtype::Q4_1), {.threads = 1, .chunk = 40});
-  const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
   std::mt19937 random(3);
   std::vector<Ids> prompts;
   for (int i = 0; i < 3; ++i) prompts.push_back(test::random_ids(random, 50, 700));

@@ -45,7 +45,8 @@ struct Form {
 };
 const std::vector<Form> forms = {{Activations::int8, KvType::f16}, {Activations::int8, KvType::bf16}, {Activations::int8, KvType::f32},
                                  {Activations::f32, KvType::f16},  {Activations::f32, KvType::bf16},  {Activations::f32, KvType::f32},
-                                 {Activations::int8, KvType::int8}, {Activations::f32, KvType::int8}};
+                                 {Activations::int8, KvType::int8}, {Activations::f32, KvType::int8},
+                                 {Activations::int8, KvType::int16}, {Activations::f32, KvType::int16}};
 
 /// Float weights are packed in another way for each form of activations.
 Model load(const std::string& path, const Form& form) { return Model::load(path, {.threads = 2, .activations = form.activations}); }
@@ -306,7 +307,7 @@ TEST_CASE("scores are the same bits for every batch, chunk, number of threads an
     for (int i = 0; i < 12; ++i) {
       const LoadOptions load{.threads = static_cast<int>(between(random, 1, 4)), .chunk = between(random, 1, 3) == 1 ? between(random, 1, 8) : between(random, 9, 300)};
       const Model model = Model::load(path, load);
-      const std::size_t page = KvPool(model.decoder().kv_shape(load.kv)).page_bytes();
+      const std::size_t page = KvPool(model.kv_shape()).page_bytes();
       const grpo::LogprobOptions options{.temperature = 0.8f, .top_n = 3, .batch = between(random, 1, 9), .record_routes = true,
                                          .kv_budget_bytes = i % 3 == 0 ? page * static_cast<std::size_t>(between(random, 3, 6)) : 0};
       CAPTURE(load.threads);

@@ -194,7 +194,7 @@ TEST_CASE("scoring says what is wrong; empty sequences, single tokens, budgets a
   CHECK(contains(message({{1}}, {.batch = 0}), "batch"));
   CHECK(contains(message({Ids(513, 1)}, {}), "context"));
 
-  const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
   CHECK_THROWS_AS(grpo::logprobs(model, sequences, {.kv_budget_bytes = page}), MemoryError);  // 100 tokens need two pages
   const auto tight = grpo::logprobs(model, sequences, {.kv_budget_bytes = 2 * page});
   for (std::size_t s = 0; s < 5; ++s) CHECK(same_bits(tight[s].logprobs, expected[s].logprobs));
@@ -353,7 +353,7 @@ TEST_CASE("child: score long sequences" * doctest::skip()) {
     return most - before;
   };
   const std::int64_t plain = extra(0), with_top = extra(20);
-  const KvPool pool(model.decoder().kv_shape(model.options().kv));
+  const KvPool pool(model.kv_shape());
   std::cout << "plain=" << plain << " top=" << with_top << " kv=" << 2048 / kv_page * static_cast<std::int64_t>(pool.page_bytes()) << "\n";
 }
 

@@ -205,7 +205,7 @@ TEST_CASE("beside Q4_K weights an adapter gives the same bits whatever the batch
       CHECK(same_bits(threaded.logits, expected.logits));
 
       // One token at a time, beside another sequence.
-      KvSequence kv(KvPool(other.decoder().kv_shape(other.options().kv))), beside(KvPool(other.decoder().kv_shape(other.options().kv)));
+      KvSequence kv(KvPool(other.kv_shape())), beside(KvPool(other.kv_shape()));
       kv.reserve(75);
       beside.reserve(131);
       ForwardScratch scratch;

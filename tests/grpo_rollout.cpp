@@ -59,7 +59,7 @@ Ids joined(const Ids& prompt, const Ids& completion) {
 TEST_CASE("completions are the same bits whatever the group size, batch, budget, chunk, threads and the other prompts") {
   const Model model = Model::load(test::embedded_model(), {.threads = 2});
   const auto prompts = questions(model);
-  const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
   const GenerateOptions generate{.temperature = 2.0f, .top_p = 0.98f, .presence_penalty = 0.2f, .seed = 17, .max_tokens = 22};
   const auto expected = grpo::rollout(model, prompts, {.group_size = 6, .generate = generate, .record_routes = true});
   REQUIRE(expected.size() == prompts.size());
@@ -103,7 +103,7 @@ TEST_CASE("completions are the same bits whatever the group size, batch, budget,
 
 TEST_CASE("a group's prompt is run and stored once, and the budget is kept") {
   const Model model = Model::load(test::embedded_model(), {.threads = 1, .chunk = 64});
-  const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
   std::mt19937 random(5);
   const Ids prompt = test::random_ids(random, 200, 300);  // 3 full pages and one that is not
   Batch batch(model);
@@ -140,7 +140,7 @@ TEST_CASE("a group's prompt is run and stored once, and the budget is kept") {
 
 TEST_CASE("every budget that holds one completion is enough, and gives the same completions") {
   const Model model = Model::load(test::embedded_model(), {.threads = 2});
-  const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
   std::mt19937 random(9);
   const auto between = [&](std::int64_t low, std::int64_t high) { return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1)); };
   for (int round = 0; round < 15; ++round) {
@@ -164,7 +164,7 @@ TEST_CASE("every budget that holds one completion is enough, and gives the same 
 
 TEST_CASE("what cannot be rolled out is said before anything is run") {
   const Model model = Model::load(test::embedded_model(), {.threads = 1});
-  const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
   const std::vector<Ids> prompts = {{1, 2, 3}, Ids(100, 5)};
   const auto message = [&](const grpo::RolloutOptions& options, const std::vector<Ids>& what) {
     int finished = 0;

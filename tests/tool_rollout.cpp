@@ -164,7 +164,7 @@ TEST_CASE("a file of another run is left alone") {
   const Args more = {in, "--group", "2", "-n", "5", "--out", out};
   run_well(with({"rollout", same_model}, more));
   for (const auto& [args, part] : {std::pair{with({"rollout", quantized}, more), "weights-"}, std::pair{with(base, {"--kv", "f32"}), "int8 f32 "},
-                                   std::pair{with(base, {"--activations", "f32"}), "f32 f16 "}}) {
+                                   std::pair{with(base, {"--activations", "f32"}), "f32 int16 "}}) {
     const Result result = run_tool(args);
     CHECK(result.code == 1);
     CHECK(result.err.find("out.jsonl:1: is a completion of \"weights-") != std::string::npos);

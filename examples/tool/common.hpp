@@ -12,6 +12,7 @@
 #include <functional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -31,7 +32,7 @@ using Run = std::function<int()>;
 
 struct CommonOptions {
   int threads = 0;
-  std::string activations = "int8", kv = "f16";
+  std::string activations = "int8", kv = "int16";
   std::int64_t chunk = 512, batch = 8;
 
   void add(CLI::App& command) {
@@ -41,7 +42,9 @@ struct CommonOptions {
     command.add_option("--activations", activations, "type of activations in matrix products")
         ->check(CLI::IsMember({"int8", "f32"}))
         ->capture_default_str();
-    command.add_option("--kv", kv, "type of the KV cache")->check(CLI::IsMember({"f16", "bf16", "f32", "int8"}))->capture_default_str();
+    std::vector<std::string> kv_types;
+    for (const auto& [name, type] : moxie::kv_type_names) kv_types.emplace_back(name);
+    command.add_option("--kv", kv, "type of the KV cache")->check(CLI::IsMember(kv_types))->capture_default_str();
     command.add_option("--chunk", chunk, "rows of a forward pass at most")
         ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
         ->capture_default_str();
@@ -129,10 +132,7 @@ inline moxie::Model load_model(const std::string& path, const CommonOptions& opt
   moxie::LoadOptions load;
   load.threads = options.threads;
   load.activations = options.activations == "f32" ? moxie::Activations::f32 : moxie::Activations::int8;
-  load.kv = options.kv == "f32"    ? moxie::KvType::f32
-            : options.kv == "bf16" ? moxie::KvType::bf16
-            : options.kv == "int8" ? moxie::KvType::int8
-                                   : moxie::KvType::f16;
+  load.kv = moxie::kv_type_of(options.kv);
   load.chunk = options.chunk;
   load.adapter = adapter.folder;
   load.adapter_mode = adapter.merge ? moxie::AdapterMode::merged : moxie::AdapterMode::beside;

@@ -13,6 +13,8 @@
 #include <set>
 #include <string>
 
+#include <moxie/attention/kv_cache.hpp>
+#include <moxie/core/concat.hpp>
 #include <moxie/core/hash.hpp>
 #include <moxie/core/platform.hpp>
 #include <moxie/generate/model.hpp>
@@ -48,11 +50,7 @@ inline std::string system_fingerprint(const moxie::Model& model) {
     text += (load.adapter_mode == moxie::AdapterMode::merged ? " merged-adapter-" : " adapter-") +
             hash_of_files({load.adapter + "/adapter_config.json", load.adapter + "/adapter_model.safetensors"});
   const char* activations = load.activations == moxie::Activations::f32 ? " f32" : " int8";
-  const char* kv = load.kv == moxie::KvType::f32    ? " f32 "
-                   : load.kv == moxie::KvType::bf16 ? " bf16 "
-                   : load.kv == moxie::KvType::int8 ? " int8 "
-                                                    : " f16 ";
-  return text + activations + kv + model.context().kernels->arch;
+  return text + activations + moxie::concat(" ", moxie::name_of(load.kv), " ") + model.context().kernels->arch;
 }
 
 }  // namespace tool

@@ -50,8 +50,8 @@ struct AttentionScratch {
 namespace detail {
 
 /// The kernel of a batch that passed check_attention(), and the queries of a full tile. These hide the conversion of a page, and
-/// their scratch memory stays in the second-level cache: with 16-bit codes a page costs as much as 5 to 10 queries, with f32 as
-/// much as 1.
+/// their scratch memory stays in the second-level cache: to make 16-bit codes of a page costs as much as 5 to 10 queries, to make
+/// f32 as much as 1.
 struct AttentionKernel {
   void (*run)(const kernels::AttentionTile&) = nullptr;
   bool int16 = false;
@@ -60,8 +60,8 @@ struct AttentionKernel {
 inline AttentionKernel attention_kernel(const Context& context, bool latent, std::span<const AttendRow> rows) {
   if (context.kernels == nullptr) throw ArgumentError("the context has no kernels");
   const auto int16 = latent ? context.kernels->attend_mla_int16 : context.kernels->attend_gqa_int16;
-  const bool small = !rows.empty() && rows.front().sequence->shape().type != KvType::f32;
-  if (context.activations == Activations::int8 && int16 != nullptr && small) return {int16, true, latent ? 192 : 256};
+  const bool coded = !rows.empty() && rows.front().sequence->shape().coded();
+  if (context.activations == Activations::int8 && int16 != nullptr && coded) return {int16, true, latent ? 192 : 256};
   return {latent ? context.kernels->attend_mla : context.kernels->attend_gqa, false, 64};
 }
 

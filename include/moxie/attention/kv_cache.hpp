@@ -6,23 +6,35 @@
 //   grouped-query attention   keys transposed [k_dim][64], then values [64][v_dim]: scores run over neighbouring positions and
 //                             values over neighbouring dimensions, so neither sums across a vector
 //   multi-head latent         one row for each position, [64][k_dim] = latent and rotated key; values are its first dimensions
-// Rows are padded to 16 elements with zeros. Elements of int8 are codes x / d in [-127, 127] with one scale d for each 32
-// dimensions of a position: the scales, bf16, follow the keys as [blocks][64], the values (or latent rows) as [64][blocks]. d is
-// the largest |x| / 127 rounded up, so that no code is cut off; a block that is not finite has a d that is NaN.
+// Rows are padded to 16 elements with zeros.
+//
+// int8: codes x / d in [-127, 127] with one scale d for each 32 dimensions of a position: the scales, bf16, follow the keys as
+// [blocks][64], the values (or latent rows) as [64][blocks]. d is the largest |x| / 127 rounded up, so that no code is cut off.
+//
+// int16: codes x / u, u a power of two that gives the largest of the elements that share it 13 bits (of values: 12), as bf16, in
+// words of two (kernels/attention_tile.hpp). What is smaller than 2^-60 loses bits.
+//   keys          words [blocks of 32 dimensions][16][64], then u [blocks][64]
+//   values        words [panels of 64 dimensions][32][64], then u [64]
+//   latent rows   words [64][blocks * 16], then u [64][blocks]
+//
+// What shares a scale with an element that is not finite has a scale that is NaN.
 //
 // One sequence is used by one thread at a time, except write(); different sequences of a pool may be used at once.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -36,27 +48,43 @@ namespace moxie {
 
 inline constexpr std::int64_t kv_page = kernels::kv_page;  ///< positions of a page
 
+inline constexpr std::array<std::pair<std::string_view, KvType>, 5> kv_type_names = {
+    {{"int16", KvType::int16}, {"f16", KvType::f16}, {"bf16", KvType::bf16}, {"f32", KvType::f32}, {"int8", KvType::int8}}};
+
+constexpr std::string_view name_of(KvType type) noexcept {
+  for (const auto& [name, value] : kv_type_names)
+    if (value == type) return name;
+  return {};
+}
+/// Throws ArgumentError when `name` is not in kv_type_names.
+inline KvType kv_type_of(std::string_view name) {
+  std::string known;
+  for (const auto& [each, type] : kv_type_names) {
+    if (each == name) return type;
+    known += concat(known.empty() ? "" : ", ", each);
+  }
+  throw ArgumentError(concat("unknown type of the KV cache '", name, "'; must be one of ", known));
+}
+
 /// What a position takes. For multi-head latent attention n_heads = 1, k_dim = kv_lora_rank + qk_rope_head_dim, v_dim = 0.
 struct KvShape {
   std::int64_t n_layers = 0;
   std::int64_t n_heads = 0;  ///< kv heads
   std::int64_t k_dim = 0, v_dim = 0;
-  KvType type = KvType::f16;
+  KvType type = KvType::int16;
 
   bool latent() const noexcept { return v_dim == 0; }
-  std::size_t element_bytes() const noexcept { return type == KvType::f32 ? 4 : type == KvType::int8 ? 1 : 2; }
-  /// Bytes of the scales of 64 keys or values.
-  std::size_t scale_bytes(std::int64_t dim) const noexcept {
-    return type == KvType::int8 ? static_cast<std::size_t>(kv_page * kernels::kv_blocks(dim)) * 2 : 0;
-  }
-  /// Elements from one position's value (or latent) row to the next.
-  std::int64_t row_stride() const noexcept { return kernels::kv_row_stride(latent() ? k_dim : v_dim); }
+  /// Bytes of the keys (latent: of the rows) and of the values of one layer and head, their scales included.
   std::size_t key_bytes() const noexcept {
-    return static_cast<std::size_t>(kv_page * (latent() ? row_stride() : k_dim)) * element_bytes() + scale_bytes(k_dim);
+    return static_cast<std::size_t>(kernels::kv_key_bytes(type, k_dim, latent()) +
+                                    (coded() ? kv_page * kernels::kv_blocks(k_dim) * 2 : 0));
   }
   std::size_t value_bytes() const noexcept {
-    return latent() ? 0 : static_cast<std::size_t>(kv_page * row_stride()) * element_bytes() + scale_bytes(v_dim);
+    if (latent()) return 0;
+    const std::int64_t scales = type == KvType::int16 ? 1 : kernels::kv_blocks(v_dim);
+    return static_cast<std::size_t>(kernels::kv_value_bytes(type, v_dim) + (coded() ? kv_page * scales * 2 : 0));
   }
+  bool coded() const noexcept { return type == KvType::int16 || type == KvType::int8; }
   /// Byte offsets in a page.
   std::size_t key_offset(std::int64_t layer, std::int64_t head) const noexcept {
     return static_cast<std::size_t>(layer * n_heads + head) * (key_bytes() + value_bytes());
@@ -106,7 +134,7 @@ class KvPool {
  private:
   friend class KvSequence;
   struct Page {
-    AlignedBuffer<std::byte> data;
+    std::shared_ptr<std::byte> data;
     std::atomic<std::int64_t> references{1};
   };
   struct State {
@@ -128,8 +156,8 @@ class KvPool {
       free.reserve(pages_in_use + free.size() + n);  // so that giving back never allocates
       while (free.size() < n) {
         auto page = std::make_unique<Page>();
-        page->data.resize(size);
-        std::memset(page->data.data(), 0, size);
+        page->data = arena.allocate(size);
+        std::memset(page->data.get(), 0, size);
         free.push_back(std::move(page));
       }
       for (std::size_t i = 0; i < n; ++i) {
@@ -137,7 +165,7 @@ class KvPool {
         free.pop_back();
         page->references.store(1, std::memory_order_relaxed);
         pages.push_back(page);
-        data.push_back(page->data.data());
+        data.push_back(page->data.get());
       }
       pages_in_use += n;
     }
@@ -152,6 +180,7 @@ class KvPool {
     const KvShape shape;
     const std::size_t budget;
     std::mutex guard;
+    Arena arena;
     std::vector<std::unique_ptr<Page>> free;
     std::size_t pages_in_use = 0;
   };
@@ -223,6 +252,9 @@ class KvSequence {
       case KvType::bf16:
         write_as<std::uint16_t>(layer, position, k, v, [](float x) { return f32_to_bf16(x); });
         break;
+      case KvType::int16:
+        write_int16(layer, position, k, v);
+        break;
       case KvType::int8:
         write_int8(layer, position, k, v);
         break;
@@ -286,16 +318,69 @@ class KvSequence {
   void write_as(std::int64_t layer, std::int64_t position, const float* k, const float* v, Convert convert) noexcept {
     const KvShape& shape = state_->shape;
     std::byte* page = data_[static_cast<std::size_t>(position / kv_page)];
-    const std::int64_t slot = position % kv_page;
+    const std::int64_t slot = position % kv_page, stride = kernels::kv_row_stride(shape.latent() ? shape.k_dim : shape.v_dim);
     for (std::int64_t head = 0; head < shape.n_heads; ++head) {
       T* keys = reinterpret_cast<T*>(page + shape.key_offset(layer, head));
       if (shape.latent()) {
-        for (std::int64_t d = 0; d < shape.k_dim; ++d) keys[slot * shape.row_stride() + d] = convert(k[d]);
+        for (std::int64_t d = 0; d < shape.k_dim; ++d) keys[slot * stride + d] = convert(k[d]);
         continue;
       }
       for (std::int64_t d = 0; d < shape.k_dim; ++d) keys[d * kv_page + slot] = convert(k[head * shape.k_dim + d]);
-      T* values = reinterpret_cast<T*>(page + shape.value_offset(layer, head)) + slot * shape.row_stride();
+      T* values = reinterpret_cast<T*>(page + shape.value_offset(layer, head)) + slot * stride;
       for (std::int64_t d = 0; d < shape.v_dim; ++d) values[d] = convert(v[head * shape.v_dim + d]);
+    }
+  }
+
+  /// The unit of codes of n elements, the largest of which gets `bits` bits: a power of two from 2^(-61 + bits) on, or NaN.
+  static float unit_of(const float* x, std::int64_t n, int bits) noexcept {
+    std::uint32_t largest = std::bit_cast<std::uint32_t>(0x1p-60f);  // bits of |x|, ordered as their values, NaN last
+    for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
+    if (largest >= std::bit_cast<std::uint32_t>(std::numeric_limits<float>::infinity()))
+      return std::numeric_limits<float>::quiet_NaN();
+    return std::bit_cast<float>(largest & 0x7f800000u) / static_cast<float>(1 << (bits - 1));
+  }
+  /// x * inverse rounded to a code (half to even): 1.5 * 2^23 has an ulp of 1.
+  static std::int16_t code_of(float x, float inverse) noexcept {
+    return static_cast<std::int16_t>(std::bit_cast<std::int32_t>(x * inverse + 12582912.0f));
+  }
+
+  void write_int16(std::int64_t layer, std::int64_t position, const float* k, const float* v) noexcept {
+    using kernels::kv_block, kernels::kv_blocks, kernels::kv_pairs, kernels::kv_page_pairs, kernels::kv_panel;
+    using kernels::kv_key_bytes, kernels::kv_value_bytes;
+    const KvShape& shape = state_->shape;
+    const bool latent = shape.latent();
+    std::byte* page = data_[static_cast<std::size_t>(position / kv_page)];
+    const std::int64_t slot = position % kv_page, blocks = kv_blocks(shape.k_dim);
+    const auto store_unit = [](std::byte* units, std::int64_t i, float unit) {
+      const auto bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(unit) >> 16);
+      std::memcpy(units + 2 * i, &bits, 2);
+    };
+    for (std::int64_t head = 0; head < shape.n_heads; ++head) {
+      std::byte* keys = page + shape.key_offset(layer, head);
+      std::byte* units = keys + kv_key_bytes(KvType::int16, shape.k_dim, latent);
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        const float* x = k + head * shape.k_dim + b * kv_block;
+        const std::int64_t n = std::min(kv_block, shape.k_dim - b * kv_block);
+        const float unit = unit_of(x, n, kernels::kv_key_bits), inverse = 1.0f / unit;
+        std::int16_t codes[kv_block] = {};
+        for (std::int64_t i = 0; i < n; ++i) codes[i] = code_of(x[i], inverse);
+        for (std::int64_t i = 0; i < kv_pairs; ++i) {
+          const std::int16_t word[2] = {codes[i], codes[i + kv_pairs]};
+          const std::int64_t p = b * kv_pairs + i;
+          std::memcpy(keys + 4 * (latent ? slot * blocks * kv_pairs + p : p * kv_page + slot), word, 4);
+        }
+        store_unit(units, latent ? slot * blocks + b : b * kv_page + slot, unit);
+      }
+      if (latent) continue;
+      const float* x = v + head * shape.v_dim;
+      const float unit = unit_of(x, shape.v_dim, kernels::kv_value_bits), inverse = 1.0f / unit;
+      std::byte* values = page + shape.value_offset(layer, head);
+      const std::int64_t pair = slot / kv_block * kv_pairs + slot % kv_pairs, half = slot / kv_pairs % 2;
+      for (std::int64_t d = 0; d < shape.v_dim; ++d) {
+        const std::int16_t code = code_of(x[d], inverse);
+        std::memcpy(values + 4 * ((d / kv_panel * kv_page_pairs + pair) * kv_panel + d % kv_panel) + 2 * half, &code, 2);
+      }
+      store_unit(values + kv_value_bytes(KvType::int16, shape.v_dim), slot, unit);
     }
   }
 
@@ -322,7 +407,7 @@ class KvSequence {
     for (std::int64_t head = 0; head < shape.n_heads; ++head) {
       std::byte* keys = page + shape.key_offset(layer, head);
       std::byte* rows = shape.latent() ? keys : page + shape.value_offset(layer, head);
-      const std::int64_t dim = shape.latent() ? shape.k_dim : shape.v_dim, stride = shape.row_stride();
+      const std::int64_t dim = shape.latent() ? shape.k_dim : shape.v_dim, stride = kernels::kv_row_stride(dim);
       const float* row = shape.latent() ? k : v + head * shape.v_dim;
       quantize(row, dim, rows + slot * stride, 1, rows + kv_page * stride + slot * kernels::kv_blocks(dim) * 2, 2);
       if (!shape.latent())

@@ -57,7 +57,7 @@ class Batch {
 
   /// Throws ArgumentError when the adapter does not fit.
   explicit Batch(const Model& model, const BatchOptions& options = {})
-      : model_(model), options_(options), pool_(model.decoder().kv_shape(model.options().kv), options.kv_budget_bytes) {
+      : model_(model), options_(options), pool_(model.kv_shape(), options.kv_budget_bytes) {
     if (options_.adapter) options_.adapter->check(model_.config().vocab_size, model_.config().hidden_size);
   }
 

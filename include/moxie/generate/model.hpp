@@ -36,7 +36,7 @@ namespace moxie {
 struct LoadOptions {
   int threads = 0;  ///< 0: one for each processor
   Activations activations = Activations::int8;
-  KvType kv = KvType::f16;
+  KvType kv = KvType::int16;
   std::int64_t chunk = 512;  ///< rows of a forward pass at most; more take more memory, and change no bit
   std::string adapter = {};  ///< folder of a PEFT adapter, of any linear layers (io/peft_folder.hpp); empty: none
   AdapterMode adapter_mode = AdapterMode::beside;  ///< beside the weights, or merged into them (model/adapter.hpp)
@@ -115,6 +115,8 @@ class Model {
   const Decoder& decoder() const noexcept { return *state_->decoder; }
   const Context& context() const noexcept { return state_->context; }
   const LoadOptions& options() const noexcept { return state_->options; }
+  /// What a position of its KV caches takes.
+  KvShape kv_shape() const { return decoder().kv_shape(options().kv); }
 
   bool has_tokenizer() const noexcept { return state_->tokenizer.has_value(); }
   /// Throws UnsupportedError when the file has no tokenizer that moxie knows.

@@ -53,7 +53,7 @@ class Session {
   /// must outlive the session and its forks. Throws ArgumentError when the adapter does not fit.
   explicit Session(const Model& model, std::size_t kv_budget_bytes = 0, const OutputAdapter* adapter = nullptr)
       : model_(model),
-        pool_(model.decoder().kv_shape(model.options().kv), kv_budget_bytes),
+        pool_(model.kv_shape(), kv_budget_bytes),
         kv_(pool_),
         adapter_(adapter),
         cancelled_(std::make_shared<std::atomic<bool>>(false)) {

@@ -85,7 +85,7 @@ class Rollout {
                        .adapter = options.adapter,
                        .name = [this](Batch::Id id) { return name_of(id); }}) {
     check();
-    const std::size_t page = KvPool(model.decoder().kv_shape(model.options().kv)).page_bytes();
+    const std::size_t page = KvPool(model.kv_shape()).page_bytes();
     budget_ = options.kv_budget_bytes == 0 ? std::numeric_limits<std::int64_t>::max()
                                            : static_cast<std::int64_t>(options.kv_budget_bytes / page);
     for (std::size_t p = 0; p < prompts.size(); ++p) queue(p, page);

@@ -25,7 +25,7 @@ struct SequencePart {
 template <class Visit>
 void run_sequences(const Model& model, std::span<const std::vector<std::int32_t>> sequences, const LogprobOptions& options,
                    Visit&& visit) {
-  const KvPool pool(model.decoder().kv_shape(model.options().kv), options.kv_budget_bytes);
+  const KvPool pool(model.kv_shape(), options.kv_budget_bytes);
   const Index width = model.config().hidden_size;
   // Fewer rows a pass where their activations would take more than 32 MB, but enough to be no slower than need be.
   const auto chunk = std::min<std::int64_t>(

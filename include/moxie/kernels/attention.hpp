@@ -85,7 +85,7 @@ void attention_product(const AttentionProduct& t, std::int64_t rows, std::int64_
   for (; r < rows; ++r) attention_rows<A, 1, 4>(t, r, columns);
 }
 
-/// n elements (a multiple of 16) that are not int8, as f32: where they are, or converted into `scratch`.
+/// n elements (a multiple of 16) that are not codes, as f32: where they are, or converted into `scratch`.
 template <class A>
 const float* attention_floats(const std::byte* data, KvType type, std::int64_t n, float* scratch) {
   constexpr auto lanes = static_cast<std::int64_t>(Floats<A>::size);
@@ -98,32 +98,80 @@ const float* attention_floats(const std::byte* data, KvType type, std::int64_t n
   return scratch;
 }
 
-/// Keys of a page, [k_dim][64], as f32: where they are, or converted into `scratch`.
+/// The codes of both halves of a vector of words.
+template <class A>
+struct CodePair {
+  Floats<A> low, high;
+
+  MOXIE_INLINE explicit CodePair(const std::byte* words) noexcept {
+    using W = xsimd::batch<std::int32_t, typename A::simd>;
+    const W both = W::load_unaligned(reinterpret_cast<const std::int32_t*>(words));
+    low = xsimd::to_float((both << 16) >> 16);
+    high = xsimd::to_float(both >> 16);
+  }
+};
+
+/// Keys of a page as f32, [k_dim][64]: where they are, or converted into `scratch`.
 template <class A>
 const float* attention_keys(const std::byte* data, KvType type, std::int64_t k_dim, float* scratch) {
-  constexpr auto lanes = static_cast<std::int64_t>(Floats<A>::size);
-  if (type != KvType::int8) return attention_floats<A>(data, type, kv_page * k_dim, scratch);
-  const auto* codes = reinterpret_cast<const std::int8_t*>(data);
-  const auto* scales = reinterpret_cast<const std::uint16_t*>(data + kv_page * k_dim);  // [blocks][64]
-  for (std::int64_t d = 0; d < k_dim; ++d)
-    for (std::int64_t j = 0; j < kv_page; j += lanes)
-      (load_i8<A>(codes + d * kv_page + j) * load_bf16<A>(scales + d / kv_block * kv_page + j))
-          .store_aligned(scratch + d * kv_page + j);
+  using F = Floats<A>;
+  constexpr auto lanes = static_cast<std::int64_t>(F::size);
+  if (type != KvType::int8 && type != KvType::int16) return attention_floats<A>(data, type, kv_page * k_dim, scratch);
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(data + kv_key_bytes(type, k_dim, false));  // [blocks][64]
+  for (std::int64_t b = 0; b < kv_blocks(k_dim); ++b)
+    for (std::int64_t j = 0; j < kv_page; j += lanes) {
+      const F scale = load_bf16<A>(scales + b * kv_page + j);
+      const std::int64_t n = k_dim - b * kv_block < kv_block ? k_dim - b * kv_block : kv_block;
+      float* to = scratch + b * kv_block * kv_page + j;
+      if (type == KvType::int8)
+        for (std::int64_t d = 0; d < n; ++d)
+          (load_i8<A>(reinterpret_cast<const std::int8_t*>(data) + (b * kv_block + d) * kv_page + j) * scale)
+              .store_aligned(to + d * kv_page);
+      else
+        for (std::int64_t i = 0; i < kv_pairs && i < n; ++i) {
+          const CodePair<A> codes(data + 4 * ((b * kv_pairs + i) * kv_page + j));
+          (codes.low * scale).store_aligned(to + i * kv_page);
+          if (i + kv_pairs < n) (codes.high * scale).store_aligned(to + (i + kv_pairs) * kv_page);
+        }
+    }
   return scratch;
 }
 
-/// Values or latent rows of a page, [64][kv_row_stride(dim)], as f32.
+/// Values of a page as f32, [64][kv_row_stride(dim)], or latent rows.
 template <class A>
-const float* attention_values(const std::byte* data, KvType type, std::int64_t dim, float* scratch) {
+const float* attention_values(const std::byte* data, KvType type, std::int64_t dim, bool latent, float* scratch) {
   using F = Floats<A>;
+  constexpr auto lanes = static_cast<std::int64_t>(F::size);
   const std::int64_t stride = kv_row_stride(dim), blocks = kv_blocks(dim);
-  if (type != KvType::int8) return attention_floats<A>(data, type, kv_page * stride, scratch);
-  const auto* codes = reinterpret_cast<const std::int8_t*>(data);
-  const auto* scales = reinterpret_cast<const std::uint16_t*>(data + kv_page * stride);  // [64][blocks]
-  for (std::int64_t j = 0; j < kv_page; ++j)
-    for (std::int64_t d = 0; d < stride; d += static_cast<std::int64_t>(F::size))
-      (load_i8<A>(codes + j * stride + d) * F(bf16_to_f32(scales[j * blocks + d / kv_block])))
-          .store_aligned(scratch + j * stride + d);
+  if (type != KvType::int8 && type != KvType::int16) return attention_floats<A>(data, type, kv_page * stride, scratch);
+  const std::byte* end = data + (latent ? kv_key_bytes(type, dim, true) : kv_value_bytes(type, dim));
+  const auto scale = [&](std::int64_t i)
+                         MOXIE_INLINE_LAMBDA { return F(bf16_to_f32(reinterpret_cast<const std::uint16_t*>(end)[i])); };
+  if (type == KvType::int8) {  // scales [64][blocks]
+    for (std::int64_t j = 0; j < kv_page; ++j)
+      for (std::int64_t d = 0; d < stride; d += lanes)
+        (load_i8<A>(reinterpret_cast<const std::int8_t*>(data) + j * stride + d) * scale(j * blocks + d / kv_block))
+            .store_aligned(scratch + j * stride + d);
+  } else if (latent) {
+    for (std::int64_t j = 0; j < kv_page; ++j)
+      for (std::int64_t i = 0; i < blocks * kv_pairs; i += lanes) {
+        const CodePair<A> codes(data + 4 * (j * blocks * kv_pairs + i));
+        const F unit = scale(j * blocks + i / kv_pairs);
+        float* to = scratch + j * stride + i / kv_pairs * kv_block + i % kv_pairs;
+        (codes.low * unit).store_aligned(to);
+        if (i / kv_pairs * kv_block + kv_pairs < stride) (codes.high * unit).store_aligned(to + kv_pairs);
+      }
+  } else {
+    for (std::int64_t i = 0; i < kv_page_pairs; ++i) {
+      const std::int64_t j = i / kv_pairs * kv_block + i % kv_pairs;
+      const F low = scale(j), high = scale(j + kv_pairs);
+      for (std::int64_t d = 0; d < stride; d += lanes) {
+        const CodePair<A> codes(data + 4 * ((d / kv_panel * kv_page_pairs + i) * kv_panel + d % kv_panel));
+        (codes.low * low).store_aligned(scratch + j * stride + d);
+        (codes.high * high).store_aligned(scratch + (j + kv_pairs) * stride + d);
+      }
+    }
+  }
   return scratch;
 }
 
@@ -226,7 +274,7 @@ void attend_pages(const AttentionTile& t, bool latent) {
 
     const std::byte* stored = t.pages[page] + t.key_offset;
     const float* keys =
-        latent ? attention_values<A>(stored, t.type, t.k_dim, floats) : attention_keys<A>(stored, t.type, t.k_dim, floats);
+        latent ? attention_values<A>(stored, t.type, t.k_dim, true, floats) : attention_keys<A>(stored, t.type, t.k_dim, floats);
     if (latent) {
       attention_product<A>({keys, value_stride, q, lanes, transposed, lanes, t.k_dim, nullptr, nullptr}, kv_page, lanes);
       for (std::int64_t i = begin; i < end; ++i)
@@ -246,7 +294,7 @@ void attend_pages(const AttentionTile& t, bool latent) {
     if (!split)
       attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
 
-    const float* v = latent ? keys : attention_values<A>(t.pages[page] + t.value_offset, t.type, t.v_dim, floats);
+    const float* v = latent ? keys : attention_values<A>(t.pages[page] + t.value_offset, t.type, t.v_dim, false, floats);
     for (std::int64_t row = seeing.begin; row < seeing.end;) {  // neighbours that see the same keys together
       const std::int64_t i = row * t.heads;
       const auto [from, to] = seen_keys(t, page, row);

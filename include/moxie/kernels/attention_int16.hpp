@@ -3,13 +3,13 @@
 // (pair_ops.hpp). The softmax between them and everything over pages is f32, in the order of attention.hpp.
 //
 //   q   codes of 13 bits, |code| <= 8191, one scale for each 128 dimensions of a query
-//   k   codes of 13 bits, one power of two for each 32 dimensions of a key: f16 (bf16) numbers less than 3 (6) binades below the
-//       largest are exact; int8 pages keep their codes and scales
+//   k   codes of 13 bits, one power of two for each 32 dimensions of a key; int8 pages keep their codes and scales
 //   v   codes of 12 bits, one power of two 2^e for each position
 //   p   codes of 13 bits of p_j 2^e_j, relative to the largest of them in the page
 //
-// Sums cannot overflow: 32 * 8191 * 8191 < 2^31, and 64 * 8191 * 4096 < 2^31. They are exact, so neither the order of the
-// products nor a key that is not seen (the code of its p is 0) can change a bit. For each query and page:
+// Sums cannot overflow: a code of k may be rounded up to 8192, one of v to 4096, and 32 * 8191 * 8192 = 64 * 8191 * 4096 < 2^31.
+// They are exact, so neither the order of the products nor a key that is not seen (the code of its p is 0) can change a bit. For
+// each query and page:
 //
 //   s_j = sum over blocks of 128: q scale * (chain over blocks of 32, low to high: k scale * whole sum), in units of log2(e)
 //   t_j = e_j + s_j,  m' = the largest t_j of the page
@@ -36,7 +36,7 @@ namespace moxie::kernels {
 namespace int16 {
 
 inline constexpr std::int64_t group = 4;  // blocks of keys with one scale of q: 128 dimensions x 64 keys are 16 KiB of codes
-inline constexpr std::int64_t q_words = group * pairs_of_block;
+inline constexpr std::int64_t q_words = group * kv_pairs;
 
 /// sum += products of R rows of pairs at `a` with V vectors at `b`, rows of 64 words.
 template <class A, int R, int V>
@@ -44,12 +44,15 @@ MOXIE_INLINE void add_pairs(const std::int32_t* a, std::int64_t a_stride, const 
                             Words<A> (&sum)[R][V]) noexcept {
   using W = Words<A>;
   constexpr int steps = 8;  // written out: GCC 12 copies every sum at a loop's end
-  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * panel) {
-    const std::byte* next = ahead.take(steps);
+  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) {
+    const std::byte* next = ahead.take(steps * ahead.lines);
     unroll<steps>([&](int i) MOXIE_INLINE_LAMBDA {
-      __builtin_prefetch(next + 64 * i, 0, 2);
+      __builtin_prefetch(next, 0, 2);
+      if (ahead.lines > 1) __builtin_prefetch(next + 64, 0, 2);
+      if (ahead.lines > 2) __builtin_prefetch(next + 128, 0, 2), __builtin_prefetch(next + 192, 0, 2);
+      next += 64 * ahead.lines;
       W x[V];
-      unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = W::load_aligned(b + i * panel + v * lanes<A>); });
+      unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = W::load_aligned(b + i * kv_panel + v * lanes<A>); });
       unroll<R>([&](int r) MOXIE_INLINE_LAMBDA {
         const W y(a[r * a_stride + i]);
         unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { sum[r][v] = PairOps<A>::add(sum[r][v], x[v], y); });
@@ -79,8 +82,7 @@ struct Scores {
     for (std::int64_t b = 0; b < blocks; ++b) {
       W sum[R][V];
       clear(sum);
-      add_pairs<A, R, V>(q + r * q_words + b * pairs_of_block, q_words, keys + b * pairs_of_block * kv_page + key, pairs_of_block,
-                         ahead, sum);
+      add_pairs<A, R, V>(q + r * q_words + b * kv_pairs, q_words, keys + b * kv_pairs * kv_page + key, kv_pairs, ahead, sum);
       unroll<V>([&](int v) MOXIE_INLINE_LAMBDA {
         const F scale = F::load_aligned(key_scale + b * kv_page + key + v * lanes<A>);
         unroll<R>([&](int i) MOXIE_INLINE_LAMBDA { total[i][v] = madd(xsimd::to_float(sum[i][v]), scale, total[i][v]); });
@@ -112,7 +114,7 @@ struct Values {
     using W = Words<A>;
     W sum[R][V];
     clear(sum);
-    add_pairs<A, R, V>(p + r * pairs_of_page, pairs_of_page, values + column, pairs_of_page, ahead, sum);
+    add_pairs<A, R, V>(p + r * kv_page_pairs, kv_page_pairs, values + column, kv_page_pairs, ahead, sum);
     unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
       const int i = j / V;
       float* to = out + (r + i) * out_stride + column + j % V * lanes<A>;
@@ -161,150 +163,141 @@ void code_query(const float* q, std::int64_t n, float factor, std::int32_t* code
     const float inverse = most >= 0x1p-100f ? largest_code / most : 0.0f;
     scales[begin / (group * kv_block) * stride] =
         most <= 0x1p120f ? most / largest_code * factor : __builtin_bit_cast(float, nan_bits);
-    for (std::int64_t d = begin; d < end; d += 2 * lanes<A>)
-      pair<A>(code<A>(F::load_aligned(q + d), F(inverse)), code<A>(F::load_aligned(q + d + lanes<A>), F(inverse)))
-          .store_aligned(codes + begin / 2 * stride + (d - begin) / 2);
+    for (std::int64_t block = begin; block < end; block += kv_block)
+      for (std::int64_t i = 0; i < kv_pairs; i += lanes<A>)
+        pair<A>(code<A>(F::load_aligned(q + block + i), F(inverse)),
+                code<A>(F::load_aligned(q + block + kv_pairs + i), F(inverse)))
+            .store_aligned(codes + begin / 2 * stride + (block - begin) / 2 + i);
   }
 }
 
-/// Probabilities of L queries or fewer: from scores [n][64] to words [n][32], the largest score and the sum of each. What query i
-/// does not see is outside [seen(i).begin, seen(i).end).
-template <class A, class Seen>
-MOXIE_INLINE void softmax(float* scores, std::int64_t n, const float* inverses, const Seen& seen, std::int32_t* codes, float* max,
+/// What a query does not see of a page becomes a score of minus infinity, and so a probability of 0.
+MOXIE_INLINE void hide(float* scores, const SeenKeys& seen) noexcept {
+  for (std::int64_t j = 0; j < seen.begin; ++j) scores[j] = -__builtin_inff();
+  for (std::int64_t j = seen.end; j < kv_page; ++j) scores[j] = -__builtin_inff();
+}
+
+/// Probabilities of n queries, at most L: from scores [n][64] to words [n][32], the largest score and the sum of each.
+template <class A>
+MOXIE_INLINE void softmax(const float* scores, std::int64_t n, const float* inverses, std::int32_t* codes, float* max,
                           float* sum) noexcept {
   using F = Floats<A>;
   using W = Words<A>;
-  constexpr std::int64_t L = lanes<A>, vectors = kv_page / L;
-  alignas(64) float index[L];
-  for (std::int64_t i = 0; i < L; ++i) index[i] = static_cast<float>(i);
-  const F iota = F::load_aligned(index);
-  const auto visible = [&](const SeenKeys& keys, std::int64_t v) MOXIE_INLINE_LAMBDA {
-    const F j = iota + F(static_cast<float>(v * L));
-    return (j >= F(static_cast<float>(keys.begin))) & (j < F(static_cast<float>(keys.end)));
+  constexpr std::int64_t L = lanes<A>, vectors = kv_page / L, halves = kv_pairs / L;
+  const auto reduce = [](const W(&x)[L], auto op, float* out) MOXIE_INLINE_LAMBDA {
+    xsimd::bitwise_cast<F>(PairOps<A>::reduce(x, [&](const W& a, const W& b) MOXIE_INLINE_LAMBDA {
+      return xsimd::bitwise_cast<W>(op(xsimd::bitwise_cast<F>(a), xsimd::bitwise_cast<F>(b)));
+    })).store_aligned(out);
   };
-  const auto all_seen = [](const SeenKeys& keys) MOXIE_INLINE_LAMBDA { return keys.begin == 0 && keys.end == kv_page; };
-
   W x[L];
   for (std::int64_t i = 0; i < L; ++i) {
     F most(-__builtin_inff());
-    if (i < n) {
-      const SeenKeys keys = seen(i);
-      float* s = scores + i * kv_page;
-      for (std::int64_t v = 0; v < vectors; ++v) {
-        F t = F::load_aligned(s + v * L);
-        if (!all_seen(keys)) {
-          t = xsimd::select(visible(keys, v), t, F(-__builtin_inff()));
-          t.store_aligned(s + v * L);
-        }
-        most = xsimd::max(most, t);
-      }
-    }
+    if (i < n)
+      for (std::int64_t v = 0; v < vectors; ++v) most = xsimd::max(most, F::load_aligned(scores + i * kv_page + v * L));
     x[i] = xsimd::bitwise_cast<W>(most);
   }
-  const auto as_floats = [](auto op) MOXIE_INLINE_LAMBDA {
-    return [op](const W& a, const W& b)
-               MOXIE_INLINE_LAMBDA { return xsimd::bitwise_cast<W>(op(xsimd::bitwise_cast<F>(a), xsimd::bitwise_cast<F>(b))); };
-  };
-  alignas(64) float largest[L];
-  xsimd::bitwise_cast<F>(
-      PairOps<A>::reduce(x, as_floats([](const F& a, const F& b) MOXIE_INLINE_LAMBDA { return xsimd::max(a, b); })))
-      .store_aligned(largest);
+  alignas(64) float largest[L], sums[L];
+  reduce(
+      x, [](const F& a, const F& b) MOXIE_INLINE_LAMBDA { return xsimd::max(a, b); }, largest);
 
   for (std::int64_t i = 0; i < L; ++i) {
     F total(0.0f);
     if (i < n) {
-      const SeenKeys keys = seen(i);
       const float* s = scores + i * kv_page;
       const F most(largest[i]);
-      for (std::int64_t v = 0; v < vectors; v += 2) {
+      for (std::int64_t w = 0; w < vectors / 2; ++w) {  // vectors of words
         F p[2];
-        unroll<2>([&](int k) MOXIE_INLINE_LAMBDA {
-          p[k] = exp2_fixed(F::load_aligned(s + (v + k) * L) - most);
-          F inverse = F::load_aligned(inverses + (v + k) * L);
-          if (!all_seen(keys)) inverse = xsimd::select(visible(keys, v + k), inverse, F(0.0f));
-          total = madd(p[k], inverse, total);
+        unroll<2>([&](int half) MOXIE_INLINE_LAMBDA {
+          const std::int64_t v = w / halves * 2 * halves + w % halves + half * halves;
+          p[half] = exp2_fixed(F::load_aligned(s + v * L) - most);
+          total = madd(p[half], F::load_aligned(inverses + v * L), total);
         });
-        pair<A>(code<A>(p[0], F(largest_code)), code<A>(p[1], F(largest_code)))
-            .store_aligned(codes + i * pairs_of_page + v / 2 * L);
+        pair<A>(code<A>(p[0], F(largest_code)), code<A>(p[1], F(largest_code))).store_aligned(codes + i * kv_page_pairs + w * L);
       }
     }
     x[i] = xsimd::bitwise_cast<W>(total);
   }
-  alignas(64) float sums[L];
-  xsimd::bitwise_cast<F>(PairOps<A>::reduce(x, as_floats([](const F& a, const F& b) MOXIE_INLINE_LAMBDA { return a + b; })))
-      .store_aligned(sums);
+  reduce(
+      x, [](const F& a, const F& b) MOXIE_INLINE_LAMBDA { return a + b; }, sums);
   for (std::int64_t i = 0; i < n; ++i) max[i] = largest[i], sum[i] = sums[i];
 }
 
-/// Bytes of a page's keys and values, which lie together.
-MOXIE_INLINE std::int64_t kv_bytes(const AttentionTile& t, bool latent) noexcept {
-  const std::int64_t element = t.type == KvType::int8 ? 1 : 2;
-  const std::int64_t rows = kv_row_stride(latent ? t.k_dim : t.v_dim) * kv_page * element;
-  return latent ? rows : static_cast<std::int64_t>(t.value_offset - t.key_offset) + rows;
+/// Codes of a page's keys or values, where they lie in it or made into `scratch`, with f32 scales of keys [blocks][64], or units
+/// of values [64].
+template <class A>
+const std::int32_t* page_keys(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* scratch, float* scales,
+                              Ahead& ahead) noexcept {
+  const std::byte* keys = t.pages[page] + t.key_offset;
+  const std::byte* stored = keys + kv_key_bytes(t.type, t.k_dim, latent);
+  const std::int64_t blocks = kv_blocks(t.k_dim);
+  if (latent) {
+    const std::int64_t row_bytes = kv_key_bytes(t.type, t.k_dim, true) / kv_page;
+    if (t.type == KvType::int16)
+      code_key_rows(Rows<A, KvType::int16>{keys, row_bytes, stored, blocks}, scratch, scales);
+    else
+      code_key_rows(Rows<A, KvType::int8>{keys, row_bytes, stored, blocks}, scratch, scales);
+    return scratch;
+  }
+  load_scales<A>(stored, blocks * kv_page, scales);
+  if (t.type == KvType::int16) return reinterpret_cast<const std::int32_t*>(keys);
+  code_keys<A>(keys, t.k_dim, scratch, ahead);
+  return scratch;
+}
+template <class A>
+const std::int32_t* page_values(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* scratch, float* units,
+                                Ahead& ahead) noexcept {
+  const std::byte* values = t.pages[page] + (latent ? t.key_offset : t.value_offset);
+  const std::int64_t dim = latent ? t.k_dim : t.v_dim,
+                     bytes = latent ? kv_key_bytes(t.type, dim, true) : kv_value_bytes(t.type, dim);
+  const std::byte* stored = values + bytes;
+  if (t.type == KvType::int8) {
+    code_values(Rows<A, KvType::int8>{values, bytes / kv_page, stored, kv_blocks(dim)}, kv_row_stride(t.v_dim), scratch, units,
+                ahead);
+    return scratch;
+  }
+  if (latent) {
+    code_values(Rows<A, KvType::int16>{values, bytes / kv_page, stored, kv_blocks(dim)}, kv_row_stride(t.v_dim), scratch, units,
+                ahead);
+    return scratch;
+  }
+  load_scales<A>(stored, kv_page, units);
+  return reinterpret_cast<const std::int32_t*>(values);
 }
 
-/// A page's keys and values as codes, whatever the type of the page.
+/// Lines to fetch at each of the steps that `queries` take with a page of int16: as many as make its bytes.
 template <class A>
-void code_page_keys(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* codes, float* scales,
-                    Ahead& ahead) noexcept {
-  const std::byte* keys = t.pages[page] + t.key_offset;
-  const std::int64_t stride = kv_row_stride(t.k_dim), blocks = kv_blocks(t.k_dim);
-  const auto with = [&](auto type) MOXIE_INLINE_LAMBDA {
-    if (latent)
-      code_key_rows<A, type.value>(keys, stride, keys + kv_page * stride, blocks, codes, scales);
-    else
-      code_keys<A, type.value>(keys, t.k_dim, codes, scales, ahead);
-  };
-  if (t.type == KvType::f16)
-    with(TypeConstant<KvType::f16>{});
-  else if (t.type == KvType::bf16)
-    with(TypeConstant<KvType::bf16>{});
-  else
-    with(TypeConstant<KvType::int8>{});
-}
-template <class A>
-void code_page_values(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* codes, float* exponents,
-                      float* inverses, Ahead& ahead) noexcept {
-  const std::byte* rows = t.pages[page] + (latent ? t.key_offset : t.value_offset);
-  const std::int64_t dim = latent ? t.k_dim : t.v_dim, stride = kv_row_stride(dim);
-  const auto with = [&](auto type) MOXIE_INLINE_LAMBDA {
-    code_values<A, type.value>(rows, stride, kv_row_stride(t.v_dim), rows + kv_page * stride, kv_blocks(dim), codes, exponents,
-                               inverses, ahead);
-  };
-  if (t.type == KvType::f16)
-    with(TypeConstant<KvType::f16>{});
-  else if (t.type == KvType::bf16)
-    with(TypeConstant<KvType::bf16>{});
-  else
-    with(TypeConstant<KvType::int8>{});
+MOXIE_INLINE int lines_of_step(const AttentionTile& t, std::int64_t queries, std::int64_t bytes) noexcept {
+  const std::int64_t vectors = (kv_blocks(t.k_dim) * kv_pairs * kv_page + kv_row_stride(t.v_dim) * kv_page_pairs) / lanes<A>;
+  const std::int64_t tile = queries == 1 ? 4 : lanes<A> == 16 && queries >= 6 ? 13 : 8;  // vectors of a step, as in product()
+  const std::int64_t lines = (bytes / 64 * tile + queries * vectors / 2) / (queries * vectors);
+  return lines <= 1 ? 1 : lines == 2 ? 2 : 4;
 }
 
 }  // namespace int16
 
-/// Pages of f16, bf16 or int8; of latent ones the values are the begin of the keys.
+/// Pages of int16 or int8; of latent ones the values are the begin of the keys.
 template <class A>
 void attend_int16_pages(const AttentionTile& t, bool latent) {
   using namespace int16;
   const std::int64_t queries = t.rows * t.heads, all = (queries + 15) / 16 * 16;
   const std::int64_t values = kv_row_stride(t.v_dim), blocks = kv_blocks(t.k_dim), groups = (blocks + group - 1) / group;
-  const std::int64_t panels = (values + panel - 1) / panel;
   const auto words = [](float* p) { return reinterpret_cast<std::int32_t*>(p); };
   float* out = t.scratch;                                                 // [queries][values]
   float* scores = out + all * values;                                     // [queries][64]
   std::int32_t* p = words(scores + all * kv_page);                        // [queries][32]
-  std::int32_t* q = p + all * pairs_of_page;                              // [groups][all][64]
+  std::int32_t* q = p + all * kv_page_pairs;                              // [groups][all][64]
   float* q_scale = reinterpret_cast<float*>(q + groups * all * q_words);  // [groups][all]
   float* max = q_scale + groups * all;
   float *sum = max + all, *page_max = sum + all, *page_sum = page_max + all, *alpha = page_sum + all, *beta = alpha + all;
-  std::int32_t* keys = words(max + 8 * all);  // [blocks][16][64]
-  float* key_scale = reinterpret_cast<float*>(keys + blocks * pairs_of_block * kv_page);
+  std::int32_t* key_codes = words(max + 8 * all);  // [blocks][16][64]
+  float* key_scale = reinterpret_cast<float*>(key_codes + blocks * kv_pairs * kv_page);
   std::int32_t* value_codes = words(key_scale + blocks * kv_page);  // [panels][32][64]
-  float* exponents = reinterpret_cast<float*>(value_codes + panels * pairs_of_page * panel);
-  float* inverses = exponents + kv_page;
+  float* exponents = reinterpret_cast<float*>(value_codes + kv_panels(t.v_dim) * kv_page_pairs * kv_panel);
+  float *inverses = exponents + kv_page, *units = inverses + kv_page;
 
   for (std::int64_t i = 0; i < queries; ++i) {
     const float* from = t.q + i / t.heads * t.q_stride + i % t.heads * t.k_dim;
-    float* padded = reinterpret_cast<float*>(keys);  // not used yet, and 32 times as large
+    float* padded = reinterpret_cast<float*>(key_codes);  // not used yet, and 32 times as large
     __builtin_memcpy(padded, from, static_cast<std::size_t>(t.k_dim) * sizeof(float));
     for (std::int64_t d = t.k_dim; d < blocks * kv_block; ++d) padded[d] = 0.0f;
     code_query<A>(padded, blocks * kv_block, t.scale * 1.44269504088896341f, q + i * q_words, q_scale + i, all);
@@ -314,33 +307,40 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
 
   const bool split = t.partials != nullptr;
   const Span pages = tile_pages(t);
+  const std::int64_t page_bytes =
+      latent ? kv_key_bytes(t.type, t.k_dim, true)  // keys and values lie together
+             : static_cast<std::int64_t>(t.value_offset - t.key_offset) + kv_value_bytes(t.type, t.v_dim);
+  const int lines = t.type == KvType::int16 ? lines_of_step<A>(t, queries, page_bytes) : 1;
   for (std::int64_t page = pages.begin; page < pages.end; ++page) {
     const Span rows = page_rows(t, page);
     const std::int64_t begin = rows.begin * t.heads, end = rows.end * t.heads;
     const std::byte* next = t.pages[page + 1 < pages.end ? page + 1 : page] + t.key_offset;
-    Ahead ahead{next, next + (page + 1 < pages.end ? kv_bytes(t, latent) : 0)};
-    code_page_keys<A>(t, latent, page, keys, key_scale, ahead);
-    code_page_values<A>(t, latent, page, value_codes, exponents, inverses, ahead);
+    Ahead ahead{next, next + (page + 1 < pages.end ? page_bytes : 0), lines};
+    const std::int32_t* keys = page_keys<A>(t, latent, page, key_codes, key_scale, ahead);
+    const std::int32_t* page_codes = page_values<A>(t, latent, page, value_codes, units, ahead);
+    value_factors<A>(units, exponents, inverses);
 
     for (std::int64_t g = 0; g < groups; ++g) {
       const std::int64_t first = g * group, n = blocks - first < group ? blocks - first : group;
-      product<A>(Scores{q + g * all * q_words, q_scale + g * all, keys + first * pairs_of_block * kv_page,
-                        key_scale + first * kv_page, n, g == 0 ? exponents : nullptr, scores},
+      product<A>(Scores{q + g * all * q_words, q_scale + g * all, keys + first * kv_pairs * kv_page, key_scale + first * kv_page,
+                        n, g == 0 ? exponents : nullptr, scores},
                  begin, end, kv_page, ahead);
     }
     float* partial = split ? t.partials + (page - pages.begin) * attention_partial(queries, t.v_dim) : nullptr;
     float* largest = split ? partial + queries * values : page_max;
     float* total = split ? largest + all : page_sum;
+    const bool all_seen = seen_keys(t, page, rows.begin).end == kv_page && seen_keys(t, page, rows.end - 1).begin == 0;
+    for (std::int64_t row = rows.begin; row < rows.end && !all_seen; ++row)
+      for (std::int64_t head = 0; head < t.heads; ++head)
+        hide(scores + (row * t.heads + head) * kv_page, seen_keys(t, page, row));
     for (std::int64_t i = begin; i < end; i += lanes<A>)
-      softmax<A>(
-          scores + i * kv_page, end - i < lanes<A> ? end - i : lanes<A>, inverses,
-          [&](std::int64_t j) MOXIE_INLINE_LAMBDA { return seen_keys(t, page, (i + j) / t.heads); }, p + i * pairs_of_page,
-          largest + i, total + i);
+      softmax<A>(scores + i * kv_page, end - i < lanes<A> ? end - i : lanes<A>, inverses, p + i * kv_page_pairs, largest + i,
+                 total + i);
     if (!split)
       attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
-    for (std::int64_t column = 0; column < values; column += panel) {
-      const std::int64_t columns = values - column < panel ? values - column : panel;
-      const std::int32_t* codes = value_codes + column * pairs_of_page;
+    for (std::int64_t column = 0; column < values; column += kv_panel) {
+      const std::int64_t columns = values - column < kv_panel ? values - column : kv_panel;
+      const std::int32_t* codes = page_codes + column * kv_page_pairs;
       if (split)
         product<A>(Values<false>{p, codes, partial + column, values, nullptr, nullptr}, begin, end, columns, ahead);
       else

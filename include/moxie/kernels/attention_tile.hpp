@@ -9,8 +9,10 @@
 
 namespace moxie {
 
-/// Elements of the KV cache. int8: codes with a bf16 scale for each 32 dimensions of a position's key or value.
-enum class KvType { f32, f16, bf16, int8 };
+/// Elements of the KV cache. int16: the codes that attention with int8 activations multiplies, of 13 bits of keys with a power of
+/// two for each 32 dimensions, of 12 bits of values with one for each position. int8: codes with a bf16 scale for each 32
+/// dimensions of a position's key or value. Attention over the others is in f32.
+enum class KvType { f32, f16, bf16, int16, int8 };
 
 }  // namespace moxie
 
@@ -23,18 +25,40 @@ inline constexpr std::int64_t kv_page = 64;
 /// Elements from one value (or latent) row of a page to the next: whole AVX-512 registers.
 MOXIE_INLINE constexpr std::int64_t kv_row_stride(std::int64_t dim) noexcept { return (dim + 15) / 16 * 16; }
 
-/// Dimensions that share a scale in a page of int8.
+/// Dimensions that share a scale in a page of int8, or a unit in keys of int16.
 inline constexpr std::int64_t kv_block = 32;
 MOXIE_INLINE constexpr std::int64_t kv_blocks(std::int64_t dim) noexcept { return (dim + kv_block - 1) / kv_block; }
+
+/// Pages of int16 hold words of two codes: of 32 dimensions (of values: positions) word i has number i in its low half, number
+/// i + 16 in its high half. So many bits of a code beside its sign let 32 products of keys, or 64 of values, fit in 31 bits.
+inline constexpr int kv_key_bits = 13, kv_value_bits = 12;
+inline constexpr std::int64_t kv_pairs = kv_block / 2;      ///< words of a block of a key
+inline constexpr std::int64_t kv_page_pairs = kv_page / 2;  ///< words of a page's values of one dimension
+inline constexpr std::int64_t kv_panel = 64;                ///< dimensions of values that lie together
+MOXIE_INLINE constexpr std::int64_t kv_panels(std::int64_t dim) noexcept { return (dim + kv_panel - 1) / kv_panel; }
+
+/// Bytes of the elements of a page's keys, or of its latent rows, without scales.
+MOXIE_INLINE constexpr std::int64_t kv_element_bytes(KvType type) noexcept {
+  return type == KvType::f32 ? 4 : type == KvType::int8 ? 1 : 2;
+}
+MOXIE_INLINE constexpr std::int64_t kv_key_bytes(KvType type, std::int64_t dim, bool latent) noexcept {
+  if (type == KvType::int16) return kv_page * kv_blocks(dim) * kv_pairs * 4;
+  return kv_page * (latent ? kv_row_stride(dim) : dim) * kv_element_bytes(type);
+}
+/// Bytes of the elements of a page's values, without scales.
+MOXIE_INLINE constexpr std::int64_t kv_value_bytes(KvType type, std::int64_t dim) noexcept {
+  if (type == KvType::int16) return kv_panels(dim) * kv_page_pairs * kv_panel * 4;
+  return kv_page * kv_row_stride(dim) * kv_element_bytes(type);
+}
 
 /// Query head h of row r, [k_dim], is at q + r * q_stride + h * k_dim; its result, [v_dim], goes to out + r * out_stride + h *
 /// v_dim. Row r is at `position + r` and sees the keys of positions [0, position + r], of those the last `window` if that is not
 /// 0.
 struct AttentionTile {
   const std::byte* const* pages;  ///< page p holds positions [64 p, 64 p + 64)
-  std::size_t key_offset;         ///< bytes from a page's start to keys [k_dim][64], or to latent rows [64][kv_row_stride(k_dim)]
-  std::size_t value_offset;       ///< to values [64][kv_row_stride(v_dim)]; latent: not used, values are the rows' first v_dim
-  KvType type;                    ///< of both; int8: scales follow, of keys [kv_blocks(k_dim)][64], of rows [64][kv_blocks(dim)]
+  std::size_t key_offset;         ///< bytes from a page's start to keys, or to latent rows (attention/kv_cache.hpp)
+  std::size_t value_offset;       ///< to values; latent: not used, values are the rows' first v_dim
+  KvType type;                    ///< of both
   std::int64_t k_dim, v_dim;
   std::int64_t position, rows, heads;
   std::int64_t window;  ///< 0: none

@@ -1,8 +1,8 @@
 #pragma once
 // Primitives of products of 16-bit codes: vectors of 32-bit words, each a pair of codes (the low half first), exact 32-bit sums.
 //
-//   add(sum, x, y)   sum + x.low * y.low + x.high * y.high      max_u16(x, y)   the larger of each half, unsigned
-//   load_i8(p)       consecutive int8, one a word               join(low, high)   words of the low halves of both
+//   add(sum, x, y)   sum + x.low * y.low + x.high * y.high      join(low, high)   words of the low halves of both
+//   load_i8(p)       consecutive int8, one a word
 //   reduce(x, op)    word i is op over all words of vector i, in one order, for as many vectors as a vector has words
 //   transpose(x)     of a square of words: word j of vector i with word i of vector j
 //
@@ -44,7 +44,6 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
     __asm__("" : "+x"(total));  // compilers must not balance the additions of a sum into a tree, whose leaves no register holds
     return total;
   }
-  MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm256_max_epu16(x, y); }
   MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
     const __m256i even = low, odd = _mm256_slli_epi32(high, 16);  // without optimization the blend is a macro that casts
     return _mm256_blend_epi16(even, odd, 0xaa);
@@ -90,7 +89,6 @@ struct PairOps<A, xsimd::avx512bw> {
   using W = Words<A>;
 
   MOXIE_INLINE static W add(const W& sum, const W& x, const W& y) noexcept { return _mm512_dpwssd_epi32(sum, x, y); }
-  MOXIE_INLINE static W max_u16(const W& x, const W& y) noexcept { return _mm512_max_epu16(x, y); }
   MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
     const __m512i even = low, odd = _mm512_slli_epi32(high, 16);
     return _mm512_mask_blend_epi16(0xaaaaaaaa, even, odd);
