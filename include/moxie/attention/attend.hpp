@@ -191,6 +191,7 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
     const KvShape& shape = row.sequence->shape();
     const std::int64_t kv_head = latent ? 0 : tile.head / group;
     return kernels::AttentionTile{.pages = row.sequence->pages(),
+                                  .scale_offset = shape.scale_offset(layer, kv_head),
                                   .key_offset = shape.key_offset(layer, kv_head),
                                   .value_offset = shape.value_offset(layer, kv_head),
                                   .type = shape.type,

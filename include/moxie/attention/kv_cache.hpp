@@ -8,14 +8,16 @@
 //   multi-head latent         one row for each position, [64][k_dim] = latent and rotated key; values are its first dimensions
 // Rows are padded to 16 elements with zeros.
 //
-// int8: codes x / d in [-127, 127] with one scale d for each 32 dimensions of a position: the scales, bf16, follow the keys as
-// [blocks][64], the values (or latent rows) as [64][blocks]. d is the largest |x| / 127 rounded up, so that no code is cut off.
+// Scales of codes, bf16, come first, those of keys, then those of values, so that a page is read from its begin to its end.
 //
-// int16: codes x / u, u a power of two that gives the largest of the elements that share it 13 bits (of values: 12), as bf16, in
-// words of two (kernels/attention_tile.hpp). What is smaller than 2^-60 loses bits.
-//   keys          words [blocks of 32 dimensions][16][64], then u [blocks][64]
-//   values        words [panels of 64 dimensions][32][64], then u [64]
-//   latent rows   words [64][blocks * 16], then u [64][blocks]
+// int8: codes x / d in [-127, 127] with one scale d for each 32 dimensions of a position, of keys [blocks][64], of values (or
+// latent rows) [64][blocks]. d is the largest |x| / 127 rounded up, so that no code is cut off.
+//
+// int16: codes x / u, u a power of two that gives the largest of the elements that share it 13 bits (of values: 12), in words of
+// two (kernels/attention_tile.hpp). What is smaller than 2^-60 loses bits.
+//   keys          words [blocks of 32 dimensions][16][64], u [blocks][64]
+//   values        words [panels of 64 dimensions][32][64], u [64]
+//   latent rows   words [64][blocks * 16], u [64][blocks]
 //
 // What shares a scale with an element that is not finite has a scale that is NaN.
 //
@@ -74,25 +76,27 @@ struct KvShape {
   KvType type = KvType::int16;
 
   bool latent() const noexcept { return v_dim == 0; }
-  /// Bytes of the keys (latent: of the rows) and of the values of one layer and head, their scales included.
-  std::size_t key_bytes() const noexcept {
-    return static_cast<std::size_t>(kernels::kv_key_bytes(type, k_dim, latent()) +
-                                    (coded() ? kv_page * kernels::kv_blocks(k_dim) * 2 : 0));
-  }
-  std::size_t value_bytes() const noexcept {
-    if (latent()) return 0;
-    const std::int64_t scales = type == KvType::int16 ? 1 : kernels::kv_blocks(v_dim);
-    return static_cast<std::size_t>(kernels::kv_value_bytes(type, v_dim) + (coded() ? kv_page * scales * 2 : 0));
-  }
   bool coded() const noexcept { return type == KvType::int16 || type == KvType::int8; }
+  /// Bytes of one layer and head in a page: scales, keys (latent: rows), values.
+  std::size_t scale_bytes() const noexcept {
+    return static_cast<std::size_t>(kernels::kv_key_scale_bytes(type, k_dim) +
+                                    (latent() ? 0 : kernels::kv_value_scale_bytes(type, v_dim)));
+  }
+  std::size_t key_bytes() const noexcept { return static_cast<std::size_t>(kernels::kv_key_bytes(type, k_dim, latent())); }
+  std::size_t value_bytes() const noexcept {
+    return latent() ? 0 : static_cast<std::size_t>(kernels::kv_value_bytes(type, v_dim));
+  }
   /// Byte offsets in a page.
+  std::size_t scale_offset(std::int64_t layer, std::int64_t head) const noexcept {
+    return static_cast<std::size_t>(layer * n_heads + head) * (scale_bytes() + key_bytes() + value_bytes());
+  }
   std::size_t key_offset(std::int64_t layer, std::int64_t head) const noexcept {
-    return static_cast<std::size_t>(layer * n_heads + head) * (key_bytes() + value_bytes());
+    return scale_offset(layer, head) + scale_bytes();
   }
   std::size_t value_offset(std::int64_t layer, std::int64_t head) const noexcept {
     return key_offset(layer, head) + (latent() ? 0 : key_bytes());
   }
-  std::size_t page_bytes() const noexcept { return key_offset(n_layers, 0); }
+  std::size_t page_bytes() const noexcept { return scale_offset(n_layers, 0); }
 
   /// Throws ArgumentError when a size is not positive or a page would be larger than 2^40 bytes.
   void check() const {
@@ -107,7 +111,7 @@ struct KvShape {
     if (latent() && n_heads != 1)
       throw ArgumentError({{}, "KvShape.n_heads", {}}, concat("a latent cache (v_dim = 0) has 1 head, got ", n_heads));
     // sizes are below 2^20 each, so every product of two is exact
-    const auto head_bytes = static_cast<std::int64_t>(key_bytes() + value_bytes());
+    const auto head_bytes = static_cast<std::int64_t>(scale_bytes() + key_bytes() + value_bytes());
     constexpr std::int64_t most_bytes = std::int64_t{1} << 40;
     if (n_layers * n_heads > most_bytes / head_bytes)
       throw ArgumentError({{}, "KvShape", {}}, "a page of 64 positions would take more than 2^40 bytes");
@@ -346,7 +350,6 @@ class KvSequence {
 
   void write_int16(std::int64_t layer, std::int64_t position, const float* k, const float* v) noexcept {
     using kernels::kv_block, kernels::kv_blocks, kernels::kv_pairs, kernels::kv_page_pairs, kernels::kv_panel;
-    using kernels::kv_key_bytes, kernels::kv_value_bytes;
     const KvShape& shape = state_->shape;
     const bool latent = shape.latent();
     std::byte* page = data_[static_cast<std::size_t>(position / kv_page)];
@@ -356,8 +359,7 @@ class KvSequence {
       std::memcpy(units + 2 * i, &bits, 2);
     };
     for (std::int64_t head = 0; head < shape.n_heads; ++head) {
-      std::byte* keys = page + shape.key_offset(layer, head);
-      std::byte* units = keys + kv_key_bytes(KvType::int16, shape.k_dim, latent);
+      std::byte *keys = page + shape.key_offset(layer, head), *units = page + shape.scale_offset(layer, head);
       for (std::int64_t b = 0; b < blocks; ++b) {
         const float* x = k + head * shape.k_dim + b * kv_block;
         const std::int64_t n = std::min(kv_block, shape.k_dim - b * kv_block);
@@ -380,7 +382,7 @@ class KvSequence {
         const std::int16_t code = code_of(x[d], inverse);
         std::memcpy(values + 4 * ((d / kv_panel * kv_page_pairs + pair) * kv_panel + d % kv_panel) + 2 * half, &code, 2);
       }
-      store_unit(values + kv_value_bytes(KvType::int16, shape.v_dim), slot, unit);
+      store_unit(units + kernels::kv_key_scale_bytes(KvType::int16, shape.k_dim), slot, unit);
     }
   }
 
@@ -409,9 +411,10 @@ class KvSequence {
       std::byte* rows = shape.latent() ? keys : page + shape.value_offset(layer, head);
       const std::int64_t dim = shape.latent() ? shape.k_dim : shape.v_dim, stride = kernels::kv_row_stride(dim);
       const float* row = shape.latent() ? k : v + head * shape.v_dim;
-      quantize(row, dim, rows + slot * stride, 1, rows + kv_page * stride + slot * kernels::kv_blocks(dim) * 2, 2);
-      if (!shape.latent())
-        quantize(k + head * shape.k_dim, shape.k_dim, keys + slot, kv_page, keys + kv_page * shape.k_dim + slot * 2, kv_page * 2);
+      std::byte* scales = page + shape.scale_offset(layer, head);
+      std::byte* row_scales = scales + (shape.latent() ? 0 : kernels::kv_key_scale_bytes(KvType::int8, shape.k_dim));
+      quantize(row, dim, rows + slot * stride, 1, row_scales + slot * kernels::kv_blocks(dim) * 2, 2);
+      if (!shape.latent()) quantize(k + head * shape.k_dim, shape.k_dim, keys + slot, kv_page, scales + slot * 2, kv_page * 2);
     }
   }
 

@@ -113,11 +113,12 @@ struct CodePair {
 
 /// Keys of a page as f32, [k_dim][64]: where they are, or converted into `scratch`.
 template <class A>
-const float* attention_keys(const std::byte* data, KvType type, std::int64_t k_dim, float* scratch) {
+const float* attention_keys(const std::byte* data, const std::byte* scale_bytes, KvType type, std::int64_t k_dim,
+                            float* scratch) {
   using F = Floats<A>;
   constexpr auto lanes = static_cast<std::int64_t>(F::size);
   if (type != KvType::int8 && type != KvType::int16) return attention_floats<A>(data, type, kv_page * k_dim, scratch);
-  const auto* scales = reinterpret_cast<const std::uint16_t*>(data + kv_key_bytes(type, k_dim, false));  // [blocks][64]
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(scale_bytes);
   for (std::int64_t b = 0; b < kv_blocks(k_dim); ++b)
     for (std::int64_t j = 0; j < kv_page; j += lanes) {
       const F scale = load_bf16<A>(scales + b * kv_page + j);
@@ -139,15 +140,15 @@ const float* attention_keys(const std::byte* data, KvType type, std::int64_t k_d
 
 /// Values of a page as f32, [64][kv_row_stride(dim)], or latent rows.
 template <class A>
-const float* attention_values(const std::byte* data, KvType type, std::int64_t dim, bool latent, float* scratch) {
+const float* attention_values(const std::byte* data, const std::byte* scales, KvType type, std::int64_t dim, bool latent,
+                              float* scratch) {
   using F = Floats<A>;
   constexpr auto lanes = static_cast<std::int64_t>(F::size);
   const std::int64_t stride = kv_row_stride(dim), blocks = kv_blocks(dim);
   if (type != KvType::int8 && type != KvType::int16) return attention_floats<A>(data, type, kv_page * stride, scratch);
-  const std::byte* end = data + (latent ? kv_key_bytes(type, dim, true) : kv_value_bytes(type, dim));
   const auto scale = [&](std::int64_t i)
-                         MOXIE_INLINE_LAMBDA { return F(bf16_to_f32(reinterpret_cast<const std::uint16_t*>(end)[i])); };
-  if (type == KvType::int8) {  // scales [64][blocks]
+                         MOXIE_INLINE_LAMBDA { return F(bf16_to_f32(reinterpret_cast<const std::uint16_t*>(scales)[i])); };
+  if (type == KvType::int8) {
     for (std::int64_t j = 0; j < kv_page; ++j)
       for (std::int64_t d = 0; d < stride; d += lanes)
         (load_i8<A>(reinterpret_cast<const std::int8_t*>(data) + j * stride + d) * scale(j * blocks + d / kv_block))
@@ -272,9 +273,9 @@ void attend_pages(const AttentionTile& t, bool latent) {
     const Span seeing = page_rows(t, page);
     const std::int64_t begin = seeing.begin * t.heads, end = seeing.end * t.heads;
 
-    const std::byte* stored = t.pages[page] + t.key_offset;
-    const float* keys =
-        latent ? attention_values<A>(stored, t.type, t.k_dim, true, floats) : attention_keys<A>(stored, t.type, t.k_dim, floats);
+    const std::byte *stored = t.pages[page] + t.key_offset, *scales = t.pages[page] + t.scale_offset;
+    const float* keys = latent ? attention_values<A>(stored, scales, t.type, t.k_dim, true, floats)
+                               : attention_keys<A>(stored, scales, t.type, t.k_dim, floats);
     if (latent) {
       attention_product<A>({keys, value_stride, q, lanes, transposed, lanes, t.k_dim, nullptr, nullptr}, kv_page, lanes);
       for (std::int64_t i = begin; i < end; ++i)
@@ -294,7 +295,9 @@ void attend_pages(const AttentionTile& t, bool latent) {
     if (!split)
       attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
 
-    const float* v = latent ? keys : attention_values<A>(t.pages[page] + t.value_offset, t.type, t.v_dim, false, floats);
+    const float* v = latent ? keys
+                            : attention_values<A>(t.pages[page] + t.value_offset, scales + kv_key_scale_bytes(t.type, t.k_dim),
+                                                  t.type, t.v_dim, false, floats);
     for (std::int64_t row = seeing.begin; row < seeing.end;) {  // neighbours that see the same keys together
       const std::int64_t i = row * t.heads;
       const auto [from, to] = seen_keys(t, page, row);

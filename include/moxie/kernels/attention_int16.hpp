@@ -227,8 +227,7 @@ MOXIE_INLINE void softmax(const float* scores, std::int64_t n, const float* inve
 template <class A>
 const std::int32_t* page_keys(const AttentionTile& t, bool latent, std::int64_t page, std::int32_t* scratch, float* scales,
                               Ahead& ahead) noexcept {
-  const std::byte* keys = t.pages[page] + t.key_offset;
-  const std::byte* stored = keys + kv_key_bytes(t.type, t.k_dim, latent);
+  const std::byte *keys = t.pages[page] + t.key_offset, *stored = t.pages[page] + t.scale_offset;
   const std::int64_t blocks = kv_blocks(t.k_dim);
   if (latent) {
     const std::int64_t row_bytes = kv_key_bytes(t.type, t.k_dim, true) / kv_page;
@@ -249,7 +248,7 @@ const std::int32_t* page_values(const AttentionTile& t, bool latent, std::int64_
   const std::byte* values = t.pages[page] + (latent ? t.key_offset : t.value_offset);
   const std::int64_t dim = latent ? t.k_dim : t.v_dim,
                      bytes = latent ? kv_key_bytes(t.type, dim, true) : kv_value_bytes(t.type, dim);
-  const std::byte* stored = values + bytes;
+  const std::byte* stored = t.pages[page] + t.scale_offset + (latent ? 0 : kv_key_scale_bytes(t.type, t.k_dim));
   if (t.type == KvType::int8) {
     code_values(Rows<A, KvType::int8>{values, bytes / kv_page, stored, kv_blocks(dim)}, kv_row_stride(t.v_dim), scratch, units,
                 ahead);
@@ -307,14 +306,13 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
 
   const bool split = t.partials != nullptr;
   const Span pages = tile_pages(t);
-  const std::int64_t page_bytes =
-      latent ? kv_key_bytes(t.type, t.k_dim, true)  // keys and values lie together
-             : static_cast<std::int64_t>(t.value_offset - t.key_offset) + kv_value_bytes(t.type, t.v_dim);
+  const std::int64_t page_bytes = static_cast<std::int64_t>((latent ? t.key_offset : t.value_offset) - t.scale_offset) +
+                                  (latent ? kv_key_bytes(t.type, t.k_dim, true) : kv_value_bytes(t.type, t.v_dim));
   const int lines = t.type == KvType::int16 ? lines_of_step<A>(t, queries, page_bytes) : 1;
   for (std::int64_t page = pages.begin; page < pages.end; ++page) {
     const Span rows = page_rows(t, page);
     const std::int64_t begin = rows.begin * t.heads, end = rows.end * t.heads;
-    const std::byte* next = t.pages[page + 1 < pages.end ? page + 1 : page] + t.key_offset;
+    const std::byte* next = t.pages[page + 1 < pages.end ? page + 1 : page] + t.scale_offset;
     Ahead ahead{next, next + (page + 1 < pages.end ? page_bytes : 0), lines};
     const std::int32_t* keys = page_keys<A>(t, latent, page, key_codes, key_scale, ahead);
     const std::int32_t* page_codes = page_values<A>(t, latent, page, value_codes, units, ahead);

@@ -37,7 +37,14 @@ inline constexpr std::int64_t kv_page_pairs = kv_page / 2;  ///< words of a page
 inline constexpr std::int64_t kv_panel = 64;                ///< dimensions of values that lie together
 MOXIE_INLINE constexpr std::int64_t kv_panels(std::int64_t dim) noexcept { return (dim + kv_panel - 1) / kv_panel; }
 
-/// Bytes of the elements of a page's keys, or of its latent rows, without scales.
+/// Bytes of the bf16 scales (int16: units) of a page's keys or latent rows, and of its values.
+MOXIE_INLINE constexpr std::int64_t kv_key_scale_bytes(KvType type, std::int64_t dim) noexcept {
+  return type == KvType::int16 || type == KvType::int8 ? kv_page * kv_blocks(dim) * 2 : 0;
+}
+MOXIE_INLINE constexpr std::int64_t kv_value_scale_bytes(KvType type, std::int64_t dim) noexcept {
+  return type == KvType::int16 ? kv_page * 2 : kv_key_scale_bytes(type, dim);
+}
+/// Bytes of the elements of a page's keys, or of its latent rows.
 MOXIE_INLINE constexpr std::int64_t kv_element_bytes(KvType type) noexcept {
   return type == KvType::f32 ? 4 : type == KvType::int8 ? 1 : 2;
 }
@@ -45,7 +52,7 @@ MOXIE_INLINE constexpr std::int64_t kv_key_bytes(KvType type, std::int64_t dim, 
   if (type == KvType::int16) return kv_page * kv_blocks(dim) * kv_pairs * 4;
   return kv_page * (latent ? kv_row_stride(dim) : dim) * kv_element_bytes(type);
 }
-/// Bytes of the elements of a page's values, without scales.
+/// Bytes of the elements of a page's values.
 MOXIE_INLINE constexpr std::int64_t kv_value_bytes(KvType type, std::int64_t dim) noexcept {
   if (type == KvType::int16) return kv_panels(dim) * kv_page_pairs * kv_panel * 4;
   return kv_page * kv_row_stride(dim) * kv_element_bytes(type);
@@ -56,7 +63,8 @@ MOXIE_INLINE constexpr std::int64_t kv_value_bytes(KvType type, std::int64_t dim
 /// 0.
 struct AttentionTile {
   const std::byte* const* pages;  ///< page p holds positions [64 p, 64 p + 64)
-  std::size_t key_offset;         ///< bytes from a page's start to keys, or to latent rows (attention/kv_cache.hpp)
+  std::size_t scale_offset;       ///< bytes from a page's start to the scales of keys, then values (attention/kv_cache.hpp)
+  std::size_t key_offset;         ///< to keys, or to latent rows
   std::size_t value_offset;       ///< to values; latent: not used, values are the rows' first v_dim
   KvType type;                    ///< of both
   std::int64_t k_dim, v_dim;

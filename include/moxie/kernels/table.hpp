@@ -124,7 +124,7 @@ struct Table {
   /// Grouped-query attention, and multi-head latent attention over latent rows (attention.hpp).
   void (*attend_gqa)(const AttentionTile&);
   void (*attend_mla)(const AttentionTile&);
-  /// The same on 16-bit codes, for pages that are not f32 (attention_int16.hpp); nullptr where that is not faster.
+  /// The same on 16-bit codes, for pages of int16 and int8 (attention_int16.hpp); nullptr where that is not faster.
   void (*attend_gqa_int16)(const AttentionTile&);
   void (*attend_mla_int16)(const AttentionTile&);
   void (*merge_attention)(const AttentionMerge&);
