@@ -333,6 +333,32 @@ TEST_CASE("keys and values that are not finite make the rows that see them not f
         }
 }
 
+TEST_CASE("pages of int16 hold keys and values of any size, and zeros") {
+  for (const Activations activations : {Activations::f32, Activations::int8}) {
+    Problem p(gqa(4, 2, 40), KvType::int16, 130, 3);
+    p.activations = activations;
+    for (float& x : p.q) x *= 1e12f;
+    for (float& x : p.k) x *= 1e-12f;
+    for (float& x : p.v) x *= 1e12f;
+    for (std::int64_t i = 50 * p.k_width(); i < 52 * p.k_width(); ++i) p.k[static_cast<std::size_t>(i)] = p.v[static_cast<std::size_t>(i)] = 0;
+    const KvPool pool(p.shape());
+    const std::vector<float> out = p.run_all(p.sequence(pool), 2);
+    double worst = 0;
+    for (std::int64_t position = 0; position < p.n; ++position) {
+      const std::vector<double> wanted = p.reference(position);
+      for (std::size_t i = 0; i < wanted.size(); ++i) {
+        const double got = static_cast<double>(out[static_cast<std::size_t>(position * p.out_width()) + i]);
+        worst = std::max(worst, std::isfinite(got) ? std::abs(got - wanted[i]) / 1e12 : 1e30);
+      }
+    }
+    CHECK(worst < (activations == Activations::int8 ? 2e-3 : 5e-6));
+    p.v[static_cast<std::size_t>(100 * p.k_width())] = 1e15f;  // what the codes could not weigh becomes NaN, no wrong number
+    const std::vector<float> large = p.run_all(p.sequence(pool), 2);
+    CHECK(std::isnan(large[static_cast<std::size_t>(101 * p.out_width())]));
+    CHECK(same_bits(large.data(), out.data(), 100 * p.out_width()));
+  }
+}
+
 TEST_CASE("a sink of minus infinity changes no bit, one far above the scores takes everything") {
   for (const Activations activations : {Activations::f32, Activations::int8}) {
     Problem p(gqa(4, 2, 32), KvType::int16, 100);

@@ -14,7 +14,8 @@
 // latent rows) [64][blocks]. d is the largest |x| / 127 rounded up, so that no code is cut off.
 //
 // int16: codes x / u, u a power of two that gives the largest of the elements that share it 13 bits (of values: 12), in words of
-// two (kernels/attention_tile.hpp). What is smaller than 2^-60 loses bits.
+// two (kernels/attention_tile.hpp). Keys below 2^-60 and values below 2^-45 lose bits; values of 2^45 and more count as not
+// finite.
 //   keys          words [blocks of 32 dimensions][16][64], u [blocks][64]
 //   values        words [panels of 64 dimensions][32][64], u [64]
 //   latent rows   words [64][blocks * 16], u [64][blocks]
@@ -335,12 +336,12 @@ class KvSequence {
     }
   }
 
-  /// The unit of codes of n elements, the largest of which gets `bits` bits: a power of two from 2^(-61 + bits) on, or NaN.
-  static float unit_of(const float* x, std::int64_t n, int bits) noexcept {
-    std::uint32_t largest = std::bit_cast<std::uint32_t>(0x1p-60f);  // bits of |x|, ordered as their values, NaN last
+  /// The unit of codes of n elements, the largest of which gets `bits` bits, as if it were at least `least`: a power of two, or
+  /// NaN if it is not below `bound`.
+  static float unit_of(const float* x, std::int64_t n, int bits, float least, float bound) noexcept {
+    std::uint32_t largest = std::bit_cast<std::uint32_t>(least);  // bits of |x|, ordered as their values, NaN last
     for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
-    if (largest >= std::bit_cast<std::uint32_t>(std::numeric_limits<float>::infinity()))
-      return std::numeric_limits<float>::quiet_NaN();
+    if (largest >= std::bit_cast<std::uint32_t>(bound)) return std::numeric_limits<float>::quiet_NaN();
     return std::bit_cast<float>(largest & 0x7f800000u) / static_cast<float>(1 << (bits - 1));
   }
   /// x * inverse rounded to a code (half to even): 1.5 * 2^23 has an ulp of 1.
@@ -363,7 +364,8 @@ class KvSequence {
       for (std::int64_t b = 0; b < blocks; ++b) {
         const float* x = k + head * shape.k_dim + b * kv_block;
         const std::int64_t n = std::min(kv_block, shape.k_dim - b * kv_block);
-        const float unit = unit_of(x, n, kernels::kv_key_bits), inverse = 1.0f / unit;
+        const float unit = unit_of(x, n, kernels::kv_key_bits, kernels::kv_key_least, std::numeric_limits<float>::infinity()),
+                    inverse = 1.0f / unit;
         std::int16_t codes[kv_block] = {};
         for (std::int64_t i = 0; i < n; ++i) codes[i] = code_of(x[i], inverse);
         for (std::int64_t i = 0; i < kv_pairs; ++i) {
@@ -375,7 +377,8 @@ class KvSequence {
       }
       if (latent) continue;
       const float* x = v + head * shape.v_dim;
-      const float unit = unit_of(x, shape.v_dim, kernels::kv_value_bits), inverse = 1.0f / unit;
+      const float unit = unit_of(x, shape.v_dim, kernels::kv_value_bits, kernels::kv_value_least, kernels::kv_value_bound),
+                  inverse = 1.0f / unit;
       std::byte* values = page + shape.value_offset(layer, head);
       const std::int64_t pair = slot / kv_block * kv_pairs + slot % kv_pairs, half = slot / kv_pairs % 2;
       for (std::int64_t d = 0; d < shape.v_dim; ++d) {

@@ -146,14 +146,14 @@ void code_values(const Rows<A, type>& rows, std::int64_t columns, std::int32_t* 
   constexpr float largest = type == KvType::int8 ? 127.0f : 8191.0f;  // but for one that was rounded up to 2^13
   const std::int64_t used = kv_blocks(columns);
   for (std::int64_t r = 0; r < kv_page; ++r) {
-    float most = 0x1p-60f;
+    float most = kv_value_least;
     for (std::int64_t b = 0; b < used; ++b) {
       const float bound = largest * rows.scale(r, b);
       most = bound <= most ? most : bound;  // NaN if the last one is
-      if (!(most < __builtin_inff())) break;
+      if (!(most < kv_value_bound)) break;
     }
-    const std::int32_t bits = __builtin_bit_cast(std::int32_t, most);
-    units[r] = bits < 0x7f800000 ? __builtin_bit_cast(float, bits & 0x7f800000) * 0x1p-11f : __builtin_bit_cast(float, nan_bits);
+    const std::int32_t exponent = __builtin_bit_cast(std::int32_t, most) & 0x7f800000;
+    units[r] = most < kv_value_bound ? __builtin_bit_cast(float, exponent) * 0x1p-11f : __builtin_bit_cast(float, nan_bits);
   }
   static_assert(kv_value_bits == 12);
   for (std::int64_t i = 0; i < kv_page_pairs; ++i) {

@@ -32,6 +32,10 @@ MOXIE_INLINE constexpr std::int64_t kv_blocks(std::int64_t dim) noexcept { retur
 /// Pages of int16 hold words of two codes: of 32 dimensions (of values: positions) word i has number i in its low half, number
 /// i + 16 in its high half. So many bits of a code beside its sign let 32 products of keys, or 64 of values, fit in 31 bits.
 inline constexpr int kv_key_bits = 13, kv_value_bits = 12;
+/// The largest value of a position counts as this much at least, and from the bound on as not finite. So units of values are at
+/// most 2^90 apart, and a probability times its unit comes out as 0 (below 2^-126) only if it is below 2^-36.
+inline constexpr float kv_value_least = 0x1p-45f, kv_value_bound = 0x1p45f;
+inline constexpr float kv_key_least = 0x1p-60f;
 inline constexpr std::int64_t kv_pairs = kv_block / 2;      ///< words of a block of a key
 inline constexpr std::int64_t kv_page_pairs = kv_page / 2;  ///< words of a page's values of one dimension
 inline constexpr std::int64_t kv_panel = 64;                ///< dimensions of values that lie together
