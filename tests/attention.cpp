@@ -515,6 +515,11 @@ TEST_CASE("shapes, layers and positions that do not fit are refused") {
   CHECK_THROWS_AS(s.write(2, 10, q.data(), q.data()), moxie::ArgumentError);
   CHECK_THROWS_AS(s.write(0, 9, q.data(), q.data()), moxie::ArgumentError);
   CHECK_THROWS_AS(s.write(0, 20, q.data(), q.data()), moxie::ArgumentError);
+  for (const auto& [known, type] : moxie::kv_type_names) {
+    CHECK(moxie::kv_type_of(known) == type);
+    CHECK(moxie::name_of(type) == known);
+  }
+  CHECK_THROWS_WITH_AS(moxie::kv_type_of("q8_0"), doctest::Contains("must be one of int16, f16"), moxie::ArgumentError);
   CHECK_THROWS_AS(KvPool({0, 1, 16, 16, KvType::f16}), moxie::ArgumentError);
   CHECK_THROWS_AS(KvPool({1, 2, 16, 0, KvType::f16}), moxie::ArgumentError);
   CHECK_THROWS_AS(KvPool({1 << 20, 1 << 20, 1 << 20, 1 << 20, KvType::f32}), moxie::ArgumentError);
