@@ -425,6 +425,45 @@ TEST_CASE("forks share pages, and writing after a fork does not change the other
   }
 }
 
+TEST_CASE("rows that share pages have the bits of each row alone") {
+  for (const KvType type : {KvType::int16, KvType::int8, KvType::f16})
+    for (const Problem& base : {Problem(gqa(8, 2, 40), type, 330), with_sinks(Problem(gqa(4, 2, 128), type, 330)), Problem(mla(20, 24, 16), type, 330), Problem(gqa(6, 2, 32, 200), type, 330)})
+      for (const Activations activations : {Activations::f32, Activations::int8}) {
+        Problem a = base;
+        a.activations = activations;
+        CAPTURE(name(a));
+        const KvPool pool(a.shape());
+        std::vector<KvSequence> sequences;
+        std::vector<Problem> own;
+        const std::vector<std::pair<std::int64_t, std::int64_t>> forks = {{300, 301}, {300, 310}, {192, 192}, {192, 193}, {128, 255}, {260, 320}, {260, 321}, {70, 140}, {330, 330}};
+        KvSequence trunk = a.sequence(pool);
+        for (const auto& [shared, length] : forks) {  // the trunk's first positions, then its own
+          sequences.push_back(trunk.fork());
+          sequences.back().truncate(shared);
+          Problem p = a;
+          const Problem other(a.config, type, 330, static_cast<unsigned>(100 + sequences.size()));
+          std::copy(other.k.begin() + shared * a.k_width(), other.k.end(), p.k.begin() + shared * a.k_width());
+          if (!a.latent()) std::copy(other.v.begin() + shared * a.k_width(), other.v.end(), p.v.begin() + shared * a.k_width());
+          p.write(sequences.back(), shared, length);
+          sequences.back().advance(length - shared);
+          own.push_back(p);
+        }
+        std::vector<AttendRow> rows;
+        for (const KvSequence& s : sequences) rows.push_back({&s, s.length() - 1});
+        for (const int threads : {1, 2, 3, 8}) {
+          const std::vector<float> together = a.run(rows, threads);
+          for (std::size_t i = 0; i < rows.size(); ++i) {
+            CAPTURE(i);
+            const KvPool alone(a.shape());
+            const KvSequence s = own[i].sequence(alone);
+            Problem p = own[i];
+            p.q = a.q;
+            CHECK(same_bits(together.data() + static_cast<std::int64_t>(i) * a.out_width(), p.run({{&s, rows[i].position}}).data(), a.out_width()));
+          }
+        }
+      }
+}
+
 TEST_CASE("truncated positions can be written again, and pages go back to the pool") {
   const Problem a(gqa(4, 2, 16), KvType::bf16, 150, 10), b(gqa(4, 2, 16), KvType::bf16, 150, 20);
   const KvPool pool(a.shape());

@@ -4,7 +4,8 @@
 // A head may have a sink (gpt-oss): a logit that joins its softmax without a value, so that the weights sum to less than 1.
 // The batch is cut into tiles, consecutive positions of one sequence times heads that share keys (a group of query heads
 // of one kv head; for the latent form any heads), which the threads take dynamically. Where a few long sequences are
-// decoded, with fewer tiles than threads, pages are shared out too. How it is cut changes no bits (kernels/attention.hpp).
+// decoded, with fewer tiles than threads, pages are shared out too; where sequences hold the same pages, as forks of a prompt do,
+// these are gone over once for all of them. How it is cut changes no bits (kernels/attention.hpp).
 
 #include <algorithm>
 #include <cstddef>
@@ -41,10 +42,16 @@ struct AttentionScratch {
     std::int64_t tile, begin, end;
     float* partials;
   };
+  /// Rows [row, row + rows) of different sequences that hold the same first pages.
+  struct Share {
+    std::int64_t row, rows, pages;
+    float* state;  // of all heads
+  };
   std::vector<Tile> tiles;
+  std::vector<Share> shares;
   std::vector<Piece> pieces;
   AlignedBuffer<float> floats;  // one slot for each thread
-  AlignedBuffer<float> partials;
+  AlignedBuffer<float> partials, states;
 };
 
 namespace detail {
@@ -170,6 +177,77 @@ void attend_by_pages(const Context& context, const TileOf& tile_of, const Attent
   }
 }
 
+/// Neighbours, rows of a sequence each, that share so many pages (forks of a prompt do) that it is worth it to attend to these
+/// together; no more of them than `most`.
+inline void find_shares(std::span<const AttendRow> rows, std::int64_t most, std::vector<AttentionScratch::Share>& shares) {
+  constexpr std::int64_t worth = 2;
+  const auto n = static_cast<std::int64_t>(rows.size());
+  const auto shared = [&](std::int64_t a, std::int64_t b) {
+    const AttendRow &x = rows[static_cast<std::size_t>(a)], &y = rows[static_cast<std::size_t>(b)];
+    const std::int64_t full = (std::min(x.position, y.position) + 1) / kv_page;  // pages that both see whole
+    const std::byte* const* end = x.sequence->pages() + full;
+    return std::mismatch(x.sequence->pages(), end, y.sequence->pages()).first - x.sequence->pages();
+  };
+  shares.clear();
+  for (std::int64_t row = 0; row < n;) {
+    const std::int64_t pages = row + 1 < n ? shared(row, row + 1) : 0;
+    std::int64_t count = 1;
+    if (pages >= worth)
+      while (count < most && row + count < n && shared(row, row + count) >= pages) ++count;
+    if (count > 1) shares.push_back({row, count, pages, nullptr});
+    row += count;
+  }
+}
+
+/// Tiles of one row each, [row][heads], of which neighbours share pages: first the shared pages for all rows of a share together,
+/// then the rest of each row from the state that this left. The pages come in the same order as for each row alone.
+template <class TileOf>
+void attend_shares(const Context& context, const TileOf& tile_of, const AttentionKernel& kernel, std::span<const AttendRow> rows,
+                   std::int64_t v_dim, AttentionScratch& scratch) {
+  const auto n = static_cast<std::int64_t>(scratch.tiles.size()), n_rows = static_cast<std::int64_t>(rows.size());
+  const std::int64_t parts = n / n_rows;  // tiles of a row
+  const auto n_shares = static_cast<std::int64_t>(scratch.shares.size());
+  const auto with_state = [&](kernels::AttentionTile& tile, const AttentionScratch::Share& share, std::int64_t part) {
+    const std::int64_t heads = scratch.tiles.front().heads;  // the last part may have fewer
+    tile.state = share.state + part * kernels::attention_partial(share.rows * heads, v_dim);
+    tile.state_queries = share.rows * tile.heads;
+  };
+  std::int64_t floats = 0;
+  const auto state_size = [&](const AttentionScratch::Share& share) {
+    return parts * kernels::attention_partial(share.rows * scratch.tiles.front().heads, v_dim);
+  };
+  for (const AttentionScratch::Share& share : scratch.shares) floats += state_size(share);
+  scratch.states.resize(static_cast<std::size_t>(floats));
+  float* next = scratch.states.data();
+  for (AttentionScratch::Share& share : scratch.shares) {
+    share.state = next;
+    next += state_size(share);
+  }
+  context.threads.for_each(n_shares * parts, [&](std::int64_t i, int thread) {
+    const AttentionScratch::Share& share = scratch.shares[static_cast<std::size_t>(i / parts)];
+    kernels::AttentionTile tile = tile_of(share.row * parts + i % parts, thread);
+    with_state(tile, share, i % parts);
+    tile.rows = share.rows;
+    tile.position = share.pages * kv_page - 1;  // every row sees the shared pages whole
+    tile.page_end = share.pages;
+    tile.ends = false;
+    kernel.run(tile);
+  });
+  context.threads.for_each(n, [&](std::int64_t i, int thread) {
+    kernels::AttentionTile tile = tile_of(i, thread);
+    const std::int64_t row = i / parts;
+    for (const AttentionScratch::Share& share : scratch.shares) {
+      if (row < share.row || row >= share.row + share.rows) continue;
+      with_state(tile, share, i % parts);
+      tile.state_first = (row - share.row) * tile.heads;
+      tile.page_begin = share.pages;
+      tile.page_end = tile.position / kv_page + 1;
+      tile.starts = false;
+    }
+    kernel.run(tile);
+  });
+}
+
 /// `wanted`: heads and dimensions of the cache. `v_dim`: width of a head's result. `sinks` [n_heads] or nullptr.
 inline void attend(const Context& context, const AttentionConfig& config, const KvShape& wanted, std::int64_t v_dim,
                    std::int64_t layer, const float* q, Index q_stride, std::span<const AttendRow> rows, float* out,
@@ -181,6 +259,16 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
   cut_attention(rows, config.n_heads, group, latent, context.threads.count(), kernel.queries, scratch.tiles);
   std::int64_t queries = 0;
   for (const AttentionScratch::Tile& tile : scratch.tiles) queries = std::max(queries, tile.rows * tile.heads);
+  const auto n = static_cast<std::int64_t>(scratch.tiles.size());
+  const bool single_rows =
+      std::all_of(scratch.tiles.begin(), scratch.tiles.end(), [](const auto& tile) { return tile.rows == 1; });
+  scratch.shares.clear();
+  if (single_rows && config.sliding_window == 0 && n >= context.threads.count()) {
+    const std::int64_t fair = n / context.threads.count();  // rows, so that every thread gets a share
+    find_shares(rows, std::min(fair, kernel.queries / queries), scratch.shares);
+    for (const AttentionScratch::Share& share : scratch.shares)
+      queries = std::max(queries, share.rows * scratch.tiles.front().heads);
+  }
   const std::int64_t slot = kernel.int16 ? kernels::attention_int16_scratch(queries, wanted.k_dim, v_dim)
                                          : kernels::attention_scratch(queries, wanted.k_dim, v_dim);
   scratch.floats.resize(static_cast<std::size_t>(slot * context.threads.count()));
@@ -209,15 +297,14 @@ inline void attend(const Context& context, const AttentionConfig& config, const 
                                   .scratch = scratch.floats.data() + slot * thread,
                                   .sinks = sinks ? sinks + tile.head : nullptr};
   };
-  const auto n = static_cast<std::int64_t>(scratch.tiles.size());
-  const bool single_rows =
-      std::all_of(scratch.tiles.begin(), scratch.tiles.end(), [](const auto& tile) { return tile.rows == 1; });
   std::int64_t keys = 0;  // that all rows see together
   for (const AttendRow& row : rows)
     keys += config.sliding_window == 0 ? row.position + 1 : std::min(row.position + 1, config.sliding_window);
   const bool several_pages = std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.position >= kv_page; });
   if (n < context.threads.count() && single_rows && several_pages)
     attend_by_pages(context, tile_of, kernel, rows, config.sliding_window, v_dim, queries, scratch);
+  else if (!scratch.shares.empty())
+    attend_shares(context, tile_of, kernel, rows, v_dim, scratch);
   else
     context.threads.for_each(
         n, [&](std::int64_t i, int thread) { kernel.run(tile_of(i, thread)); },

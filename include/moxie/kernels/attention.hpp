@@ -242,6 +242,20 @@ MOXIE_INLINE void attention_result(const float* o, float sum, const float* alpha
         dim, out, [&](F x) MOXIE_INLINE_LAMBDA { return x / divisor; }, o);
 }
 
+/// A tile's sums [queries][values], maxima and totals from its state, or into it.
+template <bool Store>
+MOXIE_INLINE void attention_state(const AttentionTile& t, float* sums, float* max, float* total) noexcept {
+  const std::int64_t queries = t.rows * t.heads, values = kv_row_stride(t.v_dim);
+  float* maxima = t.state + t.state_queries * values + t.state_first;
+  float* totals = maxima + (t.state_queries + 15) / 16 * 16;
+  const auto copy = [](float* state, float* own, std::int64_t n) MOXIE_INLINE_LAMBDA {
+    __builtin_memcpy(Store ? state : own, Store ? own : state, static_cast<std::size_t>(n) * sizeof(float));
+  };
+  copy(t.state + t.state_first * values, sums, queries * values);
+  copy(maxima, max, queries);
+  copy(totals, total, queries);
+}
+
 template <class A>
 void attend_pages(const AttentionTile& t, bool latent) {
   const std::int64_t queries = t.rows * t.heads, lanes = (queries + 15) / 16 * 16;
@@ -266,6 +280,7 @@ void attend_pages(const AttentionTile& t, bool latent) {
       for (std::int64_t i = queries; i < lanes; ++i) q[d * lanes + i] = 0.0f;
   for (std::int64_t i = 0; i < queries * values; ++i) out[i] = 0.0f;
   for (std::int64_t i = 0; i < lanes; ++i) max[i] = -__builtin_inff(), sum[i] = 0.0f, page_max[i] = 0.0f, page_sum[i] = 0.0f;
+  if (t.state && !t.starts) attention_state<false>(t, out, max, sum);
 
   const bool split = t.partials != nullptr;
   const Span pages = tile_pages(t);
@@ -315,6 +330,7 @@ void attend_pages(const AttentionTile& t, bool latent) {
     }
   }
   if (split) return;
+  if (t.state && !t.ends) return attention_state<true>(t, out, max, sum);
   if (t.sinks) attention_sinks<A>(t.sinks, t.heads, 1.0f, queries, page_max, page_sum, max, sum, alpha, beta);
   for (std::int64_t i = 0; i < queries; ++i)
     attention_result<A>(out + i * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,

@@ -303,6 +303,7 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
   }
   for (std::int64_t i = 0; i < queries * values; ++i) out[i] = 0.0f;
   for (std::int64_t i = 0; i < all; ++i) max[i] = -__builtin_inff(), sum[i] = 0.0f, page_max[i] = 0.0f, page_sum[i] = 0.0f;
+  if (t.state && !t.starts) attention_state<false>(t, out, max, sum);
 
   const bool split = t.partials != nullptr;
   const Span pages = tile_pages(t);
@@ -346,6 +347,7 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
     }
   }
   if (split) return;
+  if (t.state && !t.ends) return attention_state<true>(t, out, max, sum);
   if (t.sinks) attention_sinks<A>(t.sinks, t.heads, largest_code, queries, page_max, page_sum, max, sum, alpha, beta);
   for (std::int64_t i = 0; i < queries; ++i)
     attention_result<A>(out + i * values, sum[i], t.sinks ? alpha + i : nullptr, t.v_dim,

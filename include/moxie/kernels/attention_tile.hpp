@@ -84,7 +84,12 @@ struct AttentionTile {
   /// Not nullptr: only pages [page_begin, page_end) of a tile of one row, which sees them; each page's partial result goes
   /// to its attention_partial(..) floats here, for AttentionMerge. `out` is not used.
   float* partials = nullptr;
-  std::int64_t page_begin = 0, page_end = 0;
+  std::int64_t page_begin = 0, page_end = 0;  ///< also of a tile with a state
+  /// Not nullptr: a running state, attention_partial(state_queries, ..) floats, in which this tile's queries are those from
+  /// `state_first` on. Without `starts` the tile goes on from it, without `ends` it goes there instead of a result to `out`.
+  float* state = nullptr;
+  std::int64_t state_queries = 0, state_first = 0;
+  bool starts = true, ends = true;
 };
 
 /// What row `row` of a tile sees of a page: slots [begin, end).
@@ -104,7 +109,7 @@ struct Span {
   std::int64_t begin, end;
 };
 MOXIE_INLINE constexpr Span tile_pages(const AttentionTile& t) noexcept {
-  if (t.partials) return {t.page_begin, t.page_end};
+  if (t.partials || t.state) return {t.page_begin, t.page_end};
   return {first_key(t, 0) / kv_page, (t.position + t.rows - 1) / kv_page + 1};
 }
 MOXIE_INLINE constexpr Span page_rows(const AttentionTile& t, std::int64_t page) noexcept {
