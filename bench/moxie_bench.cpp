@@ -1,13 +1,14 @@
 // Speed of a model beside what the machine allows.
 //
-//   moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--threads N] [--arch NAME] [--kv TYPE]
-//               [--activations int8|f32] [--repeat N] [--json | --markdown]
+//   moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--fork] [--threads N] [--arch NAME]
+//               [--kv TYPE] [--activations int8|f32] [--repeat N] [--json | --markdown]
 //
 //   --pp 512      prefill of prompts of these lengths; 0: none
 //   --tg 64       steps of decoding; 0: none
 //   --batch 1,4,8,16,32   sequences that are decoded at once; one alone is always measured
 //   --score 512   tokens whose log-probabilities over the whole vocabulary are computed, in sequences of at most 512; 0: none
 //   --depth 0     tokens that are in the cache before prefill and decoding begin
+//   --fork        sequences that are decoded at once are forks of one: they share these tokens, whose bytes count once
 //
 // A row is the fastest of `repeat` runs, and its share that run's: what the machine would need (model_cost.hpp), by limits
 // measured right before and after the run, over what it took. The time split says in which stages the threads were, in percent of
@@ -45,6 +46,7 @@ struct Options {
   std::vector<std::int64_t> prefill{512}, batches{1, 4, 8, 16, 32}, score{512};
   std::int64_t decode = 64, depth = 0;
   int threads = 0, repeat = 3;
+  bool fork = false;
   moxie::Activations activations = moxie::Activations::int8;
   Print print = Print::text;
 };
@@ -176,7 +178,9 @@ class Bench {
   Row decode(std::int64_t batch) {
     const moxie::KvPool pool(model_.kv_shape());
     std::vector<moxie::KvSequence> sequences;
-    for (std::int64_t b = 0; b < batch; ++b) sequences.push_back(sequence(pool));
+    for (std::int64_t b = 0; b < batch; ++b)
+      sequences.push_back(options_.fork && b > 0 ? sequences.front().fork() : sequence(pool));
+    const double shared = options_.fork && options_.depth > 0 ? kv_bytes(pool.shape(), options_.depth - 1) : 0.0;
     const auto tokens = ids(batch * options_.decode, 2);
     const auto pass = [&](bench::Work* work) {
       for (auto& s : sequences) s.truncate(options_.depth);
@@ -193,7 +197,7 @@ class Bench {
         moxie::compute_logits(model_, scratch_.hidden.data(), batch, scratch_);
         for (auto& s : sequences) s.advance(1);
         const auto n = static_cast<double>(batch);
-        if (work) cost_.add_pass(*work, n, n, routes, n * kv_bytes(pool.shape(), position));
+        if (work) cost_.add_pass(*work, n, n, routes, n * kv_bytes(pool.shape(), position) - (n - 1) * shared);
       }
     };
     bench::Work work;
@@ -279,6 +283,8 @@ Options parse(int argc, char** argv) {
         options.score = numbers(arg, value());
       else if (arg == "--depth")
         options.depth = number(0);
+      else if (arg == "--fork")
+        options.fork = true;
       else if (arg == "--threads")
         options.threads = static_cast<int>(number(0));
       else if (arg == "--repeat")
@@ -362,7 +368,7 @@ int main(int argc, char** argv) {
   } catch (const std::exception& error) {
     std::fprintf(
         stderr,
-        "%s\nusage: moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--threads N]\n"
+        "%s\nusage: moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--fork] [--threads N]\n"
         "       [--arch generic|avx2|avx512|..] [--kv int16|f16|bf16|f32|int8] [--activations int8|f32] [--repeat N] [--json | "
         "--markdown]\n",
         error.what());
@@ -418,6 +424,7 @@ int main(int argc, char** argv) {
                                {"load_s", model.info().load_seconds},
                                {"peak_rss_mb", rss},
                                {"depth", options.depth},
+                               {"fork", options.fork},
                                {"kv", moxie::name_of(options.kv)}};
     for (const auto& [bits, gops] : limits.peak) out["peak_gops_by_bits"][std::to_string(bits)] = gops;
     out["rows"] = nlohmann::ordered_json::array();
