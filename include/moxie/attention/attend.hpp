@@ -67,7 +67,7 @@ struct AttentionKernel {
 inline AttentionKernel attention_kernel(const Context& context, bool latent, std::span<const AttendRow> rows) {
   if (context.kernels == nullptr) throw ArgumentError("the context has no kernels");
   const auto int16 = latent ? context.kernels->attend_mla_int16 : context.kernels->attend_gqa_int16;
-  const bool coded = !rows.empty() && rows.front().sequence->shape().coded();
+  const bool coded = !rows.empty() && kernels::kv_coded(rows.front().sequence->shape().type);
   if (context.activations == Activations::int8 && int16 != nullptr && coded) return {int16, true, latent ? 192 : 256};
   return {latent ? context.kernels->attend_mla : context.kernels->attend_gqa, false, 64};
 }

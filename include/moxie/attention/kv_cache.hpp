@@ -77,7 +77,6 @@ struct KvShape {
   KvType type = KvType::int16;
 
   bool latent() const noexcept { return v_dim == 0; }
-  bool coded() const noexcept { return type == KvType::int16 || type == KvType::int8; }
   /// Bytes of one layer and head in a page: scales, keys (latent: rows), values.
   std::size_t scale_bytes() const noexcept {
     return static_cast<std::size_t>(kernels::kv_key_scale_bytes(type, k_dim) +
@@ -356,7 +355,7 @@ class KvSequence {
     std::byte* page = data_[static_cast<std::size_t>(position / kv_page)];
     const std::int64_t slot = position % kv_page, blocks = kv_blocks(shape.k_dim);
     const auto store_unit = [](std::byte* units, std::int64_t i, float unit) {
-      const auto bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(unit) >> 16);
+      const std::uint16_t bits = f32_to_bf16(unit);
       std::memcpy(units + 2 * i, &bits, 2);
     };
     for (std::int64_t head = 0; head < shape.n_heads; ++head) {

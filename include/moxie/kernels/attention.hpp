@@ -117,7 +117,7 @@ const float* attention_keys(const std::byte* data, const std::byte* scale_bytes,
                             float* scratch) {
   using F = Floats<A>;
   constexpr auto lanes = static_cast<std::int64_t>(F::size);
-  if (type != KvType::int8 && type != KvType::int16) return attention_floats<A>(data, type, kv_page * k_dim, scratch);
+  if (!kv_coded(type)) return attention_floats<A>(data, type, kv_page * k_dim, scratch);
   const auto* scales = reinterpret_cast<const std::uint16_t*>(scale_bytes);
   for (std::int64_t b = 0; b < kv_blocks(k_dim); ++b)
     for (std::int64_t j = 0; j < kv_page; j += lanes) {
@@ -145,7 +145,7 @@ const float* attention_values(const std::byte* data, const std::byte* scales, Kv
   using F = Floats<A>;
   constexpr auto lanes = static_cast<std::int64_t>(F::size);
   const std::int64_t stride = kv_row_stride(dim), blocks = kv_blocks(dim);
-  if (type != KvType::int8 && type != KvType::int16) return attention_floats<A>(data, type, kv_page * stride, scratch);
+  if (!kv_coded(type)) return attention_floats<A>(data, type, kv_page * stride, scratch);
   const auto scale = [&](std::int64_t i)
                          MOXIE_INLINE_LAMBDA { return F(bf16_to_f32(reinterpret_cast<const std::uint16_t*>(scales)[i])); };
   if (type == KvType::int8) {

@@ -7,7 +7,7 @@
 //
 // That is how pages of int16 hold them: only their scales are converted. A pair is of numbers i and i + 16 of 32, the first in
 // the low half of a word. Pages of int8 and latent rows become codes for each tile. Elements that are no finite numbers make the
-// scale, or 8191 / 2^e, NaN; their codes are then of no use, but harmless.
+// scale, or e, NaN; their codes are then of no use, but harmless.
 
 #include <cstddef>
 #include <cstdint>

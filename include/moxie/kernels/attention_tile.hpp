@@ -41,17 +41,18 @@ inline constexpr std::int64_t kv_page_pairs = kv_page / 2;  ///< words of a page
 inline constexpr std::int64_t kv_panel = 64;                ///< dimensions of values that lie together
 MOXIE_INLINE constexpr std::int64_t kv_panels(std::int64_t dim) noexcept { return (dim + kv_panel - 1) / kv_panel; }
 
+MOXIE_INLINE constexpr bool kv_coded(KvType type) noexcept { return type == KvType::int16 || type == KvType::int8; }
 /// Bytes of the bf16 scales (int16: units) of a page's keys or latent rows, and of its values.
 MOXIE_INLINE constexpr std::int64_t kv_key_scale_bytes(KvType type, std::int64_t dim) noexcept {
-  return type == KvType::int16 || type == KvType::int8 ? kv_page * kv_blocks(dim) * 2 : 0;
+  return kv_coded(type) ? kv_page * kv_blocks(dim) * 2 : 0;
 }
 MOXIE_INLINE constexpr std::int64_t kv_value_scale_bytes(KvType type, std::int64_t dim) noexcept {
   return type == KvType::int16 ? kv_page * 2 : kv_key_scale_bytes(type, dim);
 }
-/// Bytes of the elements of a page's keys, or of its latent rows.
 MOXIE_INLINE constexpr std::int64_t kv_element_bytes(KvType type) noexcept {
   return type == KvType::f32 ? 4 : type == KvType::int8 ? 1 : 2;
 }
+/// Bytes of the elements of a page's keys, or of its latent rows.
 MOXIE_INLINE constexpr std::int64_t kv_key_bytes(KvType type, std::int64_t dim, bool latent) noexcept {
   if (type == KvType::int16) return kv_page * kv_blocks(dim) * kv_pairs * 4;
   return kv_page * (latent ? kv_row_stride(dim) : dim) * kv_element_bytes(type);
