@@ -103,7 +103,7 @@ void run(benchmark::State& state, const kernels::Table& table, const kernels::Fo
   const double start = bench::cpu_seconds();
   for (auto _ : state) {
     (format.int8 ? format.int8 : format.f32)({weights.matrix(calls++), outputs, inputs, 0, outputs / kernels::panel_rows, rows, 0,
-                                              tokens, activations.out.data(), outputs});
+                                              tokens, activations.out.data(), outputs, nullptr, nullptr, format.fetch_few});
     benchmark::ClobberMemory();
   }
   const double taken = (bench::cpu_seconds() - start) / static_cast<double>(calls);
@@ -131,7 +131,7 @@ int main(int argc, char** argv) {
     if (!table) continue;
     for (int f = 0; f < table->n_formats; ++f) {
       const kernels::FormatKernels& format = table->formats[f];
-      for (const std::int64_t tokens : {1, 4, 8, 16, 32, 128, 512})
+      for (const std::int64_t tokens : {1, 2, 4, 8, 16, 32, 128, 512})
         benchmark::RegisterBenchmark(
             (std::string(arch) + "/" + std::string(moxie::dtype_info(format.dtype).name) + "/" + std::to_string(tokens)).c_str(),
             [table, &format, tokens](benchmark::State& state) { run(state, *table, format, tokens); })

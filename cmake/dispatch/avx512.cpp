@@ -2,5 +2,5 @@
 #include <moxie/kernels/kernels.hpp>
 
 namespace moxie::kernels {
-const Table& avx512_table() noexcept { return table<Avx512>(); }
+const Table& avx512_table(bool fetch_few) noexcept { return table<Avx512>(fetch_few); }
 }  // namespace moxie::kernels

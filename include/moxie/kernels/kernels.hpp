@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <moxie/core/cpu.hpp>
 #include <moxie/kernels/arch.hpp>
 #include <moxie/kernels/attention.hpp>
 #include <moxie/kernels/attention_int16.hpp>
@@ -69,7 +70,7 @@ void pack(const std::byte* const* rows, std::int64_t k_file, std::byte* panel) n
 }
 
 template <class A, class Format>
-constexpr FormatKernels format_kernels() noexcept {
+constexpr FormatKernels format_kernels(bool fetch_few) noexcept {
   FormatKernels k{};
   k.dtype = Format::dtype;
   k.panel_bytes = &panel_bytes<A, Format>;
@@ -78,23 +79,24 @@ constexpr FormatKernels format_kernels() noexcept {
   if constexpr (!f32::FloatPanel<Format>) k.int8 = &matmul_int8<A, Format>;
   k.f32 = &matmul_f32<A, Format>;
   k.unpack = &f32::unpack<A, Format>;
+  k.fetch_few = fetch_few;
   return k;
 }
 
-template <class A, class List>
+template <class A, bool fetch_few, class List>
 struct FormatTable;
-template <class A, class... Format>
-struct FormatTable<A, TypeList<Format...>> {
+template <class A, bool fetch_few, class... Format>
+struct FormatTable<A, fetch_few, TypeList<Format...>> {
   static constexpr int size = sizeof...(Format);
-  static constexpr FormatKernels entries[] = {format_kernels<A, Format>()...};
+  static constexpr FormatKernels entries[] = {format_kernels<A, Format>(fetch_few)...};
 };
 
-template <class A>
+template <class A, bool fetch_few>
 constexpr Table make_table() noexcept {
   Table t{};
   t.arch = A::name;
-  t.formats = FormatTable<A, Formats>::entries;
-  t.n_formats = FormatTable<A, Formats>::size;
+  t.formats = FormatTable<A, fetch_few, Formats>::entries;
+  t.n_formats = FormatTable<A, fetch_few, Formats>::size;
   t.quantize = &quantize<A>;
   t.make_block = &make_block<A>;
   t.rms_norm = &rms_norm<A>;
@@ -115,14 +117,15 @@ constexpr Table make_table() noexcept {
   return t;
 }
 
-template <class A>
-inline constexpr Table table_of = make_table<A>();
+template <class A, bool fetch_few>
+inline constexpr Table table_of = make_table<A, fetch_few>();
 
 }  // namespace detail
 
+/// For a CPU with this CpuFeatures::fetch_few.
 template <class A>
-const Table& table() noexcept {
-  return detail::table_of<A>;
+const Table& table(bool fetch_few = false) noexcept {
+  return fetch_few ? detail::table_of<A, true> : detail::table_of<A, false>;
 }
 
 #if defined(MOXIE_DISPATCH)
@@ -130,9 +133,12 @@ const Table& native_table() noexcept;
 /// The table whose `arch` is this text; nullptr when the program has none or this CPU cannot run it.
 const Table* find_table(const char* arch) noexcept;
 #else
-inline const Table& native_table() noexcept { return table<Native>(); }
+inline const Table& native_table() noexcept {
+  static const CpuFeatures cpu = cpu_features();
+  return table<Native>(cpu.fetch_few);
+}
 inline const Table* find_table(const char* arch) noexcept {
-  return __builtin_strcmp(arch, Native::name) == 0 ? &table<Native>() : nullptr;
+  return __builtin_strcmp(arch, Native::name) == 0 ? &native_table() : nullptr;
 }
 #endif
 

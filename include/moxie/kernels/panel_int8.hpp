@@ -45,13 +45,15 @@ inline constexpr int max_tokens = 96;
 // They stay in a second-level cache of 512 KB beside a panel: 96 rows of 2048 inputs are 320 KB.
 inline constexpr int activation_bytes = 320 * 1024;
 
-// How far ahead the direct path fetches into the second-level cache. A core reads 20 to 35 GB/s, so memory's latency of 100 to
-// 200 ns (more when others load it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10
-// and 12 KB the same. Tiles of up to Ops::unfetched tokens do best without: a block is so few instructions that the loads of the
-// next ones start by themselves, and a panel is read in the order of its bytes, which the processor's prefetchers follow. On Zen
-// 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching 6 KB ahead. What follows
-// at the panels' end is fetched in any case.
-inline constexpr int direct_ahead = 8192;
+// How far ahead the direct path fetches. A core reads 20 to 40 GB/s, so memory's latency of 100 to 200 ns (more when others load
+// it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5: 4 KB
+// and 12 KB a twentieth less than 8. It goes to the first-level cache: on Zen 5 a decode step is 4 to 6% faster than with the
+// second-level one. Tiles of up to Ops::unfetched tokens may do best without: a block is so few instructions that the loads of
+// the next ones start by themselves, and a panel is read in the order of its bytes, which the processor's prefetchers follow. On
+// Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching 6 KB ahead; on Zen
+// 5 (CpuFeatures::fetch_few) that is so only of blocks of at least `large_block` bytes, those of 8-bit codes. What follows at
+// the panels' end is fetched in any case.
+inline constexpr int direct_ahead = 8192, large_block = 512;
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
 template <class Format>
@@ -304,22 +306,23 @@ struct Group {
 
 /// What a tile brings into the second-level cache.
 struct Ahead {
-  static constexpr int follow = -1;
+  static constexpr int follow = -1, follow_few = -2;
   // With `lines` for each block, from `next` on: a part of the group that comes next, of which every tile brings one. With
-  // `follow`, of the only tile over a panel: what lies direct_ahead further, and at the end what lies `jump` bytes further still.
+  // `follow`, of the only tile over a panel: what lies direct_ahead further, and at the end what lies `jump` bytes further still;
+  // with `follow_few` also for tiles that do without.
   int lines;
   const std::byte* next;
   const std::byte* end;
   std::ptrdiff_t jump;
 
-  /// `may_follow`: whether `lines` can be that. `ends_only`: only at the panels' end.
-  template <int bytes, bool may_follow, bool ends_only>
+  /// `may_follow`: whether `lines` can be that. `few`: a tile that may do without, but for the panels' end.
+  template <int bytes, bool may_follow, bool few>
   MOXIE_INLINE void fetch(const std::byte* at) noexcept {
-    if (may_follow && __builtin_expect(lines == follow, 1)) {
+    if (may_follow && __builtin_expect(lines < 0, 1)) {
       at += direct_ahead;
-      if (ends_only && __builtin_expect(at < end, 1)) return;
+      if (few && (bytes >= large_block || lines == follow) && __builtin_expect(at < end, 1)) return;
       at += at < end ? 0 : jump;
-      unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, 2); });
+      unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i); });
     } else {
       for (int i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
     }
@@ -404,7 +407,7 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
   constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;  // over all panels
   const int passes = (count + rows_a_pass - 1) / rows_a_pass;
   const bool few = panels == 1 ? passes == 1 : count <= 4;
-  ahead.lines = few ? Ahead::follow : (panels * block_bytes<Format> + 64 * passes - 1) / (64 * passes);
+  if (!few) ahead.lines = (panels * block_bytes<Format> + 64 * passes - 1) / (64 * passes);
   for_tiles<largest, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
     float* to = out + (row - first) * out_stride;
     with_tile<largest>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
@@ -438,7 +441,7 @@ template <class A>
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
     const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
     const std::byte* then = row + most < m.n_rows ? begin : m.then;
-    Ahead ahead{0, nullptr, end, then ? then - end : -direct_ahead};
+    Ahead ahead{m.fetch_few ? Ahead::follow_few : Ahead::follow, nullptr, end, then ? then - end : -direct_ahead};
     for (std::int64_t p = m.panel_begin; p < m.panel_end; p += panels) {
       const bool alone = m.panel_end - p < panels;  // the last of an odd number
       const Group group{m.panels + p * bytes, alone ? 0 : bytes};

@@ -67,6 +67,7 @@ struct MatmulArgs {
   std::int64_t out_stride;
   const std::int32_t* list = nullptr;  ///< f32 kernels: row i is row list[first_row + i]
   const std::byte* then = nullptr;     ///< int8 kernels: what will be read after these panels, to be fetched before they end
+  bool fetch_few = false;              ///< int8 kernels: FormatKernels::fetch_few
 };
 
 /// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max)
@@ -91,6 +92,8 @@ struct FormatKernels {
   /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks * 32][16], rows `stride` floats apart, each aligned to
   /// 64 bytes; first is a multiple of 8, and blocks are 8 or those up to k.
   void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
+  bool
+      fetch_few;  ///< whether int8() is to fetch ahead also for few rows: CpuFeatures::fetch_few of the CPU that the table is for
 };
 
 struct Table {

@@ -131,7 +131,8 @@ class Linear {
                                      out,
                                      out_stride,
                                      nullptr,
-                                     then};
+                                     then,
+                                     kernels_->fetch_few};
       (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
     }
     if (u) low_rank_->add(u, n_rows, begin, end, out, out_stride);
