@@ -241,8 +241,8 @@ struct Ops<Avx2> {
   MOXIE_INLINE static __m256i load_256(const std::byte* p) noexcept {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  /// vbroadcastss is a load alone. vpbroadcastd, which compilers take for integers, is more with 256 bits: on Zen 5, 8 of them and
-  /// 16 vpaddd take 5 cycles instead of 4.
+  /// vbroadcastss is a load alone. vpbroadcastd, which compilers take for integers, is more with 256 bits: on Zen 5, 8 of them
+  /// and 16 vpaddd take 5 cycles instead of 4.
   MOXIE_INLINE static __m256i broadcast(const std::int8_t* p) noexcept {
     __m256i four;
     __asm__("vbroadcastss %1, %0" : "=x"(four) : "m"(*reinterpret_cast<const std::int8_t(*)[4]>(p)));
