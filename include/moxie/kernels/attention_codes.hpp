@@ -31,16 +31,20 @@ template <class A>
 inline constexpr std::int64_t lanes = static_cast<std::int64_t>(Floats<A>::size);
 
 /// Memory that is read next, fetched into the second-level cache at a steady pace, so that a page is there just when the one
-/// before is computed: `lines` (1, 2 or 4) at each step of the products, one at each step of the conversions.
+/// before is computed: in bursts, some of it is late or not fetched at all.
 struct Ahead {
   const std::byte *at, *end;
-  int lines;
+  std::int64_t rate;  ///< sixteenths of a byte for each product of vectors
 
-  /// Where the next n lines begin; past the end always there.
+  /// Where the next n bytes begin; at the end always there.
   MOXIE_INLINE const std::byte* take(std::int64_t n) noexcept {
     const std::byte* first = at;
-    at = end - at > n * 64 ? at + n * 64 : end;
+    at = end - at > n ? at + n : end;
     return first;
+  }
+  MOXIE_INLINE void fetch(std::int64_t bytes) noexcept {
+    const std::byte* next = take(bytes);
+    for (; next < at; next += 64) __builtin_prefetch(next, 0, 2);
   }
 };
 
@@ -87,7 +91,7 @@ void code_keys(const std::byte* keys, std::int64_t k_dim, std::int32_t* codes, A
   for (std::int64_t b = 0; b < kv_blocks(k_dim); ++b) {
     const std::int64_t n = k_dim - b * kv_block < kv_block ? k_dim - b * kv_block : kv_block;
     for (std::int64_t i = 0; i < kv_pairs; ++i) {
-      __builtin_prefetch(ahead.take(1), 0, 2);
+      ahead.fetch(64);
       const auto* from = reinterpret_cast<const std::int8_t*>(keys) + (b * kv_block + i) * kv_page;
       std::int32_t* to = codes + (b * kv_pairs + i) * kv_page;
       for (std::int64_t j = 0; j < kv_page; j += lanes<A>)
@@ -162,7 +166,7 @@ void code_values(const Rows<A, type>& rows, std::int64_t columns, std::int32_t* 
     for (std::int64_t b = 0; b < used; ++b) {
       const F factor(rows.scale(j, b) * inverse), factor2(rows.scale(j + kv_pairs, b) * inverse2);
       for (std::int64_t k = 0; k < kv_pairs; k += lanes<A>) {
-        __builtin_prefetch(ahead.take(1), 0, 2);
+        ahead.fetch(64);
         const W x = rows.pairs(j, b, k), y = rows.pairs(j + kv_pairs, b, k);
         const std::int64_t d = b * kv_block + k;
         const auto store = [&](std::int64_t at, const W& low, const W& high) MOXIE_INLINE_LAMBDA {

@@ -44,13 +44,15 @@ MOXIE_INLINE void add_pairs(const std::int32_t* a, std::int64_t a_stride, const 
                             Words<A> (&sum)[R][V]) noexcept {
   using W = Words<A>;
   constexpr int steps = 8;  // written out: GCC 12 copies every sum at a loop's end
+  const std::int64_t due = ahead.rate * R * V / 16;  // bytes of a step
   for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) {
-    const std::byte* next = ahead.take(steps * ahead.lines);
+    const bool more = ahead.at < ahead.end;
+    const std::byte* next = ahead.take(steps * due);
     unroll<steps>([&](int i) MOXIE_INLINE_LAMBDA {
-      __builtin_prefetch(next, 0, 2);
-      if (ahead.lines > 1) __builtin_prefetch(next + 64, 0, 2);
-      if (ahead.lines > 2) __builtin_prefetch(next + 128, 0, 2), __builtin_prefetch(next + 192, 0, 2);
-      next += 64 * ahead.lines;
+      if (more) __builtin_prefetch(next, 0, 2);
+      if (more && due > 64) __builtin_prefetch(next + 64, 0, 2);
+      if (more && due > 128) __builtin_prefetch(next + 128, 0, 2), __builtin_prefetch(next + 192, 0, 2);
+      next += due;
       W x[V];
       unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = W::load_aligned(b + i * kv_panel + v * lanes<A>); });
       unroll<R>([&](int r) MOXIE_INLINE_LAMBDA {
@@ -177,10 +179,11 @@ MOXIE_INLINE void hide(float* scores, const SeenKeys& seen) noexcept {
   for (std::int64_t j = seen.end; j < kv_page; ++j) scores[j] = -__builtin_inff();
 }
 
-/// Probabilities of n queries, at most L: from scores [n][64] to words [n][32], the largest score and the sum of each.
+/// Probabilities of n queries, at most L: from scores [n][64] to words [n][32], the largest score and the sum of each. For each
+/// of them comes what is due for so many products.
 template <class A>
-MOXIE_INLINE void softmax(const float* scores, std::int64_t n, const float* inverses, std::int32_t* codes, float* max,
-                          float* sum) noexcept {
+MOXIE_INLINE void softmax(const float* scores, std::int64_t n, const float* inverses, std::int32_t* codes, float* max, float* sum,
+                          std::int64_t products, Ahead& ahead) noexcept {
   using F = Floats<A>;
   using W = Words<A>;
   constexpr std::int64_t L = lanes<A>, vectors = kv_page / L, halves = kv_pairs / L;
@@ -203,6 +206,7 @@ MOXIE_INLINE void softmax(const float* scores, std::int64_t n, const float* inve
   for (std::int64_t i = 0; i < L; ++i) {
     F total(0.0f);
     if (i < n) {
+      ahead.fetch(ahead.rate * products / 16);
       const float* s = scores + i * kv_page;
       const F most(largest[i]);
       for (std::int64_t w = 0; w < vectors / 2; ++w) {  // vectors of words
@@ -263,14 +267,14 @@ const std::int32_t* page_values(const AttentionTile& t, bool latent, std::int64_
   return reinterpret_cast<const std::int32_t*>(values);
 }
 
-/// Lines to fetch at each of the steps that `queries` take with a page of int16: as many as make its bytes.
+/// Products of vectors that one query takes with a page.
 template <class A>
-MOXIE_INLINE int lines_of_step(const AttentionTile& t, std::int64_t queries, std::int64_t bytes) noexcept {
-  const std::int64_t vectors = (kv_blocks(t.k_dim) * kv_pairs * kv_page + kv_row_stride(t.v_dim) * kv_page_pairs) / lanes<A>;
-  const std::int64_t tile = queries == 1 ? 4 : lanes<A> == 16 && queries >= 6 ? 13 : 8;  // vectors of a step, as in product()
-  const std::int64_t lines = (bytes / 64 * tile + queries * vectors / 2) / (queries * vectors);
-  return lines <= 1 ? 1 : lines == 2 ? 2 : 4;
+MOXIE_INLINE std::int64_t products_of(const AttentionTile& t) noexcept {
+  return (kv_blocks(t.k_dim) * kv_pairs * kv_page + kv_row_stride(t.v_dim) * kv_page_pairs) / lanes<A>;
 }
+/// Products that would take as long as its softmax, about the same part of them everywhere (Zen 4: 86 cycles beside 512 products,
+/// Zen 5: 48 beside 256 cycles of products).
+MOXIE_INLINE constexpr std::int64_t softmax_products(std::int64_t products) noexcept { return products * 3 / 16; }
 
 }  // namespace int16
 
@@ -309,12 +313,13 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
   const Span pages = tile_pages(t);
   const std::int64_t page_bytes = static_cast<std::int64_t>((latent ? t.key_offset : t.value_offset) - t.scale_offset) +
                                   (latent ? kv_key_bytes(t.type, t.k_dim, true) : kv_value_bytes(t.type, t.v_dim));
-  const int lines = t.type == KvType::int16 ? lines_of_step<A>(t, queries, page_bytes) : 1;
+  const std::int64_t products = products_of<A>(t), beside = softmax_products(products);
+  const std::int64_t rate = page_bytes * 16 / (queries * (products + beside)) + 1;  // a page in the time of a page
   for (std::int64_t page = pages.begin; page < pages.end; ++page) {
     const Span rows = page_rows(t, page);
     const std::int64_t begin = rows.begin * t.heads, end = rows.end * t.heads;
     const std::byte* next = t.pages[page + 1 < pages.end ? page + 1 : page] + t.scale_offset;
-    Ahead ahead{next, next + (page + 1 < pages.end ? page_bytes : 0), lines};
+    Ahead ahead{next, next + (page + 1 < pages.end ? page_bytes : 0), rate};
     const std::int32_t* keys = page_keys<A>(t, latent, page, key_codes, key_scale, ahead);
     const std::int32_t* page_codes = page_values<A>(t, latent, page, value_codes, units, ahead);
     value_factors<A>(units, exponents, inverses);
@@ -334,7 +339,7 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
         hide(scores + (row * t.heads + head) * kv_page, seen_keys(t, page, row));
     for (std::int64_t i = begin; i < end; i += lanes<A>)
       softmax<A>(scores + i * kv_page, end - i < lanes<A> ? end - i : lanes<A>, inverses, p + i * kv_page_pairs, largest + i,
-                 total + i);
+                 total + i, beside, ahead);
     if (!split)
       attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
     for (std::int64_t column = 0; column < values; column += kv_panel) {
