@@ -146,7 +146,10 @@ std::vector<float> random_floats(std::size_t n, unsigned seed, float size = 1) {
 #if defined(__x86_64__)
 TEST_CASE("kernels for AVX-512 fetch ahead for few rows where the CPU wants it") {
   const CpuFeatures cpu = cpu_features();
-  if (!cpu.avx512) return;
+  if (!cpu.avx512) {
+    MESSAGE("skipped: this CPU has no AVX-512 VNNI");
+    return;
+  }
   const Table* table = kernels::find_table("avx512");
   REQUIRE(table);
   for (int f = 0; f < table->n_formats; ++f) CHECK(table->formats[f].fetch_few == cpu.fetch_few);

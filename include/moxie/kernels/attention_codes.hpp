@@ -36,6 +36,7 @@ struct Ahead {
   const std::byte *at, *end;
   std::int64_t rate;  ///< sixteenths of a byte for each product of vectors
 
+  MOXIE_INLINE std::int64_t bytes_due(std::int64_t products) const noexcept { return rate * products / 16; }
   /// Where the next n bytes begin; at the end always there.
   MOXIE_INLINE const std::byte* take(std::int64_t n) noexcept {
     const std::byte* first = at;

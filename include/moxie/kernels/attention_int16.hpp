@@ -44,7 +44,7 @@ MOXIE_INLINE void add_pairs(const std::int32_t* a, std::int64_t a_stride, const 
                             Words<A> (&sum)[R][V]) noexcept {
   using W = Words<A>;
   constexpr int steps = 8;  // written out: GCC 12 copies every sum at a loop's end
-  const std::int64_t due = ahead.rate * R * V / 16;  // bytes of a step
+  const std::int64_t due = ahead.bytes_due(R * V);  // of a step
   for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) {
     const bool more = ahead.at < ahead.end;
     const std::byte* next = ahead.take(steps * due);
@@ -180,10 +180,10 @@ MOXIE_INLINE void hide(float* scores, const SeenKeys& seen) noexcept {
 }
 
 /// Probabilities of n queries, at most L: from scores [n][64] to words [n][32], the largest score and the sum of each. For each
-/// of them comes what is due for so many products.
+/// of them `due` bytes are fetched ahead.
 template <class A>
 MOXIE_INLINE void softmax(const float* scores, std::int64_t n, const float* inverses, std::int32_t* codes, float* max, float* sum,
-                          std::int64_t products, Ahead& ahead) noexcept {
+                          std::int64_t due, Ahead& ahead) noexcept {
   using F = Floats<A>;
   using W = Words<A>;
   constexpr std::int64_t L = lanes<A>, vectors = kv_page / L, halves = kv_pairs / L;
@@ -206,7 +206,7 @@ MOXIE_INLINE void softmax(const float* scores, std::int64_t n, const float* inve
   for (std::int64_t i = 0; i < L; ++i) {
     F total(0.0f);
     if (i < n) {
-      ahead.fetch(ahead.rate * products / 16);
+      ahead.fetch(due);
       const float* s = scores + i * kv_page;
       const F most(largest[i]);
       for (std::int64_t w = 0; w < vectors / 2; ++w) {  // vectors of words
@@ -267,15 +267,6 @@ const std::int32_t* page_values(const AttentionTile& t, bool latent, std::int64_
   return reinterpret_cast<const std::int32_t*>(values);
 }
 
-/// Products of vectors that one query takes with a page.
-template <class A>
-MOXIE_INLINE std::int64_t products_of(const AttentionTile& t) noexcept {
-  return (kv_blocks(t.k_dim) * kv_pairs * kv_page + kv_row_stride(t.v_dim) * kv_page_pairs) / lanes<A>;
-}
-/// Products that would take as long as its softmax, about the same part of them everywhere (Zen 4: 86 cycles beside 512 products,
-/// Zen 5: 48 beside 256 cycles of products).
-MOXIE_INLINE constexpr std::int64_t softmax_products(std::int64_t products) noexcept { return products * 3 / 16; }
-
 }  // namespace int16
 
 /// Pages of int16 or int8; of latent ones the values are the begin of the keys.
@@ -313,8 +304,10 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
   const Span pages = tile_pages(t);
   const std::int64_t page_bytes = static_cast<std::int64_t>((latent ? t.key_offset : t.value_offset) - t.scale_offset) +
                                   (latent ? kv_key_bytes(t.type, t.k_dim, true) : kv_value_bytes(t.type, t.v_dim));
-  const std::int64_t products = products_of<A>(t), beside = softmax_products(products);
-  const std::int64_t rate = page_bytes * 16 / (queries * (products + beside)) + 1;  // a page in the time of a page
+  // Products of vectors of a query and a page, and those that would take as long as its softmax, about the same part of them
+  // everywhere (cycles beside those of the products: Zen 4 86 and 512, Zen 5 48 and 256): the next page is fetched in that time.
+  const std::int64_t products = (kv_blocks(t.k_dim) * kv_pairs * kv_page + values * kv_page_pairs) / lanes<A>;
+  const std::int64_t as_softmax = products * 3 / 16, rate = page_bytes * 16 / (queries * (products + as_softmax)) + 1;
   for (std::int64_t page = pages.begin; page < pages.end; ++page) {
     const Span rows = page_rows(t, page);
     const std::int64_t begin = rows.begin * t.heads, end = rows.end * t.heads;
@@ -339,7 +332,7 @@ void attend_int16_pages(const AttentionTile& t, bool latent) {
         hide(scores + (row * t.heads + head) * kv_page, seen_keys(t, page, row));
     for (std::int64_t i = begin; i < end; i += lanes<A>)
       softmax<A>(scores + i * kv_page, end - i < lanes<A> ? end - i : lanes<A>, inverses, p + i * kv_page_pairs, largest + i,
-                 total + i, beside, ahead);
+                 total + i, ahead.bytes_due(as_softmax), ahead);
     if (!split)
       attention_merge<A>(end - begin, page_max + begin, page_sum + begin, max + begin, sum + begin, alpha + begin, beta + begin);
     for (std::int64_t column = 0; column < values; column += kv_panel) {

@@ -26,7 +26,8 @@
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   panels                     panels of which a tile may take all at once
 //   tile<kind, offset, staged> tokens of a full tile: as many as the registers hold
-//   unfetched                  tokens of tiles that nothing is fetched ahead for (direct_ahead in panel_int8.hpp)
+//   unfetched                  tokens of tiles that nothing is fetched ahead for, unless the CPU wants it (direct_ahead in
+//                              panel_int8.hpp)
 //
 // All integer sums are exact, so every architecture gives the same ones.
 

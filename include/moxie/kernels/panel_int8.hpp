@@ -46,13 +46,13 @@ inline constexpr int max_tokens = 96;
 inline constexpr int activation_bytes = 320 * 1024;
 
 // How far ahead the direct path fetches. A core reads 20 to 40 GB/s, so memory's latency of 100 to 200 ns (more when others load
-// it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5: 4 KB
-// and 12 KB a twentieth less than 8. It goes to the first-level cache: on Zen 5 a decode step is 4 to 6% faster than with the
-// second-level one. Tiles of up to Ops::unfetched tokens may do best without: a block is so few instructions that the loads of
-// the next ones start by themselves, and a panel is read in the order of its bytes, which the processor's prefetchers follow. On
-// Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching 6 KB ahead; on Zen
-// 5 (CpuFeatures::fetch_few) that is so only of blocks of at least `large_block` bytes, those of 8-bit codes. What follows at
-// the panels' end is fetched in any case.
+// it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5, a
+// decode step: 4 KB 0 to 9% slower, 12 KB 1 to 3%. It goes to the first-level cache, with which such a step is 2 to 6% faster on
+// Zen 5 than with the second-level one. Tiles of up to Ops::unfetched tokens may do best without: a block is so few instructions
+// that the loads of the next ones start by themselves, and a panel is read in the order of its bytes, which the processor's
+// prefetchers follow. On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with
+// fetching 6 KB ahead; on Zen 5 (CpuFeatures::fetch_few) that is so only of blocks of at least `large_block` bytes, those of
+// 8-bit codes. What follows at the panels' end is fetched in any case.
 inline constexpr int direct_ahead = 8192, large_block = 512;
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
@@ -304,12 +304,12 @@ struct Group {
   std::int64_t step;
 };
 
-/// What a tile brings into the second-level cache.
+/// What a tile fetches ahead.
 struct Ahead {
   static constexpr int follow = -1, follow_few = -2;
-  // With `lines` for each block, from `next` on: a part of the group that comes next, of which every tile brings one. With
-  // `follow`, of the only tile over a panel: what lies direct_ahead further, and at the end what lies `jump` bytes further still;
-  // with `follow_few` also for tiles that do without.
+  // With `lines` for each block, from `next` on, into the second-level cache: a part of the group that comes next, of which every
+  // tile brings one. With `follow`, of the only tile over a panel: what lies direct_ahead further, and at the end what lies
+  // `jump` bytes further still; with `follow_few` also for tiles that do without.
   int lines;
   const std::byte* next;
   const std::byte* end;
