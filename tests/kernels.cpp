@@ -152,7 +152,9 @@ TEST_CASE("kernels for AVX-512 fetch ahead for few rows where the CPU wants it")
   }
   const Table* table = kernels::find_table("avx512");
   REQUIRE(table);
-  for (int f = 0; f < table->n_formats; ++f) CHECK(table->formats[f].fetch_few == cpu.fetch_few);
+  for (const Dtype narrow : {Dtype::Q4_0, Dtype::Q6_K})
+    CHECK(table->find(narrow)->fetch_few == (cpu.fetch_few != FetchFew::none));
+  CHECK(table->find(Dtype::Q8_0)->fetch_few == (cpu.fetch_few == FetchFew::all));
 }
 #endif
 

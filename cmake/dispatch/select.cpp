@@ -9,7 +9,7 @@ namespace moxie::kernels {
 const Table& generic_table() noexcept;
 const Table& avx2_table() noexcept;
 const Table& avxvnni_table() noexcept;
-const Table& avx512_table(bool fetch_few) noexcept;
+const Table& avx512_table(FetchFew fetch_few) noexcept;
 const Table& neon_table() noexcept;
 const Table& native_table() noexcept;
 const Table* find_table(const char* arch) noexcept;

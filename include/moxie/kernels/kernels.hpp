@@ -70,28 +70,31 @@ void pack(const std::byte* const* rows, std::int64_t k_file, std::byte* panel) n
 }
 
 template <class A, class Format>
-constexpr FormatKernels format_kernels(bool fetch_few) noexcept {
+constexpr FormatKernels format_kernels(FetchFew fetch_few) noexcept {
   FormatKernels k{};
   k.dtype = Format::dtype;
   k.panel_bytes = &panel_bytes<A, Format>;
   k.pack = &pack<A, Format>;
   if constexpr (f32::has_block_scales<Format>) k.pack_scaled = &pack_scaled<A, Format>;
-  if constexpr (!f32::FloatPanel<Format>) k.int8 = &matmul_int8<A, Format>;
+  if constexpr (!f32::FloatPanel<Format>) {
+    constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
+    k.int8 = &matmul_int8<A, Format>;
+    k.fetch_few = fetch_few == FetchFew::all || (fetch_few == FetchFew::narrow && narrow);
+  }
   k.f32 = &matmul_f32<A, Format>;
   k.unpack = &f32::unpack<A, Format>;
-  k.fetch_few = fetch_few;
   return k;
 }
 
-template <class A, bool fetch_few, class List>
+template <class A, FetchFew fetch_few, class List>
 struct FormatTable;
-template <class A, bool fetch_few, class... Format>
+template <class A, FetchFew fetch_few, class... Format>
 struct FormatTable<A, fetch_few, TypeList<Format...>> {
   static constexpr int size = sizeof...(Format);
   static constexpr FormatKernels entries[] = {format_kernels<A, Format>(fetch_few)...};
 };
 
-template <class A, bool fetch_few>
+template <class A, FetchFew fetch_few>
 constexpr Table make_table() noexcept {
   Table t{};
   t.arch = A::name;
@@ -117,15 +120,22 @@ constexpr Table make_table() noexcept {
   return t;
 }
 
-template <class A, bool fetch_few>
+template <class A, FetchFew fetch_few>
 inline constexpr Table table_of = make_table<A, fetch_few>();
 
 }  // namespace detail
 
 /// For a CPU with this CpuFeatures::fetch_few.
 template <class A>
-const Table& table(bool fetch_few = false) noexcept {
-  return fetch_few ? detail::table_of<A, true> : detail::table_of<A, false>;
+const Table& table(FetchFew fetch_few = FetchFew::all) noexcept {
+  switch (fetch_few) {
+    case FetchFew::none:
+      return detail::table_of<A, FetchFew::none>;
+    case FetchFew::narrow:
+      return detail::table_of<A, FetchFew::narrow>;
+    default:
+      return detail::table_of<A, FetchFew::all>;
+  }
 }
 
 #if defined(MOXIE_DISPATCH)

@@ -92,7 +92,7 @@ struct FormatKernels {
   /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks * 32][16], rows `stride` floats apart, each aligned to
   /// 64 bytes; first is a multiple of 8, and blocks are 8 or those up to k.
   void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
-  /// Whether int8() is to fetch ahead for few rows too: CpuFeatures::fetch_few of the CPU that the table is for.
+  /// Whether int8() is to fetch ahead for few rows too, by CpuFeatures::fetch_few of the CPU that the table is for.
   bool fetch_few;
 };
 
