@@ -93,9 +93,12 @@ struct Matrix {
       std::vector<float> again(out.size(), -1.0f);
       args.out = again.data();
       args.then = panels.data();
-      args.fetch_few = true;
-      kernels->int8(args);
-      REQUIRE(std::memcmp(out.data(), again.data(), out.size() * sizeof(float)) == 0);
+      for (const bool few : {false, true})
+        for (const bool second_level : {false, true}) {
+          args.fetch = {few, second_level};
+          kernels->int8(args);
+          REQUIRE(std::memcmp(out.data(), again.data(), out.size() * sizeof(float)) == 0);
+        }
     }
     return out;
   }
@@ -153,8 +156,10 @@ TEST_CASE("kernels for AVX-512 fetch ahead for few rows where the CPU wants it")
   const Table* table = kernels::find_table("avx512");
   REQUIRE(table);
   for (const Dtype narrow : {Dtype::Q4_0, Dtype::Q6_K})
-    CHECK(table->find(narrow)->fetch_few == (cpu.fetch_few != FetchFew::none));
-  CHECK(table->find(Dtype::Q8_0)->fetch_few == (cpu.fetch_few == FetchFew::all));
+    CHECK(table->find(narrow)->fetch.few == (cpu.prefetching != Prefetching::zen4));
+  const kernels::Fetch wide = table->find(Dtype::Q8_0)->fetch;
+  CHECK(wide.few == (cpu.prefetching == Prefetching::xeon));
+  CHECK(wide.second_level == (cpu.prefetching == Prefetching::xeon));
 }
 #endif
 

@@ -2,5 +2,5 @@
 #include <moxie/kernels/kernels.hpp>
 
 namespace moxie::kernels {
-const Table& avx512_table(FetchFew fetch_few) noexcept { return table<Avx512>(fetch_few); }
+const Table& avx512_table(Prefetching prefetching) noexcept { return table<Avx512>(prefetching); }
 }  // namespace moxie::kernels

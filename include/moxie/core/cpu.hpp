@@ -14,19 +14,23 @@
 
 namespace moxie {
 
-/// Which weights a product of one or two rows is to fetch ahead; others do in any case. Little is done with each line then, and
-/// the processor's own prefetchers may follow the stream of weights better alone, or fall behind.
-enum class FetchFew { none, narrow, all };
+/// How products ask memory for the weights that come next, by the processors that it was measured on. All fetch ahead where there
+/// are many rows; with one or two, little is done with each line, and the processor's own prefetchers may follow the stream of
+/// weights better alone, or fall behind.
+enum class Prefetching {
+  zen4,  ///< not with one or two rows: 2 cores read 4- and 6-bit codes for one row at 55 GB/s so, and at 43 with it
+  zen5,  ///< with one or two rows if codes have less than 8 bits (68 GB/s, and 59 without); to the first-level cache
+  /// Always, to the second-level cache: 2 cores of a Xeon (model 207), where memory gives 22 to 30 GB/s, decode Q4_K_M at 84% of
+  /// the limit so, at 75% with the first-level cache and at 51% without; Q8_0 at 90, 86 and 70%.
+  xeon,
+};
 
 struct CpuFeatures {
   bool avx2 = false;          ///< AVX2, FMA and F16C
   bool avx_vnni = false;      ///< vpdpbusd on registers of 32 bytes without AVX-512, beside all of avx2
   bool avx512 = false;        ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
   bool neon_dotprod = false;  ///< sdot and udot (FEAT_DotProd)
-  /// AMD's family 25 (Zen 4) none: 2 cores read 4- and 6-bit codes for one row at 43 GB/s so, and at 55 without. Family 26 (Zen
-  /// 5) those narrower than 8 bits: 68 GB/s, and 59 without. All others all: an Intel Xeon, whose cores read no more than 11 to
-  /// 15 GB/s, decodes Q4_K_M and Q8_0 at 74 and 86% of the limit so, and at 51 and 70% without.
-  FetchFew fetch_few = FetchFew::all;
+  Prefetching prefetching = Prefetching::xeon;  ///< of AMD's families 25 and 26 as on Zen 4 and Zen 5
 };
 
 inline CpuFeatures cpu_features() noexcept {
@@ -44,8 +48,8 @@ inline CpuFeatures cpu_features() noexcept {
   __asm__ volatile("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
   const bool saves_ymm = (saved & 0x6u) == 0x6u, saves_zmm = (saved & 0xe6u) == 0xe6u;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
-  if (amd && family == 25) features.fetch_few = FetchFew::none;
-  if (amd && family == 26) features.fetch_few = FetchFew::narrow;
+  if (amd && family == 25) features.prefetching = Prefetching::zen4;
+  if (amd && family == 26) features.prefetching = Prefetching::zen5;
   features.avx2 = saves_ymm && fma && f16c && has(b, 5);
   features.avx512 = features.avx2 && saves_zmm && has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31) && has(c, 11);
   const unsigned last_subleaf = a;

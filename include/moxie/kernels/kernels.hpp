@@ -70,7 +70,7 @@ void pack(const std::byte* const* rows, std::int64_t k_file, std::byte* panel) n
 }
 
 template <class A, class Format>
-constexpr FormatKernels format_kernels(FetchFew fetch_few) noexcept {
+constexpr FormatKernels format_kernels(Prefetching prefetching) noexcept {
   FormatKernels k{};
   k.dtype = Format::dtype;
   k.panel_bytes = &panel_bytes<A, Format>;
@@ -79,27 +79,28 @@ constexpr FormatKernels format_kernels(FetchFew fetch_few) noexcept {
   if constexpr (!f32::FloatPanel<Format>) {
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
     k.int8 = &matmul_int8<A, Format>;
-    k.fetch_few = fetch_few == FetchFew::all || (fetch_few == FetchFew::narrow && narrow);
+    k.fetch.few = prefetching == Prefetching::xeon || (prefetching == Prefetching::zen5 && narrow);
+    k.fetch.second_level = prefetching == Prefetching::xeon && Ops<A>::unfetched > 0;  // others have more to do with each line
   }
   k.f32 = &matmul_f32<A, Format>;
   k.unpack = &f32::unpack<A, Format>;
   return k;
 }
 
-template <class A, FetchFew fetch_few, class List>
+template <class A, Prefetching prefetching, class List>
 struct FormatTable;
-template <class A, FetchFew fetch_few, class... Format>
-struct FormatTable<A, fetch_few, TypeList<Format...>> {
+template <class A, Prefetching prefetching, class... Format>
+struct FormatTable<A, prefetching, TypeList<Format...>> {
   static constexpr int size = sizeof...(Format);
-  static constexpr FormatKernels entries[] = {format_kernels<A, Format>(fetch_few)...};
+  static constexpr FormatKernels entries[] = {format_kernels<A, Format>(prefetching)...};
 };
 
-template <class A, FetchFew fetch_few>
+template <class A, Prefetching prefetching>
 constexpr Table make_table() noexcept {
   Table t{};
   t.arch = A::name;
-  t.formats = FormatTable<A, fetch_few, Formats>::entries;
-  t.n_formats = FormatTable<A, fetch_few, Formats>::size;
+  t.formats = FormatTable<A, prefetching, Formats>::entries;
+  t.n_formats = FormatTable<A, prefetching, Formats>::size;
   t.quantize = &quantize<A>;
   t.make_block = &make_block<A>;
   t.rms_norm = &rms_norm<A>;
@@ -120,21 +121,21 @@ constexpr Table make_table() noexcept {
   return t;
 }
 
-template <class A, FetchFew fetch_few>
-inline constexpr Table table_of = make_table<A, fetch_few>();
+template <class A, Prefetching prefetching>
+inline constexpr Table table_of = make_table<A, prefetching>();
 
 }  // namespace detail
 
-/// For a CPU with this CpuFeatures::fetch_few.
+/// For a CPU with this CpuFeatures::prefetching.
 template <class A>
-const Table& table(FetchFew fetch_few = FetchFew::all) noexcept {
-  switch (fetch_few) {
-    case FetchFew::none:
-      return detail::table_of<A, FetchFew::none>;
-    case FetchFew::narrow:
-      return detail::table_of<A, FetchFew::narrow>;
+const Table& table(Prefetching prefetching = Prefetching::xeon) noexcept {
+  switch (prefetching) {
+    case Prefetching::zen4:
+      return detail::table_of<A, Prefetching::zen4>;
+    case Prefetching::zen5:
+      return detail::table_of<A, Prefetching::zen5>;
     default:
-      return detail::table_of<A, FetchFew::all>;
+      return detail::table_of<A, Prefetching::xeon>;
   }
 }
 
@@ -145,7 +146,7 @@ const Table* find_table(const char* arch) noexcept;
 #else
 inline const Table& native_table() noexcept {
   static const CpuFeatures cpu = cpu_features();
-  return table<Native>(cpu.fetch_few);
+  return table<Native>(cpu.prefetching);
 }
 inline const Table* find_table(const char* arch) noexcept {
   return __builtin_strcmp(arch, Native::name) == 0 ? &native_table() : nullptr;

@@ -48,11 +48,11 @@ inline constexpr int activation_bytes = 320 * 1024;
 // How far ahead the direct path fetches. A core reads 20 to 40 GB/s, so memory's latency of 100 to 200 ns (more when others load
 // it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5, a
 // decode step: 4 KB 0 to 9% slower, 12 KB 1 to 3%. It goes to the first-level cache, with which such a step is 2 to 6% faster on
-// Zen 5 than with the second-level one. Tiles of up to Ops::unfetched tokens may do best without: a block is so few instructions
-// that the loads of the next ones start by themselves, and a panel is read in the order of its bytes, which the processor's
-// prefetchers follow. On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with
-// fetching 6 KB ahead; of other processors see FetchFew. What follows at the panels' end is fetched in any case. On a Xeon (model
-// 207) 4 KB and 16 KB ahead are as fast, and the second-level cache 0 to 6% faster than the first.
+// Zen 5 than with the second-level one, or to that (Prefetching). Tiles of up to Ops::unfetched tokens may do best without: a
+// block is so few instructions that the loads of the next ones start by themselves, and a panel is read in the order of its
+// bytes, which the processor's prefetchers follow. On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain
+// loop, and 22 to 30 with fetching 6 KB ahead; of other processors see Prefetching. What follows at the panels' end is fetched in
+// any case.
 inline constexpr int direct_ahead = 8192;
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
@@ -314,6 +314,7 @@ struct Ahead {
   const std::byte* next;
   const std::byte* end;
   std::ptrdiff_t jump;
+  bool second_level;  // where what follows goes; else to the first-level cache
 
   /// `may_follow`: whether `lines` can be that. `few`: a tile that may do without, but for the panels' end.
   template <int bytes, bool may_follow, bool few>
@@ -322,7 +323,10 @@ struct Ahead {
       at += direct_ahead;
       if (few && lines == follow && __builtin_expect(at < end, 1)) return;
       at += at < end ? 0 : jump;
-      unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i); });
+      const auto bring = [at](auto locality) MOXIE_INLINE_LAMBDA {
+        unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, locality.value); });
+      };
+      second_level ? bring(Constant<2>{}) : bring(Constant<3>{});
     } else {
       for (int i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
     }
@@ -441,7 +445,8 @@ template <class A>
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
     const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
     const std::byte* then = row + most < m.n_rows ? begin : m.then;
-    Ahead ahead{m.fetch_few ? Ahead::follow_few : Ahead::follow, nullptr, end, then ? then - end : -direct_ahead};
+    Ahead ahead{m.fetch.few ? Ahead::follow_few : Ahead::follow, nullptr, end, then ? then - end : -direct_ahead,
+                m.fetch.second_level};
     for (std::int64_t p = m.panel_begin; p < m.panel_end; p += panels) {
       const bool alone = m.panel_end - p < panels;  // the last of an odd number
       const Group group{m.panels + p * bytes, alone ? 0 : bytes};

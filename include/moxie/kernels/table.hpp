@@ -56,6 +56,12 @@ struct ActivationRows {
   Int8Rows q;
 };
 
+/// How weights are fetched ahead, by CpuFeatures::prefetching.
+struct Fetch {
+  bool few = true;            ///< for few rows too
+  bool second_level = false;  ///< for few rows to the second-level cache
+};
+
 /// out[i * out_stride + o] = sum over inputs of w[o][.] * a[first_row + i][.], for o in [16 * panel_begin, min(n, 16 * panel_end)).
 struct MatmulArgs {
   const std::byte* panels;  ///< panel 0 of the matrix
@@ -67,7 +73,7 @@ struct MatmulArgs {
   std::int64_t out_stride;
   const std::int32_t* list = nullptr;  ///< f32 kernels: row i is row list[first_row + i]
   const std::byte* then = nullptr;     ///< int8 kernels: what will be read after these panels, to be fetched before they end
-  bool fetch_few = false;              ///< int8 kernels: FormatKernels::fetch_few
+  Fetch fetch = {};                    ///< int8 kernels: FormatKernels::fetch
 };
 
 /// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max)
@@ -92,8 +98,7 @@ struct FormatKernels {
   /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks * 32][16], rows `stride` floats apart, each aligned to
   /// 64 bytes; first is a multiple of 8, and blocks are 8 or those up to k.
   void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
-  /// Whether int8() is to fetch ahead for few rows too, by CpuFeatures::fetch_few of the CPU that the table is for.
-  bool fetch_few;
+  Fetch fetch;  ///< what int8() does best on the CPU that the table is for
 };
 
 struct Table {
