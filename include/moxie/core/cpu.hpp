@@ -20,8 +20,8 @@ namespace moxie {
 enum class Prefetching {
   zen4,  ///< not with one or two rows: 2 cores read 4- and 6-bit codes for one row at 55 GB/s so, and at 43 with it
   zen5,  ///< with one or two rows if codes have less than 8 bits (68 GB/s, and 59 without); to the first-level cache
-  /// Always, to the second-level cache: 2 cores of a Xeon (model 207), where memory gives 22 to 30 GB/s, decode Q4_K_M at 84% of
-  /// the limit so, at 75% with the first-level cache and at 51% without; Q8_0 at 90, 86 and 70%.
+  /// Always, to the second-level cache: 2 cores of a Xeon (model 207), where memory gives 22 to 30 GB/s, decode Q4_K_M at 79 to
+  /// 84% of the limit so, at 75 to 80% with the first-level cache and at 51% without; Q8_0 at 90, 86 and 70%.
   xeon,
 };
 
