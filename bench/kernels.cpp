@@ -103,7 +103,7 @@ void run(benchmark::State& state, const kernels::Table& table, const kernels::Fo
   const double start = bench::cpu_seconds();
   for (auto _ : state) {
     (format.int8 ? format.int8 : format.f32)({weights.matrix(calls++), outputs, inputs, 0, outputs / kernels::panel_rows, rows, 0,
-                                              tokens, activations.out.data(), outputs, nullptr, nullptr, format.fetch});
+                                              tokens, activations.out.data(), outputs, nullptr, nullptr, format.tuning});
     benchmark::ClobberMemory();
   }
   const double taken = (bench::cpu_seconds() - start) / static_cast<double>(calls);

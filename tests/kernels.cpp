@@ -89,13 +89,13 @@ struct Matrix {
     std::vector<float> out(static_cast<std::size_t>(rows * n), -1.0f);
     MatmulArgs args{panels.data(), n, k, begin, end, a, first, rows, out.data(), n};
     (int8 ? kernels->int8 : kernels->f32)(args);
-    if (int8) {  // what is fetched ahead changes nothing
+    if (int8) {  // tuning changes nothing
       std::vector<float> again(out.size(), -1.0f);
       args.out = again.data();
       args.then = panels.data();
       for (const bool few : {false, true})
         for (const bool second_level : {false, true}) {
-          args.fetch = {few, second_level};
+          args.tuning = {few, second_level, second_level};
           kernels->int8(args);
           REQUIRE(std::memcmp(out.data(), again.data(), out.size() * sizeof(float)) == 0);
         }
@@ -147,7 +147,7 @@ std::vector<float> random_floats(std::size_t n, unsigned seed, float size = 1) {
 }  // namespace
 
 #if defined(__x86_64__)
-TEST_CASE("kernels for AVX-512 fetch ahead for few rows where the CPU wants it") {
+TEST_CASE("kernels for AVX-512 are tuned for this CPU") {
   const CpuFeatures cpu = cpu_features();
   if (!cpu.avx512) {
     MESSAGE("skipped: this CPU has no AVX-512 VNNI");
@@ -156,10 +156,10 @@ TEST_CASE("kernels for AVX-512 fetch ahead for few rows where the CPU wants it")
   const Table* table = kernels::find_table("avx512");
   REQUIRE(table);
   for (const Dtype narrow : {Dtype::Q4_0, Dtype::Q6_K})
-    CHECK(table->find(narrow)->fetch.few == (cpu.prefetching != Prefetching::zen4));
-  const kernels::Fetch wide = table->find(Dtype::Q8_0)->fetch;
-  CHECK(wide.few == (cpu.prefetching == Prefetching::xeon));
-  CHECK(wide.second_level == (cpu.prefetching == Prefetching::xeon));
+    CHECK(table->find(narrow)->tuning.fetch_few == (cpu.tuned_for != TunedFor::zen4));
+  const kernels::Tuning wide = table->find(Dtype::Q8_0)->tuning;
+  for (const bool does : {wide.fetch_few, wide.fetch_second_level, wide.stage_early})
+    CHECK(does == (cpu.tuned_for == TunedFor::xeon));
 }
 #endif
 

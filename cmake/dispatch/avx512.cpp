@@ -2,5 +2,5 @@
 #include <moxie/kernels/kernels.hpp>
 
 namespace moxie::kernels {
-const Table& avx512_table(Prefetching prefetching) noexcept { return table<Avx512>(prefetching); }
+const Table& avx512_table(TunedFor cpu) noexcept { return table<Avx512>(cpu); }
 }  // namespace moxie::kernels

@@ -9,7 +9,7 @@ namespace moxie::kernels {
 const Table& generic_table() noexcept;
 const Table& avx2_table() noexcept;
 const Table& avxvnni_table() noexcept;
-const Table& avx512_table(Prefetching prefetching) noexcept;
+const Table& avx512_table(TunedFor cpu) noexcept;
 const Table& neon_table() noexcept;
 const Table& native_table() noexcept;
 const Table* find_table(const char* arch) noexcept;
@@ -21,7 +21,7 @@ const Table* first_table(F&& f) noexcept {
 #if defined(__x86_64__)
   static const CpuFeatures cpu = cpu_features();
   if (cpu.avx512)
-    if (const Table& avx512 = avx512_table(cpu.prefetching); f(avx512)) return &avx512;
+    if (const Table& avx512 = avx512_table(cpu.tuned_for); f(avx512)) return &avx512;
   if (cpu.avx_vnni && f(avxvnni_table())) return &avxvnni_table();
   if (cpu.avx2 && f(avx2_table())) return &avx2_table();
 #elif defined(__aarch64__)

@@ -14,12 +14,15 @@
 
 namespace moxie {
 
-/// How products ask memory for the weights that come next, by the processors that it was measured on. All fetch ahead where there
-/// are many rows; with one or two, little is done with each line, and the processor's own prefetchers may follow the stream of
-/// weights better alone, or fall behind.
-enum class Prefetching {
-  zen4,  ///< not with one or two rows: 2 cores read 4- and 6-bit codes for one row at 55 GB/s so, and at 43 with it
-  zen5,  ///< with one or two rows if codes have less than 8 bits (68 GB/s, and 59 without); to the first-level cache
+/// Processors that kernels are tuned for, where one wants what another does not. What was measured of products of weights:
+///
+/// Fetching ahead. All do it where there are many rows. With one or two, little is done with each line, and the processor's own
+/// prefetchers may follow the stream of weights better alone (Zen 4), or fall behind.
+/// Staging of 6- and 3-bit codes, which are unpacked to bytes for all rows, is worth it from 24 rows on, or from 8 (Xeon: 8 rows
+/// 5 to 20% faster from memory, 16 rows 10 to 16%; Zen 5: 16 rows 9% slower).
+enum class TunedFor {
+  zen4,  ///< nothing ahead for one and two rows: 2 cores read 4- and 6-bit codes for one row at 55 GB/s so, and at 43 with it
+  zen5,  ///< for one and two rows if codes have less than 8 bits (68 GB/s, and 59 without); to the first-level cache
   /// Always, to the second-level cache: 2 cores of a Xeon (model 207), where memory gives 22 to 30 GB/s, decode Q4_K_M at 79 to
   /// 84% of the limit so, at 75 to 80% with the first-level cache and at 51% without; Q8_0 at 90, 86 and 70%.
   xeon,
@@ -30,7 +33,7 @@ struct CpuFeatures {
   bool avx_vnni = false;      ///< vpdpbusd on registers of 32 bytes without AVX-512, beside all of avx2
   bool avx512 = false;        ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
   bool neon_dotprod = false;  ///< sdot and udot (FEAT_DotProd)
-  Prefetching prefetching = Prefetching::xeon;  ///< of AMD's families 25 and 26 as on Zen 4 and Zen 5
+  TunedFor tuned_for = TunedFor::xeon;  ///< AMD's families 25 and 26: Zen 4 and Zen 5
 };
 
 inline CpuFeatures cpu_features() noexcept {
@@ -48,8 +51,8 @@ inline CpuFeatures cpu_features() noexcept {
   __asm__ volatile("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
   const bool saves_ymm = (saved & 0x6u) == 0x6u, saves_zmm = (saved & 0xe6u) == 0xe6u;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
-  if (amd && family == 25) features.prefetching = Prefetching::zen4;
-  if (amd && family == 26) features.prefetching = Prefetching::zen5;
+  if (amd && family == 25) features.tuned_for = TunedFor::zen4;
+  if (amd && family == 26) features.tuned_for = TunedFor::zen5;
   features.avx2 = saves_ymm && fma && f16c && has(b, 5);
   features.avx512 = features.avx2 && saves_zmm && has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31) && has(c, 11);
   const unsigned last_subleaf = a;

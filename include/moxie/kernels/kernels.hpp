@@ -70,7 +70,7 @@ void pack(const std::byte* const* rows, std::int64_t k_file, std::byte* panel) n
 }
 
 template <class A, class Format>
-constexpr FormatKernels format_kernels(Prefetching prefetching) noexcept {
+constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
   FormatKernels k{};
   k.dtype = Format::dtype;
   k.panel_bytes = &panel_bytes<A, Format>;
@@ -79,28 +79,29 @@ constexpr FormatKernels format_kernels(Prefetching prefetching) noexcept {
   if constexpr (!f32::FloatPanel<Format>) {
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
     k.int8 = &matmul_int8<A, Format>;
-    k.fetch.few = prefetching == Prefetching::xeon || (prefetching == Prefetching::zen5 && narrow);
-    k.fetch.second_level = prefetching == Prefetching::xeon && Ops<A>::unfetched > 0;  // others have more to do with each line
+    k.tuning.fetch_few = cpu == TunedFor::xeon || (cpu == TunedFor::zen5 && narrow);
+    k.tuning.fetch_second_level = cpu == TunedFor::xeon && Ops<A>::unfetched > 0;  // others have more to do with each line
+    k.tuning.stage_early = cpu == TunedFor::xeon;
   }
   k.f32 = &matmul_f32<A, Format>;
   k.unpack = &f32::unpack<A, Format>;
   return k;
 }
 
-template <class A, Prefetching prefetching, class List>
+template <class A, TunedFor cpu, class List>
 struct FormatTable;
-template <class A, Prefetching prefetching, class... Format>
-struct FormatTable<A, prefetching, TypeList<Format...>> {
+template <class A, TunedFor cpu, class... Format>
+struct FormatTable<A, cpu, TypeList<Format...>> {
   static constexpr int size = sizeof...(Format);
-  static constexpr FormatKernels entries[] = {format_kernels<A, Format>(prefetching)...};
+  static constexpr FormatKernels entries[] = {format_kernels<A, Format>(cpu)...};
 };
 
-template <class A, Prefetching prefetching>
+template <class A, TunedFor cpu>
 constexpr Table make_table() noexcept {
   Table t{};
   t.arch = A::name;
-  t.formats = FormatTable<A, prefetching, Formats>::entries;
-  t.n_formats = FormatTable<A, prefetching, Formats>::size;
+  t.formats = FormatTable<A, cpu, Formats>::entries;
+  t.n_formats = FormatTable<A, cpu, Formats>::size;
   t.quantize = &quantize<A>;
   t.make_block = &make_block<A>;
   t.rms_norm = &rms_norm<A>;
@@ -121,21 +122,21 @@ constexpr Table make_table() noexcept {
   return t;
 }
 
-template <class A, Prefetching prefetching>
-inline constexpr Table table_of = make_table<A, prefetching>();
+template <class A, TunedFor cpu>
+inline constexpr Table table_of = make_table<A, cpu>();
 
 }  // namespace detail
 
-/// For a CPU with this CpuFeatures::prefetching.
+/// For a CPU with this CpuFeatures::tuned_for.
 template <class A>
-const Table& table(Prefetching prefetching = Prefetching::xeon) noexcept {
-  switch (prefetching) {
-    case Prefetching::zen4:
-      return detail::table_of<A, Prefetching::zen4>;
-    case Prefetching::zen5:
-      return detail::table_of<A, Prefetching::zen5>;
+const Table& table(TunedFor cpu = TunedFor::xeon) noexcept {
+  switch (cpu) {
+    case TunedFor::zen4:
+      return detail::table_of<A, TunedFor::zen4>;
+    case TunedFor::zen5:
+      return detail::table_of<A, TunedFor::zen5>;
     default:
-      return detail::table_of<A, Prefetching::xeon>;
+      return detail::table_of<A, TunedFor::xeon>;
   }
 }
 
@@ -146,7 +147,7 @@ const Table* find_table(const char* arch) noexcept;
 #else
 inline const Table& native_table() noexcept {
   static const CpuFeatures cpu = cpu_features();
-  return table<Native>(cpu.prefetching);
+  return table<Native>(cpu.tuned_for);
 }
 inline const Table* find_table(const char* arch) noexcept {
   return __builtin_strcmp(arch, Native::name) == 0 ? &native_table() : nullptr;

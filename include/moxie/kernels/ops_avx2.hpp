@@ -126,7 +126,9 @@ struct Ops<Avx2> {
   enum Kind { eight_sums, four_sums, in_halves, signed_codes };
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
   template <int kind, bool offset>
-  static constexpr int staged_from = 5;
+  static constexpr int staged_early = 5;
+  template <int kind, bool offset>
+  static constexpr int staged_late = 5;
   template <class P>
   static constexpr int zero = P::zero;
   template <class P>

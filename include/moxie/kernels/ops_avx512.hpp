@@ -99,9 +99,11 @@ struct Avx512Ops {
                                                 : 6;
   static constexpr int unfetched = 2;
   /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it is
-  /// worth it to keep unpacked bytes, from about 24 tokens on.
+  /// worth it to keep unpacked bytes, from 8 or 24 tokens on (TunedFor).
   template <int kind, bool offset>
-  static constexpr int staged_from = kind == in_halves && !offset ? 24 : 1 << 20;
+  static constexpr int staged_early = kind == in_halves && !offset ? 8 : 1 << 20;
+  template <int kind, bool offset>
+  static constexpr int staged_late = kind == in_halves && !offset ? 24 : 1 << 20;
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {

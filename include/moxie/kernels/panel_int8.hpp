@@ -48,10 +48,10 @@ inline constexpr int activation_bytes = 320 * 1024;
 // How far ahead the direct path fetches. A core reads 20 to 40 GB/s, so memory's latency of 100 to 200 ns (more when others load
 // it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5, a
 // decode step: 4 KB 0 to 9% slower, 12 KB 1 to 3%. It goes to the first-level cache, with which such a step is 2 to 6% faster on
-// Zen 5 than with the second-level one, or to that (Prefetching). Tiles of up to Ops::unfetched tokens may do best without: a
+// Zen 5 than with the second-level one, or to that (TunedFor). Tiles of up to Ops::unfetched tokens may do best without: a
 // block is so few instructions that the loads of the next ones start by themselves, and a panel is read in the order of its
 // bytes, which the processor's prefetchers follow. On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain
-// loop, and 22 to 30 with fetching 6 KB ahead; of other processors see Prefetching. What follows at the panels' end is fetched in
+// loop, and 22 to 30 with fetching 6 KB ahead; of other processors see TunedFor. What follows at the panels' end is fetched in
 // any case.
 inline constexpr int direct_ahead = 8192;
 
@@ -75,7 +75,8 @@ struct Way {
   static constexpr int panels = Ops<A>::panels;
   template <bool staged>
   static constexpr int tile = Ops<A>::template tile<kind_, offset_, staged>;
-  static constexpr int staged_from = Ops<A>::template staged_from<kind_, offset_>;
+  static constexpr int staged_early = Ops<A>::template staged_early<kind_, offset_>;
+  static constexpr int staged_late = Ops<A>::template staged_late<kind_, offset_>;
 };
 template <class A, class P>
 using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::has_offset>;
@@ -400,14 +401,15 @@ MOXIE_INLINE void run_staged(const Group& group, const Int8Rows& rows, std::int6
 /// A group of panels for rows [first, first + count), row by row to out + i * out_stride.
 template <class A, class Format>
 void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
-               Ahead ahead) noexcept {
+               Ahead ahead, bool stage_early) noexcept {
   using W = WayOf<A, Panel<Format>>;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
-  if constexpr (W::staged_from < max_tokens) {
-    if (count >= W::staged_from) return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
+  if constexpr (W::staged_early < max_tokens) {
+    if (count >= (stage_early ? W::staged_early : W::staged_late))
+      return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
   }
   constexpr int panels = W::panels, tile = W::template tile<false>;
-  constexpr int largest = W::staged_from < tile ? W::staged_from - 1 : tile;
+  constexpr int largest = W::staged_late < tile ? W::staged_late - 1 : tile;
   constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;  // over all panels
   const int passes = (count + rows_a_pass - 1) / rows_a_pass;
   const bool few = panels == 1 ? passes == 1 : count <= 4;
@@ -432,7 +434,7 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
 }
 
 using RunGroup = void (*)(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out,
-                          std::int64_t out_stride, Ahead ahead) noexcept;
+                          std::int64_t out_stride, Ahead ahead, bool stage_early) noexcept;
 
 /// The rows in pieces that stay in cache, each over all panels of `bytes`.
 template <class A>
@@ -445,8 +447,8 @@ template <class A>
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
     const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
     const std::byte* then = row + most < m.n_rows ? begin : m.then;
-    Ahead ahead{m.fetch.few ? Ahead::follow_few : Ahead::follow, nullptr, end, then ? then - end : -direct_ahead,
-                m.fetch.second_level};
+    Ahead ahead{m.tuning.fetch_few ? Ahead::follow_few : Ahead::follow, nullptr, end, then ? then - end : -direct_ahead,
+                m.tuning.fetch_second_level};
     for (std::int64_t p = m.panel_begin; p < m.panel_end; p += panels) {
       const bool alone = m.panel_end - p < panels;  // the last of an odd number
       const Group group{m.panels + p * bytes, alone ? 0 : bytes};
@@ -454,10 +456,10 @@ template <class A>
       float* out = m.out + row * m.out_stride + p * panel_rows;
       const std::int64_t left = alone && m.n - p * panel_rows > panel_rows ? panel_rows : m.n - p * panel_rows;
       if (left >= columns) {
-        run(group, m.a.q, m.first_row + row, count, out, m.out_stride, ahead);
+        run(group, m.a.q, m.first_row + row, count, out, m.out_stride, ahead, m.tuning.stage_early);
       } else {  // not all of the columns are wanted
         alignas(64) float all[max_tokens * columns];
-        run(group, m.a.q, m.first_row + row, count, all, columns, ahead);
+        run(group, m.a.q, m.first_row + row, count, all, columns, ahead, m.tuning.stage_early);
         for (int t = 0; t < count; ++t)
           __builtin_memcpy(out + t * m.out_stride, all + columns * t, static_cast<std::size_t>(left) * sizeof(float));
       }

@@ -56,10 +56,11 @@ struct ActivationRows {
   Int8Rows q;
 };
 
-/// How weights are fetched ahead, by CpuFeatures::prefetching.
-struct Fetch {
-  bool few = true;            ///< for few rows too
-  bool second_level = false;  ///< for few rows to the second-level cache
+/// What products do by CpuFeatures::tuned_for. It changes no bit.
+struct Tuning {
+  bool fetch_few = true;            ///< fetch weights ahead for few rows too
+  bool fetch_second_level = false;  ///< for few rows to the second-level cache
+  bool stage_early = false;         ///< stage as soon as it can be of use
 };
 
 /// out[i * out_stride + o] = sum over inputs of w[o][.] * a[first_row + i][.], for o in [16 * panel_begin, min(n, 16 * panel_end)).
@@ -73,7 +74,7 @@ struct MatmulArgs {
   std::int64_t out_stride;
   const std::int32_t* list = nullptr;  ///< f32 kernels: row i is row list[first_row + i]
   const std::byte* then = nullptr;     ///< int8 kernels: what will be read after these panels, to be fetched before they end
-  Fetch fetch = {};                    ///< int8 kernels: FormatKernels::fetch
+  Tuning tuning = {};                  ///< int8 kernels: FormatKernels::tuning
 };
 
 /// Part of a log-sum-exp over logits z (already divided by the temperature): sum = sum exp(z - max), weighted = sum exp(z - max)
@@ -98,7 +99,7 @@ struct FormatKernels {
   /// Blocks [first, first + blocks) of a panel of k inputs as f32 [blocks * 32][16], rows `stride` floats apart, each aligned to
   /// 64 bytes; first is a multiple of 8, and blocks are 8 or those up to k.
   void (*unpack)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
-  Fetch fetch;  ///< what int8() does best on the CPU that the table is for
+  Tuning tuning;  ///< what int8() does best on the CPU that the table is for
 };
 
 struct Table {

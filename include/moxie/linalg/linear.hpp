@@ -132,7 +132,7 @@ class Linear {
                                      out_stride,
                                      nullptr,
                                      then,
-                                     kernels_->fetch};
+                                     kernels_->tuning};
       (takes_int8(activations) ? kernels_->int8 : kernels_->f32)(args);
     }
     if (u) low_rank_->add(u, n_rows, begin, end, out, out_stride);
