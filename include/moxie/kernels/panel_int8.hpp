@@ -317,8 +317,9 @@ struct Ahead {
   std::ptrdiff_t jump;
   bool second_level;  // where what follows goes; else to the first-level cache
 
-  /// `may_follow`: whether `lines` can be that. `few`: a tile that may do without, but for the panels' end.
-  template <int bytes, bool may_follow, bool few>
+  /// `may_follow`: whether `lines` can be that. `few`: a tile that may do without, but for the panels' end. `levels`: whether it
+  /// may want the second-level cache.
+  template <int bytes, bool may_follow, bool few, bool levels>
   MOXIE_INLINE void fetch(const std::byte* at) noexcept {
     if (may_follow && __builtin_expect(lines < 0, 1)) {
       at += direct_ahead;
@@ -327,7 +328,7 @@ struct Ahead {
       const auto bring = [at](auto locality) MOXIE_INLINE_LAMBDA {
         unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, locality.value); });
       };
-      second_level ? bring(Constant<2>{}) : bring(Constant<3>{});
+      (levels && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
     } else {
       for (int i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
     }
@@ -349,7 +350,8 @@ template <class A, class Format, int tokens, int panels>
   TileSums<A, n> acc(O::sums_in_registers ? nullptr : memory);
   TileSums<A, W::chunk_scale ? n : 1, total_in_registers> total(total_in_registers ? nullptr : totals);
   const auto add = [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
-    ahead.template fetch<block_bytes<Format>, panels == 1, tokens <= O::unfetched>(chunk + b * block_bytes<Format>);
+    constexpr bool may_follow = panels == 1, few = tokens <= O::unfetched, levels = O::unfetched > 0;
+    ahead.template fetch<block_bytes<Format>, may_follow, few, levels>(chunk + b * block_bytes<Format>);
     const auto code = [&](int p, auto j)
                           MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk + p * panel_step, b); };
     const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return scales_of<A, Format>(chunk + p * panel_step, b); };
