@@ -14,17 +14,18 @@
 
 namespace moxie {
 
-/// Processors that kernels are tuned for, where one wants what another does not. What was measured of products of weights:
+/// Processors that products of weights are tuned for, where one wants what another does not:
 ///
 /// Fetching ahead. All do it where there are many rows. With one or two, little is done with each line, and the processor's own
 /// prefetchers may follow the stream of weights better alone (Zen 4), or fall behind.
-/// Staging of 6- and 3-bit codes, which are unpacked to bytes for all rows, is worth it from 24 rows on, or from 8 (Xeon: 8 rows
-/// 5 to 20% faster from memory, 16 rows 10 to 16%; Zen 5: 16 rows 9% slower).
+/// Staging of 6- and 3-bit codes, which are unpacked to bytes for all rows: from 24 rows on, or from 8. Xeon: 16 rows from memory
+/// 7 to 17% faster, 12 rows 4 to 20%, 8 rows 2 to 7% (from the first-level cache); Zen 5: 16 rows 9% slower.
 enum class TunedFor {
   zen4,  ///< nothing ahead for one and two rows: 2 cores read 4- and 6-bit codes for one row at 55 GB/s so, and at 43 with it
   zen5,  ///< for one and two rows if codes have less than 8 bits (68 GB/s, and 59 without); to the first-level cache
-  /// Always, to the second-level cache: 2 cores of a Xeon (model 207), where memory gives 22 to 30 GB/s, decode Q4_K_M at 79 to
-  /// 84% of the limit so, at 75 to 80% with the first-level cache and at 51% without; Q8_0 at 90, 86 and 70%.
+  /// Always, to the second-level cache; staged from 8 rows on. 2 cores of a Xeon (model 207), where memory gives 22 to 30 GB/s,
+  /// decode Q4_K_M at 79 to 84% of the limit so, at 72 to 80% with the first-level cache and at 51% without; Q8_0 at 90, 86 and
+  /// 70%.
   xeon,
 };
 
@@ -33,7 +34,7 @@ struct CpuFeatures {
   bool avx_vnni = false;      ///< vpdpbusd on registers of 32 bytes without AVX-512, beside all of avx2
   bool avx512 = false;        ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
   bool neon_dotprod = false;  ///< sdot and udot (FEAT_DotProd)
-  TunedFor tuned_for = TunedFor::xeon;  ///< AMD's families 25 and 26: Zen 4 and Zen 5
+  TunedFor tuned_for = TunedFor::xeon;  ///< AMD's families 25 and 26: zen4 and zen5; all others: xeon
 };
 
 inline CpuFeatures cpu_features() noexcept {

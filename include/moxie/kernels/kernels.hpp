@@ -79,9 +79,8 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
   if constexpr (!f32::FloatPanel<Format>) {
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
     k.int8 = &matmul_int8<A, Format>;
-    k.tuning.fetch_few = cpu == TunedFor::xeon || (cpu == TunedFor::zen5 && narrow);
-    k.tuning.fetch_second_level = cpu == TunedFor::xeon && Ops<A>::unfetched > 0;  // others have more to do with each line
-    k.tuning.stage_early = cpu == TunedFor::xeon;
+    const bool xeon = cpu == TunedFor::xeon;
+    k.tuning = {xeon || (cpu == TunedFor::zen5 && narrow), xeon, xeon};
   }
   k.f32 = &matmul_f32<A, Format>;
   k.unpack = &f32::unpack<A, Format>;

@@ -100,10 +100,10 @@ struct Avx512Ops {
   static constexpr int unfetched = 2;
   /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it is
   /// worth it to keep unpacked bytes, from 8 or 24 tokens on (TunedFor).
-  template <int kind, bool offset>
-  static constexpr int staged_early = kind == in_halves && !offset ? 8 : 1 << 20;
-  template <int kind, bool offset>
-  static constexpr int staged_late = kind == in_halves && !offset ? 24 : 1 << 20;
+  template <int kind, bool offset, bool early>
+  static constexpr int staged_from = kind != in_halves || offset ? 1 << 20
+                                     : early                     ? 8
+                                                                 : 24;
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
@@ -186,8 +186,9 @@ struct Avx512Ops {
     __builtin_memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
   }
-  /// The broadcast as a part of the product, which GCC makes no use of: 8 instructions of 24 less for a row's block of 12 x 1. On
-  /// a Xeon whose other hyperthread is at work too that is 4.2 ns against 3.2.
+  /// The product with its operand broadcast by the same instruction, which GCC does not do by itself: 16 instructions instead of
+  /// 24 for a row's block of Q4_K, 12 x 1; on a Xeon 2.8 ns instead of 2.9, or 3.2 instead of 4.2 while its other hyperthread
+  /// works.
   MOXIE_INLINE static Ints add_broadcast(Ints sum, Bytes codes, const std::int8_t* p) noexcept {
 #if defined(__AVX512VNNI__)
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const std::int8_t(*)[4]>(p)));

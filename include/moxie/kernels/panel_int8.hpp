@@ -75,8 +75,8 @@ struct Way {
   static constexpr int panels = Ops<A>::panels;
   template <bool staged>
   static constexpr int tile = Ops<A>::template tile<kind_, offset_, staged>;
-  static constexpr int staged_early = Ops<A>::template staged_early<kind_, offset_>;
-  static constexpr int staged_late = Ops<A>::template staged_late<kind_, offset_>;
+  template <bool early>
+  static constexpr int staged_from = Ops<A>::template staged_from<kind_, offset_, early>;
 };
 template <class A, class P>
 using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::has_offset>;
@@ -317,18 +317,21 @@ struct Ahead {
   std::ptrdiff_t jump;
   bool second_level;  // where what follows goes; else to the first-level cache
 
-  /// `may_follow`: whether `lines` can be that. `few`: a tile that may do without, but for the panels' end. `levels`: whether it
-  /// may want the second-level cache.
-  template <int bytes, bool may_follow, bool few, bool levels>
+  /// For a tile over `panels` panels, at a block.
+  template <class A, class Format, int tokens, int panels>
   MOXIE_INLINE void fetch(const std::byte* at) noexcept {
+    constexpr bool may_follow = panels == 1;                       // `lines` can be negative
+    constexpr bool few = tokens <= Ops<A>::unfetched;              // it may do without, but for the panels' end
+    constexpr bool may_want_second_level = Ops<A>::unfetched > 0;  // others have more to do with each line: no gain
     if (may_follow && __builtin_expect(lines < 0, 1)) {
       at += direct_ahead;
       if (few && lines == follow && __builtin_expect(at < end, 1)) return;
       at += at < end ? 0 : jump;
       const auto bring = [at](auto locality) MOXIE_INLINE_LAMBDA {
-        unroll<(bytes + 63) / 64>([&](int i) MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, locality.value); });
+        unroll<(block_bytes<Format> + 63) / 64>([&](int i)
+                                                    MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, locality.value); });
       };
-      (levels && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
+      (may_want_second_level && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
     } else {
       for (int i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
     }
@@ -350,8 +353,7 @@ template <class A, class Format, int tokens, int panels>
   TileSums<A, n> acc(O::sums_in_registers ? nullptr : memory);
   TileSums<A, W::chunk_scale ? n : 1, total_in_registers> total(total_in_registers ? nullptr : totals);
   const auto add = [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
-    constexpr bool may_follow = panels == 1, few = tokens <= O::unfetched, levels = O::unfetched > 0;
-    ahead.template fetch<block_bytes<Format>, may_follow, few, levels>(chunk + b * block_bytes<Format>);
+    ahead.template fetch<A, Format, tokens, panels>(chunk + b * block_bytes<Format>);
     const auto code = [&](int p, auto j)
                           MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk + p * panel_step, b); };
     const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return scales_of<A, Format>(chunk + p * panel_step, b); };
@@ -406,12 +408,13 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
                Ahead ahead, bool stage_early) noexcept {
   using W = WayOf<A, Panel<Format>>;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
-  if constexpr (W::staged_early < max_tokens) {
-    if (count >= (stage_early ? W::staged_early : W::staged_late))
+  constexpr int early = W::template staged_from<true>, late = W::template staged_from<false>;
+  if constexpr (early < max_tokens) {
+    if (count >= (stage_early ? early : late))
       return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
   }
   constexpr int panels = W::panels, tile = W::template tile<false>;
-  constexpr int largest = W::staged_late < tile ? W::staged_late - 1 : tile;
+  constexpr int largest = late < tile ? late - 1 : tile;
   constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;  // over all panels
   const int passes = (count + rows_a_pass - 1) / rows_a_pass;
   const bool few = panels == 1 ? passes == 1 : count <= 4;
