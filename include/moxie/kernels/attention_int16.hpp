@@ -38,26 +38,26 @@ namespace int16 {
 inline constexpr std::int64_t group = 4;  // blocks of keys with one scale of q: 128 dimensions x 64 keys are 16 KiB of codes
 inline constexpr std::int64_t q_words = group * kv_pairs;
 
-/// sum += products of R rows of pairs at `a` with V vectors at `b`, rows of 64 words.
-template <class A, int R, int V>
-MOXIE_INLINE void add_pairs(const std::int32_t* a, std::int64_t a_stride, const std::int32_t* b, std::int64_t pairs, Ahead& ahead,
+/// Sums of the products of R rows of `pairs` pairs at `a` with V vectors at `b`, rows of 64 words.
+template <class A, std::int64_t pairs, int R, int V>
+MOXIE_INLINE void sum_pairs(const std::int32_t* a, std::int64_t a_stride, const std::int32_t* b, Ahead& ahead,
                             Words<A> (&sum)[R][V]) noexcept {
   using W = Words<A>;
-  constexpr int steps = 8;  // written out: GCC 12 copies every sum at a loop's end
+  constexpr int steps = 16;  // written out: GCC 12 copies every sum at a loop's end
+  static_assert(pairs % steps == 0);
   const std::int64_t due = ahead.bytes_due(R * V);  // of a step
+  if constexpr (pairs > steps) clear(sum);
   for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) {
-    const bool more = ahead.at < ahead.end;
-    const std::byte* next = ahead.take(steps * due);
-    unroll<steps>([&](int i) MOXIE_INLINE_LAMBDA {
-      if (more) __builtin_prefetch(next, 0, 2);
-      if (more && due > 64) __builtin_prefetch(next + 64, 0, 2);
-      if (more && due > 128) __builtin_prefetch(next + 128, 0, 2), __builtin_prefetch(next + 192, 0, 2);
-      next += due;
+    const bool each_step = due > 32 && ahead.at < ahead.end;  // few queries; others would fetch a line several times
+    unroll_constant<steps>([&](auto i) MOXIE_INLINE_LAMBDA {
+      if (__builtin_expect(each_step, 0))
+        ahead.fetch(due);
+      else if (i.value % 8 == 0)
+        ahead.fetch(8 * due);
       W x[V];
-      unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = W::load_aligned(b + i * kv_panel + v * lanes<A>); });
+      PairOps<A>::load(b + i.value * kv_panel, x);
       unroll<R>([&](int r) MOXIE_INLINE_LAMBDA {
-        const W y(a[r * a_stride + i]);
-        unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { sum[r][v] = PairOps<A>::add(sum[r][v], x[v], y); });
+        PairOps<A>::template add<pairs == steps && i.value == 0>(sum[r], x, W(a[r * a_stride + i.value]));
       });
     });
   }
@@ -83,8 +83,7 @@ struct Scores {
     clear(total);
     for (std::int64_t b = 0; b < blocks; ++b) {
       W sum[R][V];
-      clear(sum);
-      add_pairs<A, R, V>(q + r * q_words + b * kv_pairs, q_words, keys + b * kv_pairs * kv_page + key, kv_pairs, ahead, sum);
+      sum_pairs<A, kv_pairs>(q + r * q_words + b * kv_pairs, q_words, keys + b * kv_pairs * kv_page + key, ahead, sum);
       unroll<V>([&](int v) MOXIE_INLINE_LAMBDA {
         const F scale = F::load_aligned(key_scale + b * kv_page + key + v * lanes<A>);
         unroll<R>([&](int i) MOXIE_INLINE_LAMBDA { total[i][v] = madd(xsimd::to_float(sum[i][v]), scale, total[i][v]); });
@@ -115,8 +114,7 @@ struct Values {
     using F = Floats<A>;
     using W = Words<A>;
     W sum[R][V];
-    clear(sum);
-    add_pairs<A, R, V>(p + r * kv_page_pairs, kv_page_pairs, values + column, kv_page_pairs, ahead, sum);
+    sum_pairs<A, kv_page_pairs>(p + r * kv_page_pairs, kv_page_pairs, values + column, ahead, sum);
     unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
       const int i = j / V;
       float* to = out + (r + i) * out_stride + column + j % V * lanes<A>;

@@ -1,8 +1,10 @@
 #pragma once
 // Primitives of products of 16-bit codes: vectors of 32-bit words, each a pair of codes (the low half first), exact 32-bit sums.
 //
-//   add(sum, x, y)   sum + x.low * y.low + x.high * y.high      join(low, high)   words of the low halves of both
+//   add<first>(sum, x, y)   sum[v] + x[v].low * y.low + x[v].high * y.high for V vectors; `first`: without sum
+//   load(p, x)       V consecutive vectors, kept in registers
 //   load_i8(p)       consecutive int8, one a word
+//   join(low, high)  words of the low halves of both
 //   reduce(x, op)    word i is op over all words of vector i, in one order, for as many vectors as a vector has words
 //   transpose(x)     of a square of words: word j of vector i with word i of vector j
 //
@@ -39,10 +41,34 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
   static constexpr bool available = true;
   using W = Words<A>;
 
-  MOXIE_INLINE static W add(const W& sum, const W& x, const W& y) noexcept {
-    __m256i total = _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
-    __asm__("" : "+x"(total));  // compilers must not balance the additions of a sum into a tree, whose leaves no register holds
-    return total;
+  template <int V>
+  MOXIE_INLINE static void load(const std::int32_t* p, W (&x)[V]) noexcept {
+    unroll<V>([&](int v) MOXIE_INLINE_LAMBDA {
+      __m256i y = W::load_aligned(p + 8 * v);
+      __asm__("" : "+x"(y));  // else compilers load it for each product, and loads are as dear as products
+      x[v] = y;
+    });
+  }
+  template <bool first, int V>
+  MOXIE_INLINE static void add(W (&sum)[V], const W (&x)[V], const W& y) noexcept {
+    // Two products, then two sums: 3% faster on Zen 3 than in turns, as sums wait less often for a pipe that products need.
+    constexpr int together = V < 2 ? V : 2;
+    static_assert(V % together == 0);
+    unroll<V / together>([&](int g) MOXIE_INLINE_LAMBDA {
+      __m256i product[together];
+      unroll<together>([&](int i) MOXIE_INLINE_LAMBDA {
+        product[i] = _mm256_madd_epi16(x[together * g + i], y);
+        if constexpr (!first) __asm__("" : "+x"(product[i]));
+      });
+      unroll<together>([&](int i) MOXIE_INLINE_LAMBDA {
+        __m256i total = product[i];
+        if constexpr (!first) {
+          total = _mm256_add_epi32(sum[together * g + i], total);
+          __asm__("" : "+x"(total));  // or compilers balance a sum's additions into a tree, whose leaves no register holds
+        }
+        sum[together * g + i] = total;
+      });
+    });
   }
   MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
     const __m256i even = low, odd = _mm256_slli_epi32(high, 16);  // without optimization the blend is a macro that casts
@@ -88,7 +114,14 @@ struct PairOps<A, xsimd::avx512bw> {
   static constexpr bool available = true;
   using W = Words<A>;
 
-  MOXIE_INLINE static W add(const W& sum, const W& x, const W& y) noexcept { return _mm512_dpwssd_epi32(sum, x, y); }
+  template <int V>
+  MOXIE_INLINE static void load(const std::int32_t* p, W (&x)[V]) noexcept {
+    unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = W::load_aligned(p + 16 * v); });
+  }
+  template <bool first, int V>
+  MOXIE_INLINE static void add(W (&sum)[V], const W (&x)[V], const W& y) noexcept {
+    unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { sum[v] = _mm512_dpwssd_epi32(first ? W(0) : sum[v], x[v], y); });
+  }
   MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
     const __m512i even = low, odd = _mm512_slli_epi32(high, 16);
     return _mm512_mask_blend_epi16(0xaaaaaaaa, even, odd);
