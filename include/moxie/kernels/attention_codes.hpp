@@ -37,14 +37,9 @@ struct Ahead {
   std::int64_t rate;  ///< sixteenths of a byte for each product of vectors
 
   MOXIE_INLINE std::int64_t bytes_due(std::int64_t products) const noexcept { return rate * products / 16; }
-  /// Where the next n bytes begin; at the end always there.
-  MOXIE_INLINE const std::byte* take(std::int64_t n) noexcept {
-    const std::byte* first = at;
-    at = end - at > n ? at + n : end;
-    return first;
-  }
   MOXIE_INLINE void fetch(std::int64_t bytes) noexcept {
-    const std::byte* next = take(bytes);
+    const std::byte* next = at;
+    at = end - at > bytes ? at + bytes : end;
     for (; next < at; next += 64) __builtin_prefetch(next, 0, 2);
   }
 };

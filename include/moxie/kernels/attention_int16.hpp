@@ -48,12 +48,13 @@ MOXIE_INLINE void sum_pairs(const std::int32_t* a, std::int64_t a_stride, const 
   const std::int64_t due = ahead.bytes_due(R * V);  // of a step
   if constexpr (pairs > steps) clear(sum);
   for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) {
-    const bool each_step = due > 32 && ahead.at < ahead.end;  // few queries; others would fetch a line several times
+    // Few queries: others would fetch a line many times. With 512 bits that is 8, as many models have for a kv head.
+    const bool each_step = due > 32 && ahead.at < ahead.end;
     unroll_constant<steps>([&](auto i) MOXIE_INLINE_LAMBDA {
-      if (__builtin_expect(each_step, 0))
+      if (__builtin_expect(each_step, lanes<A> == 16))
         ahead.fetch(due);
       else if (i.value % 8 == 0)
-        ahead.fetch(8 * due);
+        ahead.fetch(ahead.bytes_due(8 * R * V));
       W x[V];
       PairOps<A>::load(b + i.value * kv_panel, x);
       unroll<R>([&](int r) MOXIE_INLINE_LAMBDA {

@@ -2,14 +2,15 @@
 // Primitives of products of 16-bit codes: vectors of 32-bit words, each a pair of codes (the low half first), exact 32-bit sums.
 //
 //   add<first>(sum, x, y)   sum[v] + x[v].low * y.low + x[v].high * y.high for V vectors; `first`: without sum
-//   load(p, x)       V consecutive vectors, kept in registers
+//   load(p, x)       V consecutive vectors
 //   load_i8(p)       consecutive int8, one a word
 //   join(low, high)  words of the low halves of both
 //   reduce(x, op)    word i is op over all words of vector i, in one order, for as many vectors as a vector has words
 //   transpose(x)     of a square of words: word j of vector i with word i of vector j
 //
-// On these architectures a 16-bit product and sum takes half of an f32 multiply-add: AVX-512 VNNI has vpdpwssd; on AVX2
-// vpmaddwd and vpaddd go to four pipes, of which multiply-adds can use two. Elsewhere there are none, and attention stays f32.
+// On these architectures a 16-bit product and sum takes half to two thirds of an f32 multiply-add: AVX-512 VNNI has vpdpwssd; on
+// AVX2 vpmaddwd and vpaddd go to four pipes, of which multiply-adds can use two. Elsewhere there are none, and attention stays
+// f32.
 
 #include <cstdint>
 
@@ -51,7 +52,7 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
   }
   template <bool first, int V>
   MOXIE_INLINE static void add(W (&sum)[V], const W (&x)[V], const W& y) noexcept {
-    // Two products, then two sums: 3% faster on Zen 3 than in turns, as sums wait less often for a pipe that products need.
+    // Two products, then two sums: on Zen 3 the loop of attention is 3% faster so than in turns.
     constexpr int together = V < 2 ? V : 2;
     static_assert(V % together == 0);
     unroll<V / together>([&](int g) MOXIE_INLINE_LAMBDA {
