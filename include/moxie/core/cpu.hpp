@@ -34,7 +34,8 @@ struct CpuFeatures {
   bool avx_vnni = false;      ///< vpdpbusd on registers of 32 bytes without AVX-512, beside all of avx2
   bool avx512 = false;        ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
   bool neon_dotprod = false;  ///< sdot and udot (FEAT_DotProd)
-  TunedFor tuned_for = TunedFor::xeon;  ///< AMD's families 25 and 26: zen4 and zen5; all others: xeon
+  /// AMD's families 25 and 26: zen4 and zen5; all others: xeon. Zen 3 is of family 25, and AVX2's kernels mind none of it.
+  TunedFor tuned_for = TunedFor::xeon;
 };
 
 inline CpuFeatures cpu_features() noexcept {
