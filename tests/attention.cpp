@@ -10,8 +10,10 @@
 #include <doctest/doctest.h>
 
 #include <moxie/attention/attend.hpp>
-#include <moxie/kernels/attention.hpp>
-#include <moxie/kernels/attention_int16.hpp>
+#include <moxie/kernels/kernels.hpp>
+#include <moxie/kernels/simd.hpp>
+
+#include "tables.hpp"
 
 namespace {
 
@@ -20,24 +22,23 @@ using moxie::KvPool, moxie::KvSequence, moxie::KvShape, moxie::KvType;
 
 constexpr std::int64_t layers = 2;
 
-const moxie::kernels::Table& table() {
-  static const moxie::kernels::Table t = [] {
-    moxie::kernels::Table made{};
-    made.attend_gqa = moxie::kernels::attend<moxie::kernels::Native, false>;
-    made.attend_mla = moxie::kernels::attend<moxie::kernels::Native, true>;
-    if constexpr (moxie::kernels::PairOps<moxie::kernels::Native>::available) {
-      made.attend_gqa_int16 = moxie::kernels::attend_int16<moxie::kernels::Native, false>;
-      made.attend_mla_int16 = moxie::kernels::attend_int16<moxie::kernels::Native, true>;
-    }
-    made.merge_attention = moxie::kernels::merge_attention<moxie::kernels::Native>;
-    return made;
-  }();
-  return t;
+/// The kernels under test.
+const moxie::kernels::Table* tested = &moxie::kernels::native_table();
+
+/// Runs a test with the kernels of each architecture.
+template <class Test>
+void on_each_architecture(Test&& test) {
+  for (const moxie::kernels::Table* table : test::tables()) {
+    CAPTURE(std::string(table->arch));
+    tested = table;
+    test();
+  }
+  tested = &moxie::kernels::native_table();
 }
 
 Context context(int threads = 1, Activations activations = Activations::f32) {
   Context c;
-  c.kernels = &table();
+  c.kernels = tested;
   c.threads = moxie::Threads(threads);
   c.activations = activations;
   return c;
@@ -133,8 +134,17 @@ struct Problem {
     for (std::int64_t p = 0; p < n; ++p) rows.push_back({&s, p});
     return run(rows, threads);
   }
-  /// softmax(q . k * scale) v in double precision, over the keys as the cache rounds them.
-  std::vector<double> reference(std::int64_t position) const {
+  /// k or v as the cache rounds them.
+  std::vector<float> kept(bool values) const {
+    const bool own = values && !latent();  // latent values are a part of the keys
+    std::vector<float> out;
+    for (std::int64_t row = 0; row < n * kv_heads(); ++row)
+      for (std::int64_t d = 0; d < k_dim(); ++d)
+        out.push_back(stored((own ? v : k).data() + row * k_dim(), k_dim(), d, type, own));
+    return out;
+  }
+  /// softmax(q . k * scale) v in double precision, with kept keys and values.
+  std::vector<double> reference(std::int64_t position, const std::vector<float>& keys, const std::vector<float>& values) const {
     std::vector<double> out;
     const std::int64_t begin = config.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - config.sliding_window + 1);
     for (std::int64_t h = 0; h < config.n_heads; ++h) {
@@ -144,7 +154,7 @@ struct Problem {
         double s = 0;
         for (std::int64_t d = 0; d < k_dim(); ++d)
           s += static_cast<double>(q[static_cast<std::size_t>(position * q_width() + h * k_dim() + d)]) *
-               static_cast<double>(stored(k.data() + j * k_width() + kv * k_dim(), k_dim(), d, type, false));
+               static_cast<double>(keys[static_cast<std::size_t>(j * k_width() + kv * k_dim() + d)]);
         p.push_back(s * static_cast<double>(config.scale));
       }
       const double largest = *std::max_element(p.begin(), p.end());
@@ -152,13 +162,11 @@ struct Problem {
       for (double& s : p) sum += s = std::exp(s - largest);
       if (!sinks.empty()) sum += std::exp(static_cast<double>(sinks[static_cast<std::size_t>(h)]) - largest);
       std::vector<double> head(static_cast<std::size_t>(v_dim()));
-      for (std::int64_t j = begin; j <= position; ++j) {
-        const std::vector<float>& values = latent() ? k : v;
+      for (std::int64_t j = begin; j <= position; ++j)
         for (std::int64_t d = 0; d < v_dim(); ++d)
           head[static_cast<std::size_t>(d)] +=
               p[static_cast<std::size_t>(j - begin)] / sum *
-              static_cast<double>(stored(values.data() + j * k_width() + kv * k_dim(), k_dim(), d, type, !latent()));
-      }
+              static_cast<double>(values[static_cast<std::size_t>(j * k_width() + kv * k_dim() + d)]);
       out.insert(out.end(), head.begin(), head.end());
     }
     return out;
@@ -229,165 +237,208 @@ TEST_CASE("attention is that of double precision over the rounded cache") {
   for (const Problem& p : problems()) {
     const KvPool pool(p.shape());
     const KvSequence s = p.sequence(pool);
-    const std::vector<float> out = p.run_all(s, 2);
-    double worst = 0;
+    const std::vector<float> keys = p.kept(false), values = p.kept(true);
     const std::int64_t step = p.out_width() > 2000 ? 13 : 1;
-    for (std::int64_t position = p.n - 1; position >= 0; position -= step) {
-      const std::vector<double> wanted = p.reference(position);
-      for (std::size_t i = 0; i < wanted.size(); ++i) {
-        const double got = static_cast<double>(out[static_cast<std::size_t>(position * p.out_width()) + i]);
-        worst = std::max(worst, std::isnan(got) ? 1e30 : std::abs(got - wanted[i]));
+    std::vector<std::vector<double>> wanted;
+    for (std::int64_t position = p.n - 1; position >= 0; position -= step) wanted.push_back(p.reference(position, keys, values));
+    on_each_architecture([&] {
+      const std::vector<float> out = p.run_all(s, 2);
+      double worst = 0;
+      std::int64_t position = p.n - 1;
+      for (const std::vector<double>& row : wanted) {
+        for (std::size_t i = 0; i < row.size(); ++i) {
+          const double got = static_cast<double>(out[static_cast<std::size_t>(position * p.out_width()) + i]);
+          worst = std::max(worst, std::isnan(got) ? 1e30 : std::abs(got - row[i]));
+        }
+        position -= step;
       }
-    }
-    // Codes of 13 bits (12 of the values): the largest score, of about 4 standard deviations, moves by some 1e-3.
-    CHECK_MESSAGE(worst < (p.activations == Activations::int8 ? 2e-3 : 5e-6), name(p) << ": largest difference " << worst);
+      // Codes of 13 bits (12 of the values): the largest score, of about 4 standard deviations, moves by some 1e-3.
+      CHECK_MESSAGE(worst < (p.activations == Activations::int8 ? 2e-3 : 5e-6), name(p) << ": largest difference " << worst);
+    });
   }
 }
 
-TEST_CASE("a row's bits do not depend on the batch, its chunks or the threads") {
+#if defined(__x86_64__) && !defined(MOXIE_NO_SIMDE)
+TEST_CASE("the emulation of AVX-512 gives the bits of the processor") {
+  const moxie::kernels::Table* native = moxie::kernels::find_table("avx512");
+  if (!native) {
+    MESSAGE("skipped: this CPU has no AVX-512 VNNI");
+    return;
+  }
   for (const Problem& p : problems()) {
     CAPTURE(name(p));
     const KvPool pool(p.shape());
-    const KvSequence s = p.sequence(pool), other = p.sequence(pool);
-    const std::vector<float> all = p.run_all(s);
-    for (int threads = 2; threads <= 4; ++threads) CHECK(same_bits(p.run_all(s, threads), all));
-
-    std::mt19937 engine(3);
-    for (std::int64_t begin = 0; begin < p.n;) {  // alone and in chunks
-      const std::int64_t end = std::min<std::int64_t>(p.n, begin + 1 + static_cast<std::int64_t>(engine() % 30));
-      std::vector<AttendRow> rows;
-      for (std::int64_t i = begin; i < end; ++i) rows.push_back({&s, i});
-      CHECK(same_bits(p.run(rows, 3).data(), all.data() + begin * p.out_width(), (end - begin) * p.out_width()));
-      for (const int threads : {1, 4, 16})  // pages are shared out where there are more threads than heads
-        CHECK(same_bits(p.run({{&s, begin}}, threads).data(), all.data() + begin * p.out_width(), p.out_width()));
-      begin = end;
-    }
-    std::vector<AttendRow> mixed;  // rows of two sequences in any order
-    for (int i = 0; i < 60; ++i)
-      mixed.push_back({engine() % 2 != 0 ? &s : &other, static_cast<std::int64_t>(engine() % static_cast<unsigned>(p.n))});
-    const std::vector<float> out = p.run(mixed, 2);
-    for (std::size_t i = 0; i < mixed.size(); ++i)
-      CHECK(same_bits(out.data() + static_cast<std::int64_t>(i) * p.out_width(), all.data() + mixed[i].position * p.out_width(),
-                      p.out_width()));
+    const KvSequence s = p.sequence(pool);
+    tested = native;
+    const std::vector<float> out = p.run_all(s);
+    tested = &test::avx512_emulated_table();
+    CHECK(same_bits(p.run_all(s), out));
   }
+  tested = &moxie::kernels::native_table();
+}
+#endif
+
+TEST_CASE("a row's bits do not depend on the batch, its chunks or the threads") {
+  on_each_architecture([&] {
+    for (const Problem& p : problems()) {
+      CAPTURE(name(p));
+      const KvPool pool(p.shape());
+      const KvSequence s = p.sequence(pool), other = p.sequence(pool);
+      const std::vector<float> all = p.run_all(s);
+      for (int threads = 2; threads <= 4; ++threads) CHECK(same_bits(p.run_all(s, threads), all));
+
+      std::mt19937 engine(3);
+      for (std::int64_t begin = 0; begin < p.n;) {  // alone and in chunks
+        const std::int64_t end = std::min<std::int64_t>(p.n, begin + 1 + static_cast<std::int64_t>(engine() % 30));
+        std::vector<AttendRow> rows;
+        for (std::int64_t i = begin; i < end; ++i) rows.push_back({&s, i});
+        CHECK(same_bits(p.run(rows, 3).data(), all.data() + begin * p.out_width(), (end - begin) * p.out_width()));
+        for (const int threads : {1, 4, 16})  // pages are shared out where there are more threads than heads
+          CHECK(same_bits(p.run({{&s, begin}}, threads).data(), all.data() + begin * p.out_width(), p.out_width()));
+        begin = end;
+      }
+      std::vector<AttendRow> mixed;  // rows of two sequences in any order
+      for (int i = 0; i < 60; ++i)
+        mixed.push_back({engine() % 2 != 0 ? &s : &other, static_cast<std::int64_t>(engine() % static_cast<unsigned>(p.n))});
+      const std::vector<float> out = p.run(mixed, 2);
+      for (std::size_t i = 0; i < mixed.size(); ++i)
+        CHECK(same_bits(out.data() + static_cast<std::int64_t>(i) * p.out_width(), all.data() + mixed[i].position * p.out_width(),
+                        p.out_width()));
+    }
+  });
 }
 
 TEST_CASE("a long context gives the same bits with any number of threads") {
-  std::vector<Problem> all = {Problem(mla(16, 512, 64), KvType::int16, 2500), Problem(mla(20, 16, 8), KvType::f32, 5000),
-                              Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000), with_sinks(Problem(gqa(8, 1, 64), KvType::int16, 3000))};
-  for (const std::size_t i : {0, 3}) all.push_back(all[i]), all.back().activations = Activations::int8;
-  for (const Problem& p : all) {
-    CAPTURE(name(p));
-    const KvPool pool(p.shape());
-    const KvSequence s = p.sequence(pool);
-    for (const std::int64_t position : {p.n - 1, p.n / 2}) {
-      const std::vector<float> alone = p.run({{&s, position}}), both = p.run({{&s, p.n - 1}, {&s, position}}, 7);
-      for (const int threads : {2, 3, 8}) CHECK(same_bits(p.run({{&s, position}}, threads), alone));
-      CHECK(same_bits(both.data() + p.out_width(), alone.data(), p.out_width()));
+  on_each_architecture([&] {
+    std::vector<Problem> all = {Problem(mla(16, 512, 64), KvType::int16, 2500), Problem(mla(20, 16, 8), KvType::f32, 5000),
+                                Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000),
+                                with_sinks(Problem(gqa(8, 1, 64), KvType::int16, 3000))};
+    for (const std::size_t i : {0, 3}) all.push_back(all[i]), all.back().activations = Activations::int8;
+    for (const Problem& p : all) {
+      CAPTURE(name(p));
+      const KvPool pool(p.shape());
+      const KvSequence s = p.sequence(pool);
+      for (const std::int64_t position : {p.n - 1, p.n / 2}) {
+        const std::vector<float> alone = p.run({{&s, position}}), both = p.run({{&s, p.n - 1}, {&s, position}}, 7);
+        for (const int threads : {2, 3, 8}) CHECK(same_bits(p.run({{&s, position}}, threads), alone));
+        CHECK(same_bits(both.data() + p.out_width(), alone.data(), p.out_width()));
+      }
     }
-  }
+  });
 }
 
 TEST_CASE("keys that a row does not see change nothing, even when they are not numbers") {
-  for (const Problem& p : problems()) {
-    CAPTURE(name(p));
-    const KvPool pool(p.shape());
-    const KvSequence clean = p.sequence(pool);
-    const std::vector<float> all = p.run_all(clean);
-    for (const std::int64_t position : {std::int64_t{0}, std::int64_t{5}, std::int64_t{63}, std::int64_t{64}, p.n - 1}) {
-      if (position >= p.n) continue;
-      Problem dirty = p;
-      const std::int64_t begin =
-          p.config.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - p.config.sliding_window + 1);
-      for (std::int64_t j = 0; j < p.n; ++j) {
-        if (j >= begin && j <= position) continue;
-        for (std::int64_t d = 0; d < p.k_width(); ++d) {
-          dirty.k[static_cast<std::size_t>(j * p.k_width() + d)] = std::nanf("");
-          if (!p.latent()) dirty.v[static_cast<std::size_t>(j * p.k_width() + d)] = std::numeric_limits<float>::infinity();
+  on_each_architecture([&] {
+    for (const Problem& p : problems()) {
+      CAPTURE(name(p));
+      const KvPool pool(p.shape());
+      const KvSequence clean = p.sequence(pool);
+      const std::vector<float> all = p.run_all(clean);
+      for (const std::int64_t position : {std::int64_t{0}, std::int64_t{5}, std::int64_t{63}, std::int64_t{64}, p.n - 1}) {
+        if (position >= p.n) continue;
+        Problem dirty = p;
+        const std::int64_t begin =
+            p.config.sliding_window == 0 ? 0 : std::max<std::int64_t>(0, position - p.config.sliding_window + 1);
+        for (std::int64_t j = 0; j < p.n; ++j) {
+          if (j >= begin && j <= position) continue;
+          for (std::int64_t d = 0; d < p.k_width(); ++d) {
+            dirty.k[static_cast<std::size_t>(j * p.k_width() + d)] = std::nanf("");
+            if (!p.latent()) dirty.v[static_cast<std::size_t>(j * p.k_width() + d)] = std::numeric_limits<float>::infinity();
+          }
         }
+        const KvSequence s = dirty.sequence(pool);
+        CHECK(same_bits(dirty.run({{&s, position}}).data(), all.data() + position * p.out_width(), p.out_width()));
       }
-      const KvSequence s = dirty.sequence(pool);
-      CHECK(same_bits(dirty.run({{&s, position}}).data(), all.data() + position * p.out_width(), p.out_width()));
     }
-  }
+  });
 }
 
 TEST_CASE("keys and values that are not finite make the rows that see them not finite, and no other") {
-  const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
-  for (const Activations activations : {Activations::f32, Activations::int8})
-    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int16, KvType::int8})
-      for (const bool latent : {false, true})
-        for (const float bad : {nan, infinity, -infinity}) {
-          Problem p(latent ? mla(4, 24, 16) : gqa(4, 1, 40), type, 140, 3);
-          p.activations = activations;
-          CAPTURE(name(p));
-          const KvPool pool(p.shape());
-          const std::vector<float> clean = p.run_all(p.sequence(pool));
-          p.k[static_cast<std::size_t>(70 * p.k_width() + 20)] = nan;
-          (latent ? p.k : p.v)[static_cast<std::size_t>(70 * p.k_width() + 3)] = bad;
-          const std::vector<float> out = p.run_all(p.sequence(pool), 2);
-          CHECK(same_bits(out.data(), clean.data(), 70 * p.out_width()));
-          for (std::int64_t i = 70; i < p.n; ++i)
-            for (std::int64_t h = 0; h < 4; ++h)
-              CHECK(!std::isfinite(out[static_cast<std::size_t>(i * p.out_width() + h * p.v_dim() + 3)]));
-        }
+  on_each_architecture([&] {
+    const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
+    for (const Activations activations : {Activations::f32, Activations::int8})
+      for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16, KvType::int16, KvType::int8})
+        for (const bool latent : {false, true})
+          for (const float bad : {nan, infinity, -infinity}) {
+            Problem p(latent ? mla(4, 24, 16) : gqa(4, 1, 40), type, 140, 3);
+            p.activations = activations;
+            CAPTURE(name(p));
+            const KvPool pool(p.shape());
+            const std::vector<float> clean = p.run_all(p.sequence(pool));
+            p.k[static_cast<std::size_t>(70 * p.k_width() + 20)] = nan;
+            (latent ? p.k : p.v)[static_cast<std::size_t>(70 * p.k_width() + 3)] = bad;
+            const std::vector<float> out = p.run_all(p.sequence(pool), 2);
+            CHECK(same_bits(out.data(), clean.data(), 70 * p.out_width()));
+            for (std::int64_t i = 70; i < p.n; ++i)
+              for (std::int64_t h = 0; h < 4; ++h)
+                CHECK(!std::isfinite(out[static_cast<std::size_t>(i * p.out_width() + h * p.v_dim() + 3)]));
+          }
+  });
 }
 
 TEST_CASE("pages of int16 hold keys and values of any size, and zeros") {
-  for (const Activations activations : {Activations::f32, Activations::int8}) {
-    Problem p(gqa(4, 2, 40), KvType::int16, 130, 3);
-    p.activations = activations;
-    for (float& x : p.q) x *= 1e12f;
-    for (float& x : p.k) x *= 1e-12f;
-    for (float& x : p.v) x *= 1e12f;
-    for (std::int64_t i = 50 * p.k_width(); i < 52 * p.k_width(); ++i) p.k[static_cast<std::size_t>(i)] = p.v[static_cast<std::size_t>(i)] = 0;
-    const KvPool pool(p.shape());
-    const std::vector<float> out = p.run_all(p.sequence(pool), 2);
-    double worst = 0;
-    for (std::int64_t position = 0; position < p.n; ++position) {
-      const std::vector<double> wanted = p.reference(position);
-      for (std::size_t i = 0; i < wanted.size(); ++i) {
-        const double got = static_cast<double>(out[static_cast<std::size_t>(position * p.out_width()) + i]);
-        worst = std::max(worst, std::isfinite(got) ? std::abs(got - wanted[i]) / 1e12 : 1e30);
+  on_each_architecture([&] {
+    for (const Activations activations : {Activations::f32, Activations::int8}) {
+      Problem p(gqa(4, 2, 40), KvType::int16, 130, 3);
+      p.activations = activations;
+      for (float& x : p.q) x *= 1e12f;
+      for (float& x : p.k) x *= 1e-12f;
+      for (float& x : p.v) x *= 1e12f;
+      for (std::int64_t i = 50 * p.k_width(); i < 52 * p.k_width(); ++i)
+        p.k[static_cast<std::size_t>(i)] = p.v[static_cast<std::size_t>(i)] = 0;
+      const KvPool pool(p.shape());
+      const std::vector<float> out = p.run_all(p.sequence(pool), 2), keys = p.kept(false), values = p.kept(true);
+      double worst = 0;
+      for (std::int64_t position = 0; position < p.n; ++position) {
+        const std::vector<double> wanted = p.reference(position, keys, values);
+        for (std::size_t i = 0; i < wanted.size(); ++i) {
+          const double got = static_cast<double>(out[static_cast<std::size_t>(position * p.out_width()) + i]);
+          worst = std::max(worst, std::isfinite(got) ? std::abs(got - wanted[i]) / 1e12 : 1e30);
+        }
       }
+      CHECK(worst < (activations == Activations::int8 ? 2e-3 : 5e-6));
+      p.v[static_cast<std::size_t>(100 * p.k_width())] = 1e15f;  // what the codes could not weigh becomes NaN, no wrong number
+      const std::vector<float> large = p.run_all(p.sequence(pool), 2);
+      CHECK(std::isnan(large[static_cast<std::size_t>(101 * p.out_width())]));
+      CHECK(same_bits(large.data(), out.data(), 100 * p.out_width()));
     }
-    CHECK(worst < (activations == Activations::int8 ? 2e-3 : 5e-6));
-    p.v[static_cast<std::size_t>(100 * p.k_width())] = 1e15f;  // what the codes could not weigh becomes NaN, no wrong number
-    const std::vector<float> large = p.run_all(p.sequence(pool), 2);
-    CHECK(std::isnan(large[static_cast<std::size_t>(101 * p.out_width())]));
-    CHECK(same_bits(large.data(), out.data(), 100 * p.out_width()));
-  }
+  });
 }
 
 TEST_CASE("a sink of minus infinity changes no bit, one far above the scores takes everything") {
-  for (const Activations activations : {Activations::f32, Activations::int8}) {
-    Problem p(gqa(4, 2, 32), KvType::int16, 100);
-    p.activations = activations;
-    const KvPool pool(p.shape());
-    const KvSequence s = p.sequence(pool);
-    const std::vector<float> plain = p.run_all(s);
-    p.sinks.assign(4, -std::numeric_limits<float>::infinity());
-    CHECK(same_bits(p.run_all(s), plain));
-    p.sinks.assign(4, 1e4f);
-    const std::vector<float> nothing = p.run_all(s);
-    CHECK(std::all_of(nothing.begin(), nothing.end(), [](float x) { return x == 0.0f; }));
-  }
+  on_each_architecture([&] {
+    for (const Activations activations : {Activations::f32, Activations::int8}) {
+      Problem p(gqa(4, 2, 32), KvType::int16, 100);
+      p.activations = activations;
+      const KvPool pool(p.shape());
+      const KvSequence s = p.sequence(pool);
+      const std::vector<float> plain = p.run_all(s);
+      p.sinks.assign(4, -std::numeric_limits<float>::infinity());
+      CHECK(same_bits(p.run_all(s), plain));
+      p.sinks.assign(4, 1e4f);
+      const std::vector<float> nothing = p.run_all(s);
+      CHECK(std::all_of(nothing.begin(), nothing.end(), [](float x) { return x == 0.0f; }));
+    }
+  });
 }
 
 TEST_CASE("positions written token by token give the bits of a prompt written at once") {
-  std::vector<Problem> all;
-  for (const KvType type : {KvType::f16, KvType::int16, KvType::int8}) all.insert(all.end(), {Problem(gqa(8, 2, 32), type, 140), Problem(mla(4, 24, 16), type, 140)});
-  for (Problem& p : all) {
-    p.activations = Activations::int8;
-    const KvPool pool(p.shape());
-    const std::vector<float> at_once = p.run_all(p.sequence(pool));
-    KvSequence s(pool);
-    for (std::int64_t i = 0; i < p.n; ++i) {
-      p.write(s, i, i + 1);
-      CHECK(same_bits(p.run({{&s, i}}).data(), at_once.data() + i * p.out_width(), p.out_width()));
-      s.advance(1);
+  on_each_architecture([&] {
+    std::vector<Problem> all;
+    for (const KvType type : {KvType::f16, KvType::int16, KvType::int8})
+      all.insert(all.end(), {Problem(gqa(8, 2, 32), type, 140), Problem(mla(4, 24, 16), type, 140)});
+    for (Problem& p : all) {
+      p.activations = Activations::int8;
+      const KvPool pool(p.shape());
+      const std::vector<float> at_once = p.run_all(p.sequence(pool));
+      KvSequence s(pool);
+      for (std::int64_t i = 0; i < p.n; ++i) {
+        p.write(s, i, i + 1);
+        CHECK(same_bits(p.run({{&s, i}}).data(), at_once.data() + i * p.out_width(), p.out_width()));
+        s.advance(1);
+      }
     }
-  }
+  });
 }
 
 TEST_CASE("forks share pages, and writing after a fork does not change the other") {
@@ -426,42 +477,47 @@ TEST_CASE("forks share pages, and writing after a fork does not change the other
 }
 
 TEST_CASE("rows that share pages have the bits of each row alone") {
-  for (const KvType type : {KvType::int16, KvType::int8, KvType::f16})
-    for (const Problem& base : {Problem(gqa(8, 2, 40), type, 330), with_sinks(Problem(gqa(4, 2, 128), type, 330)), Problem(mla(20, 24, 16), type, 330), Problem(gqa(6, 2, 32, 200), type, 330)})
-      for (const Activations activations : {Activations::f32, Activations::int8}) {
-        Problem a = base;
-        a.activations = activations;
-        CAPTURE(name(a));
-        const KvPool pool(a.shape());
-        std::vector<KvSequence> sequences;
-        std::vector<Problem> own;
-        const std::vector<std::pair<std::int64_t, std::int64_t>> forks = {{300, 301}, {300, 310}, {192, 192}, {192, 193}, {128, 255}, {260, 320}, {260, 321}, {70, 140}, {330, 330}};
-        KvSequence trunk = a.sequence(pool);
-        for (const auto& [shared, length] : forks) {  // the trunk's first positions, then its own
-          sequences.push_back(trunk.fork());
-          sequences.back().truncate(shared);
-          Problem p = a;
-          const Problem other(a.config, type, 330, static_cast<unsigned>(100 + sequences.size()));
-          std::copy(other.k.begin() + shared * a.k_width(), other.k.end(), p.k.begin() + shared * a.k_width());
-          if (!a.latent()) std::copy(other.v.begin() + shared * a.k_width(), other.v.end(), p.v.begin() + shared * a.k_width());
-          p.write(sequences.back(), shared, length);
-          sequences.back().advance(length - shared);
-          own.push_back(p);
-        }
-        std::vector<AttendRow> rows;
-        for (const KvSequence& s : sequences) rows.push_back({&s, s.length() - 1});
-        for (const int threads : {1, 2, 3, 8}) {
-          const std::vector<float> together = a.run(rows, threads);
-          for (std::size_t i = 0; i < rows.size(); ++i) {
-            CAPTURE(i);
-            const KvPool alone(a.shape());
-            const KvSequence s = own[i].sequence(alone);
-            Problem p = own[i];
-            p.q = a.q;
-            CHECK(same_bits(together.data() + static_cast<std::int64_t>(i) * a.out_width(), p.run({{&s, rows[i].position}}).data(), a.out_width()));
+  on_each_architecture([&] {
+    for (const KvType type : {KvType::int16, KvType::int8, KvType::f16})
+      for (const Problem& base : {Problem(gqa(8, 2, 40), type, 330), with_sinks(Problem(gqa(4, 2, 128), type, 330)),
+                                  Problem(mla(20, 24, 16), type, 330), Problem(gqa(6, 2, 32, 200), type, 330)})
+        for (const Activations activations : {Activations::f32, Activations::int8}) {
+          Problem a = base;
+          a.activations = activations;
+          CAPTURE(name(a));
+          const KvPool pool(a.shape());
+          std::vector<KvSequence> sequences;
+          std::vector<Problem> own;
+          const std::vector<std::pair<std::int64_t, std::int64_t>> forks = {
+              {300, 301}, {300, 310}, {192, 192}, {192, 193}, {128, 255}, {260, 320}, {260, 321}, {70, 140}, {330, 330}};
+          KvSequence trunk = a.sequence(pool);
+          for (const auto& [shared, length] : forks) {  // the trunk's first positions, then its own
+            sequences.push_back(trunk.fork());
+            sequences.back().truncate(shared);
+            Problem p = a;
+            const Problem other(a.config, type, 330, static_cast<unsigned>(100 + sequences.size()));
+            std::copy(other.k.begin() + shared * a.k_width(), other.k.end(), p.k.begin() + shared * a.k_width());
+            if (!a.latent()) std::copy(other.v.begin() + shared * a.k_width(), other.v.end(), p.v.begin() + shared * a.k_width());
+            p.write(sequences.back(), shared, length);
+            sequences.back().advance(length - shared);
+            own.push_back(p);
+          }
+          std::vector<AttendRow> rows;
+          for (const KvSequence& s : sequences) rows.push_back({&s, s.length() - 1});
+          for (const int threads : {1, 2, 3, 8}) {
+            const std::vector<float> together = a.run(rows, threads);
+            for (std::size_t i = 0; i < rows.size(); ++i) {
+              CAPTURE(i);
+              const KvPool alone(a.shape());
+              const KvSequence s = own[i].sequence(alone);
+              Problem p = own[i];
+              p.q = a.q;
+              CHECK(same_bits(together.data() + static_cast<std::int64_t>(i) * a.out_width(),
+                              p.run({{&s, rows[i].position}}).data(), a.out_width()));
+            }
           }
         }
-      }
+  });
 }
 
 TEST_CASE("truncated positions can be written again, and pages go back to the pool") {

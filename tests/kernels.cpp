@@ -21,6 +21,7 @@
 #include <moxie/quant/formats.hpp>
 
 #include "kernels_reference.hpp"
+#include "tables.hpp"
 
 using namespace moxie;
 using kernels::ActivationRows;
@@ -28,12 +29,7 @@ using kernels::FormatKernels;
 using kernels::MatmulArgs;
 using kernels::Table;
 
-namespace moxie::kernels {
-const Table* find_table(const char* arch) noexcept;  // of moxie::dispatch
-}
-
 namespace test {
-const Table& avx512_emulated_table();
 const Table& avxvnni_emulated_table();
 const Table& avxvnni_as_avx512_table();
 }  // namespace test
@@ -47,21 +43,15 @@ struct Tested {
 
 std::vector<Tested> tables() {
   std::vector<Tested> list;
-  for (const char* arch : {"generic", "avx2", "avxvnni", "avx512", "neon"})
-    if (const Table* table = kernels::find_table(arch)) {
 #if defined(__x86_64__)
-      const bool fused = table->arch != std::string("generic");
-#else
-      const bool fused = true;
-#endif
-      list.push_back({table, fused});
-    }
-#if defined(__x86_64__)
+  for (const Table* table : test::tables()) list.push_back({table, table->arch != std::string("generic")});
   [[maybe_unused]] const CpuFeatures cpu = cpu_features();
 #if !defined(MOXIE_NO_SIMDE)
-  if (cpu.avx2) list.insert(list.end(), {{&test::avx512_emulated_table(), true}, {&test::avxvnni_emulated_table(), true}});
+  if (cpu.avx2) list.push_back({&test::avxvnni_emulated_table(), true});
 #endif
   if (cpu.avx512) list.push_back({&test::avxvnni_as_avx512_table(), true});
+#else
+  for (const Table* table : test::tables()) list.push_back({table, true});
 #endif
   REQUIRE_FALSE(list.empty());
   return list;

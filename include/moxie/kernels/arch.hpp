@@ -17,6 +17,11 @@
 #define MOXIE_KERNELS_END
 #endif
 
+// The compiler's flags allow what Avx512 needs. (A test that defines MOXIE_AVX512_EMULATED has emulated those intrinsics.)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+#define MOXIE_AVX512
+#endif
+
 namespace moxie::kernels {
 
 /// Whatever xsimd finds in the compiler's flags (SSE2 on plain x86-64, NEON on aarch64).
@@ -48,7 +53,7 @@ struct Neon {
 };
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+#if defined(MOXIE_AVX512)
 struct Avx512 {
   using simd = xsimd::avx512bw;
   static constexpr const char* name = "avx512";

@@ -42,6 +42,6 @@
 #if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
 #include <moxie/kernels/ops_neon.hpp>
 #endif
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+#if defined(MOXIE_AVX512) || defined(MOXIE_AVX512_EMULATED)
 #include <moxie/kernels/ops_avx512.hpp>
 #endif

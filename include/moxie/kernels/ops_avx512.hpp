@@ -190,7 +190,7 @@ struct Avx512Ops {
   /// 24 for a row's block of Q4_K, 12 x 1; on a Xeon 2.8 ns instead of 2.9, or 3.2 instead of 4.2 while its other hyperthread
   /// works.
   MOXIE_INLINE static Ints add_broadcast(Ints sum, Bytes codes, const std::int8_t* p) noexcept {
-#if defined(__AVX512VNNI__)
+#if defined(MOXIE_AVX512)
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const std::int8_t(*)[4]>(p)));
     return sum;
 #else
@@ -199,7 +199,7 @@ struct Avx512Ops {
   }
 };
 
-#if defined(__AVX512VNNI__)
+#if defined(MOXIE_AVX512)
 template <>
 struct Ops<Avx512> : Avx512Ops<Avx512> {};
 #endif

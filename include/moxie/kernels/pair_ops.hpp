@@ -109,9 +109,9 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
 };
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+#if defined(MOXIE_AVX512) || defined(MOXIE_AVX512_EMULATED)
 template <class A>
-struct PairOps<A, xsimd::avx512bw> {
+struct Avx512PairOps {
   static constexpr bool available = true;
   using W = Words<A>;
 
@@ -166,6 +166,10 @@ struct PairOps<A, xsimd::avx512bw> {
     });
   }
 };
+#endif
+#if defined(MOXIE_AVX512)
+template <class A>
+struct PairOps<A, xsimd::avx512bw> : Avx512PairOps<A> {};
 #endif
 
 }  // namespace moxie::kernels

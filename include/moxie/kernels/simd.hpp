@@ -17,7 +17,7 @@ namespace moxie::kernels {
 template <class S>
 MOXIE_INLINE xsimd::batch<float, S> madd(const xsimd::batch<float, S>& x, const xsimd::batch<float, S>& y,
                                          const xsimd::batch<float, S>& z) noexcept {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(MOXIE_AVX512_EMULATED)
   if constexpr (xsimd::batch<float, S>::size == 16) return _mm512_fmadd_ps(x, y, z);
 #endif
   return xsimd::fma(x, y, z);
@@ -45,7 +45,7 @@ MOXIE_INLINE float reduce_max(const xsimd::batch<float, S>& x) noexcept {
 /// size() consecutive f16 as f32; `p` needs no alignment.
 template <class A>
 MOXIE_INLINE Floats<A> load_f16(const std::uint16_t* p) noexcept {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(MOXIE_AVX512_EMULATED)
   if constexpr (Floats<A>::size == 16) return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #endif
 #if defined(__F16C__)
@@ -62,7 +62,7 @@ MOXIE_INLINE Floats<A> load_f16(const std::uint16_t* p) noexcept {
 /// size() consecutive bf16 as f32; `p` needs no alignment.
 template <class A>
 MOXIE_INLINE Floats<A> load_bf16(const std::uint16_t* p) noexcept {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(MOXIE_AVX512_EMULATED)
   if constexpr (Floats<A>::size == 16)
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
@@ -83,7 +83,7 @@ MOXIE_INLINE Floats<A> load_bf16(const std::uint16_t* p) noexcept {
 /// size() consecutive int8 as f32; `p` needs no alignment.
 template <class A>
 MOXIE_INLINE Floats<A> load_i8(const std::int8_t* p) noexcept {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(MOXIE_AVX512_EMULATED)
   if constexpr (Floats<A>::size == 16)
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #endif

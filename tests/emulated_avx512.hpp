@@ -1,6 +1,8 @@
 #pragma once
-// The intrinsics of kernels/ops_avx512.hpp and kernels/ops_avxvnni.hpp, emulated for a CPU with AVX2 alone: by SIMDe, or here
-// where SIMDe 0.7.4 lacks one.
+// The intrinsics of kernels/ that AVX-512 and AVX-VNNI add, emulated for a CPU with AVX2 alone: by SIMDe, or here where SIMDe
+// 0.7.4 lacks one. To be included before moxie's headers.
+
+#define MOXIE_AVX512_EMULATED
 
 #include <immintrin.h>
 #include <simde/x86/avx512.h>
@@ -60,13 +62,22 @@ inline simde__m512 fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
   return simde__m512_from_private(out);
 }
 
+template <unsigned mask>
+simde__m512i blend_epi16(simde__m512i a, simde__m512i b) {
+  const simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);
+  simde__m512i_private out;
+  for (unsigned i = 0; i < 32; ++i) out.i16[i] = (mask >> i & 1) != 0 ? y.i16[i] : x.i16[i];
+  return simde__m512i_from_private(out);
+}
+
 /// Called, not inlined: SIMDe's many operations at each use would take a compiler a minute.
 [[gnu::noinline]] inline simde__m512i dpbusd_epi32(simde__m512i sum, simde__m512i a, simde__m512i b) {
   return simde_mm512_dpbusd_epi32(sum, a, b);
 }
-[[gnu::noinline]] inline __m256i dpbusd_epi32(__m256i sum, __m256i a, __m256i b) {
-  return simde_mm256_dpbusd_epi32(sum, a, b);
+[[gnu::noinline]] inline simde__m512i dpwssd_epi32(simde__m512i sum, simde__m512i a, simde__m512i b) {
+  return simde_mm512_dpwssd_epi32(sum, a, b);
 }
+[[gnu::noinline]] inline __m256i dpbusd_epi32(__m256i sum, __m256i a, __m256i b) { return simde_mm256_dpbusd_epi32(sum, a, b); }
 
 }  // namespace test
 
@@ -102,4 +113,11 @@ inline simde__m512 fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
 #define _mm512_cvtepu16_epi32(x) test::cvtepu16_epi32(x)
 #define _mm512_cvtepu8_epi32(x) test::cvtepu8_epi32(x)
 #define _mm512_cvtepi8_epi32(x) test::cvtepi8_epi32(x)
+#define _mm512_mask_blend_epi16(mask, a, b) test::blend_epi16<mask>(a, b)
+#define _mm512_unpacklo_epi32(a, b) simde_mm512_unpacklo_epi32(a, b)
+#define _mm512_unpackhi_epi32(a, b) simde_mm512_unpackhi_epi32(a, b)
+#define _mm512_unpacklo_epi64(a, b) simde_mm512_unpacklo_epi64(a, b)
+#define _mm512_unpackhi_epi64(a, b) simde_mm512_unpackhi_epi64(a, b)
+#define _mm512_shuffle_i32x4(a, b, c) simde_mm512_shuffle_i32x4(a, b, c)
+#define _mm512_dpwssd_epi32(s, a, b) test::dpwssd_epi32(s, a, b)
 #define _mm256_dpbusd_avx_epi32(s, a, b) test::dpbusd_epi32(s, a, b)

@@ -1,13 +1,12 @@
 #pragma once
-// A table that differs from another in the products with weights only, and in the int8 rows that they read: kernels under test
-// through an emulation.
+// A table that differs from another in the int8 products only, and in the rows that they read.
 
 #include <moxie/kernels/kernels.hpp>
 
 namespace test {
 
-/// `rest` with the int8 products of architecture A, and with `floats` those of f32 activations too.
-template <class A, bool floats>
+/// `rest` with the int8 products of architecture A.
+template <class A>
 class TableOf {
  public:
   TableOf(const char* name, const moxie::kernels::Table& rest) : table_(rest) {
@@ -30,10 +29,6 @@ class TableOf {
   template <class Format>
   void set(moxie::kernels::FormatKernels& kernels) {
     if constexpr (!moxie::kernels::f32::FloatPanel<Format>) kernels.int8 = &moxie::kernels::matmul_int8<A, Format>;
-    if constexpr (floats) {
-      kernels.f32 = &moxie::kernels::matmul_f32<A, Format>;
-      kernels.unpack = &moxie::kernels::f32::unpack<A, Format>;
-    }
   }
 
   moxie::kernels::Table table_;
