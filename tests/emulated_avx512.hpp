@@ -118,6 +118,7 @@ simde__m512i blend_epi16(simde__m512i a, simde__m512i b) {
 #define _mm512_unpackhi_epi32(a, b) simde_mm512_unpackhi_epi32(a, b)
 #define _mm512_unpacklo_epi64(a, b) simde_mm512_unpacklo_epi64(a, b)
 #define _mm512_unpackhi_epi64(a, b) simde_mm512_unpackhi_epi64(a, b)
+#undef _mm512_shuffle_i32x4  // a macro of clang
 #define _mm512_shuffle_i32x4(a, b, c) simde_mm512_shuffle_i32x4(a, b, c)
 #define _mm512_dpwssd_epi32(s, a, b) test::dpwssd_epi32(s, a, b)
 #define _mm256_dpbusd_avx_epi32(s, a, b) test::dpbusd_epi32(s, a, b)
