@@ -44,24 +44,18 @@ MOXIE_INLINE void sum_pairs(const std::int32_t* a, std::int64_t a_stride, const 
                             Words<A> (&sum)[R][V]) noexcept {
   using W = Words<A>;
   constexpr int steps = 16;  // written out: GCC 12 copies every sum at a loop's end
+  constexpr int ask = 4;     // steps between fetches: evenly enough for few queries, seldom enough for many (RESULTS, "On Zen 5")
   static_assert(pairs % steps == 0);
-  const std::int64_t due = ahead.bytes_due(R * V);  // of a step
   if constexpr (pairs > steps) clear(sum);
-  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) {
-    // Few queries: others would fetch a line many times. With 512 bits that is 8, as many models have for a kv head.
-    const bool each_step = due > 32 && ahead.at < ahead.end;
+  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel)
     unroll_constant<steps>([&](auto i) MOXIE_INLINE_LAMBDA {
-      if (__builtin_expect(each_step, lanes<A> == 16))
-        ahead.fetch(due);
-      else if (i.value % 8 == 0)
-        ahead.fetch(ahead.bytes_due(8 * R * V));
+      if (i.value % ask == 0) ahead.fetch(ahead.bytes_due(ask * R * V));
       W x[V];
       PairOps<A>::load(b + i.value * kv_panel, x);
       unroll<R>([&](int r) MOXIE_INLINE_LAMBDA {
         PairOps<A>::template add<pairs == steps && i.value == 0>(sum[r], x, W(a[r * a_stride + i.value]));
       });
     });
-  }
 }
 
 /// Scores of queries with 64 keys over up to 128 dimensions.
