@@ -65,6 +65,7 @@ struct xsimd::batch<T, test::Simd512> {
   friend batch operator*(const batch& a, const batch& b) { return a.data * b.data; }
   friend batch operator/(const batch& a, const batch& b) { return a.data / b.data; }
   friend batch operator&(const batch& a, const batch& b) { return a.data & b.data; }
+  friend batch operator|(const batch& a, const batch& b) { return a.data | b.data; }
   friend batch operator<<(const batch& a, int n) { return a.data << n; }
   friend batch operator>>(const batch& a, int n) { return a.data >> n; }
   friend test::Mask operator<(const batch& a, const batch& b) { return {a.data < b.data}; }
@@ -88,7 +89,8 @@ template <class T>
 batch<T, test::Simd512> min(const batch<T, test::Simd512>& a, const batch<T, test::Simd512>& b) {
   return a.data < b.data ? a.data : b.data;
 }
-inline Floats512 select(const test::Mask& mask, const Floats512& a, const Floats512& b) {
+template <class T>
+batch<T, test::Simd512> select(const test::Mask& mask, const batch<T, test::Simd512>& a, const batch<T, test::Simd512>& b) {
   return mask.data ? a.data : b.data;
 }
 inline Floats512 fma(const Floats512& a, const Floats512& b, const Floats512& c) { return test::fmadd_ps(a, b, c); }

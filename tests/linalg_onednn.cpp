@@ -15,6 +15,7 @@
 #include <doctest/doctest.h>
 
 #include <moxie/core/threads.hpp>
+#include <moxie/kernels/kernels.hpp>
 #include <moxie/linalg/onednn.hpp>
 
 #include "child_process.hpp"
@@ -31,7 +32,7 @@ Index padded(Index k) { return (k + 31) / 32 * 32; }
 /// Random weights [n, k] and rows [m, k padded], with the packed matrix.
 struct Problem {
   Problem(Dtype type, Index outputs, Index inputs, Index rows)
-      : dtype(type), n(outputs), k(inputs), m(rows), matrix(type, outputs, inputs) {
+      : dtype(type), n(outputs), k(inputs), m(rows), matrix(moxie::kernels::native_table(), type, outputs, inputs) {
     std::mt19937 generator(static_cast<unsigned>(outputs * 131 + inputs));
     std::normal_distribution<float> normal;
     w.resize(at(n * k));
@@ -206,7 +207,7 @@ TEST_CASE("oneDNN matrix: threads may be the first to unpack, in a new process")
 TEST_CASE("oneDNN matrix: types it does not multiply and empty shapes are refused") {
   CHECK(OneDnnMatrix::supports(Dtype::F32));
   CHECK_FALSE(OneDnnMatrix::supports(Dtype::Q4_0));
-  CHECK_THROWS_AS(OneDnnMatrix(Dtype::F16, 64, 64), moxie::UnsupportedError);
-  CHECK_THROWS_AS(OneDnnMatrix(Dtype::F32, 0, 64), moxie::ArgumentError);
-  CHECK_THROWS_AS(OneDnnMatrix(Dtype::F32, 64, -1), moxie::ArgumentError);
+  CHECK_THROWS_AS(OneDnnMatrix(moxie::kernels::native_table(), Dtype::F16, 64, 64), moxie::UnsupportedError);
+  CHECK_THROWS_AS(OneDnnMatrix(moxie::kernels::native_table(), Dtype::F32, 0, 64), moxie::ArgumentError);
+  CHECK_THROWS_AS(OneDnnMatrix(moxie::kernels::native_table(), Dtype::F32, 64, -1), moxie::ArgumentError);
 }

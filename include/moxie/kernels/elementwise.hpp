@@ -140,6 +140,30 @@ void add(const float* x, std::int64_t n, float* y) noexcept {
       n, y, [](F v, F sum) MOXIE_INLINE_LAMBDA { return sum + v; }, x, y);
 }
 
+/// As f32_to_bf16(), of x and of what that leaves of it.
+template <class A>
+void split_bf16(const float* x, std::int64_t n, std::uint16_t* high, std::uint16_t* low) noexcept {
+  using F = Floats<A>;
+  using W = xsimd::batch<std::int32_t, typename A::simd>;
+  constexpr int lanes = rows::lanes<A>;
+  const auto rounded = [](const F& v) MOXIE_INLINE_LAMBDA {
+    const W bits = xsimd::bitwise_cast<W>(v), nearest = bits + W(0x7fff) + ((bits >> 16) & W(1));
+    const auto nan = (bits & W(0x7fffffff)) > W(0x7f800000);
+    return xsimd::select(nan, bits | W(0x400000), nearest) >> 16;
+  };
+  const auto store = [](const W& words, std::uint16_t* to) MOXIE_INLINE_LAMBDA {
+    const auto halves =
+        __builtin_convertvector(__builtin_bit_cast(Lanes<std::int32_t, lanes>, words), Lanes<std::uint16_t, lanes>);
+    __builtin_memcpy(to, &halves, sizeof halves);
+  };
+  for (std::int64_t i = 0; i < n; i += lanes) {
+    const F v = F::load_unaligned(x + i);
+    const W h = rounded(v);
+    store(h, high + i);
+    store(rounded(v - xsimd::bitwise_cast<F>(h << 16)), low + i);
+  }
+}
+
 /// A logit of -infinity has probability 0; when all have, max is -infinity and the sums are 0. A NaN makes the sums NaN, and max
 /// what it may: which of two operands a vector's maximum takes differs between architectures.
 template <class A>

@@ -109,6 +109,7 @@ constexpr Table make_table() noexcept {
   t.axpy = &axpy<A>;
   t.axpy_rows = &axpy_rows<A>;
   t.add = &add<A>;
+  t.split_bf16 = &split_bf16<A>;
   t.softmax_partial = &softmax_partial<A>;
   t.softmax_gradient = &softmax_gradient<A>;
   t.attend_gqa = &attend<A, false>;

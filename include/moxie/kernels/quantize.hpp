@@ -22,8 +22,6 @@ namespace moxie::kernels {
 
 namespace detail {
 
-template <class T, int n>
-using Lanes __attribute__((vector_size(n * sizeof(T)))) = T;
 // Of four blocks, one value each.
 using Four = Lanes<float, 4>;
 using FourInts = Lanes<std::int32_t, 4>;

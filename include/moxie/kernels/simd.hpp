@@ -13,6 +13,10 @@
 MOXIE_KERNELS_BEGIN
 namespace moxie::kernels {
 
+/// n lanes as compilers have them.
+template <class T, int n>
+using Lanes __attribute__((vector_size(n * sizeof(T)))) = T;
+
 /// x * y + z, rounded once where the architecture has a fused multiply-add, else twice.
 template <class S>
 MOXIE_INLINE xsimd::batch<float, S> madd(const xsimd::batch<float, S>& x, const xsimd::batch<float, S>& y,

@@ -124,6 +124,8 @@ struct Table {
   void (*axpy_rows)(const float* a, const float* x, std::int64_t n_rows, std::int64_t stride, std::int64_t n, float* y);
   /// y += x
   void (*add)(const float* x, std::int64_t n, float* y);
+  /// high = bf16(x), low = bf16(x - high); n a multiple of 16. A NaN has one in high.
+  void (*split_bf16)(const float* x, std::int64_t n, std::uint16_t* high, std::uint16_t* low);
   /// Partial softmax of n logits, each divided by the temperature first.
   SoftmaxPartial (*softmax_partial)(const float* logits, std::int64_t n, float temperature);
   /// Gradient of g * logprob + e * entropy with respect to n logits, without the part of the target (+ g / temperature):

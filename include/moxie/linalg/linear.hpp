@@ -185,7 +185,9 @@ class Linear {
 
   /// All columns of all rows, with the low-rank part, shared out to the threads by column ranges.
   void forward(const Context& context, const PreparedRows& x, float* out, Index out_stride) const {
-    const Index unit = std::max<Index>(64, granularity());  // so that taking a range costs nothing beside its work
+    // Taking a range costs nothing beside 64 columns, but for what oneDNN's rows are made into for each.
+    const Index together = onednn_ ? std::clamp<Index>(outputs_ / (3 * 64 * context.threads.count()), 1, 4) : 1;
+    const Index unit = together * std::max<Index>(64, granularity());
     const Index units = (outputs_ + unit - 1) / unit;
     AlignedBuffer<float> projected;
     if (low_rank_) {
@@ -283,7 +285,7 @@ class Linear {
   }
 
   void pack_onednn(const Context& context, const TensorView& weight, const TensorMap* source) {
-    onednn_ = std::make_unique<OneDnnMatrix>(dtype_, outputs_, inputs_);
+    onednn_ = std::make_unique<OneDnnMatrix>(*context.kernels, dtype_, outputs_, inputs_);
     constexpr Index together = 16 * OneDnnMatrix::chunk_outputs;
     context.threads.for_each((outputs_ + together - 1) / together, [&](std::int64_t item, int) {
       const Index begin = item * together, end = std::min(outputs_, begin + together);

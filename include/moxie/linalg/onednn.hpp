@@ -13,7 +13,7 @@
 //
 // Layout: chunk c holds outputs [64 c, 64 c + 64) in the layout that oneDNN asks for; inputs are padded to a multiple of 32 and
 // outputs to a multiple of 64, with zeros. With bf16 weights an activation is the sum of two bf16 numbers, x ~ hi + lo with
-// hi = bf16(x), lo = bf16(x - hi): two products, whose f32 sums are added. That keeps 16 bits of x where one product would keep
+// hi = bf16(x), lo = bf16(x - hi): two rows of one tile, whose f32 sums are added. That keeps 16 bits of x where one would keep
 // 8, at the speed of f32 but with half of its weights to read.
 //
 // Errors of oneDNN are thrown as moxie::Error.
@@ -54,7 +54,8 @@ class OneDnnMatrix {
 
   /// Room for weights [outputs, inputs]; pack() fills it. Throws UnsupportedError unless supports(dtype), ArgumentError for an
   /// empty shape.
-  OneDnnMatrix(Dtype dtype, Index outputs, Index inputs) : bf16_(dtype == Dtype::BF16), outputs_(outputs), inputs_(inputs) {
+  OneDnnMatrix(const kernels::Table& kernels, Dtype dtype, Index outputs, Index inputs)
+      : kernels_(&kernels), bf16_(dtype == Dtype::BF16), outputs_(outputs), inputs_(inputs) {
     if (!supports(dtype))
       throw UnsupportedError(
           concat("oneDNN multiplies F32, and BF16 on a CPU with AVX512_BF16, not ", dtype_info(dtype).name, " on this one"));
@@ -64,9 +65,10 @@ class OneDnnMatrix {
       engine_ = dnnl::engine(dnnl::engine::kind::cpu, 0);
       const Index k = padded_inputs();
       tile_rows_ = has(dnnl::cpu_isa::avx512_core) ? 4 : most_tile_rows;
-      const dnnl::memory::desc source({tile_rows_, k}, element(), dnnl::memory::format_tag::ab);
+      const Index rows = tile_rows_ * parts();
+      const dnnl::memory::desc source({rows, k}, element(), dnnl::memory::format_tag::ab);
       const dnnl::memory::desc any({k, chunk_outputs}, element(), dnnl::memory::format_tag::any);
-      const dnnl::memory::desc target({tile_rows_, chunk_outputs}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ab);
+      const dnnl::memory::desc target({rows, chunk_outputs}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ab);
       dnnl::primitive_attr attributes;
       attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
       attributes.set_fpmath_mode(dnnl::fpmath_mode::strict);
@@ -157,11 +159,10 @@ class OneDnnMatrix {
   void multiply(const float* x, Index n_rows, Index begin, Index end, float* out, Index out_stride) const {
     guarded([&] {
       const Index k = padded_inputs();
-      const auto tile_bytes = static_cast<std::size_t>(tile_rows_ * k) * (bf16_ ? 2 : 4);
-      const bool in_place = !bf16_;  // whole tiles of x are read where they are
+      const auto tile_bytes = static_cast<std::size_t>(tile_rows_ * k) * 4;  // of f32, or of two bf16
+      const bool in_place = !bf16_;                                          // whole tiles of x are read where they are
       const Index tiles = (std::min(rows_together, n_rows) + tile_rows_ - 1) / tile_rows_;
-      const int parts = bf16_ ? 2 : 1;
-      AlignedBuffer<std::byte> staged(tile_bytes * static_cast<std::size_t>(in_place ? 1 : tiles * parts));
+      AlignedBuffer<std::byte> staged(tile_bytes * static_cast<std::size_t>(in_place ? 1 : tiles));
       AlignedBuffer<std::byte> scratchpad(scratchpad_.get_size());
       alignas(memory_alignment) float result[most_tile_rows * chunk_outputs];
 
@@ -175,31 +176,25 @@ class OneDnnMatrix {
       const auto whole = [&](Index row) { return in_place && n_rows - row >= tile_rows_; };
       for (Index group = 0; group < n_rows; group += rows_together) {
         const Index group_end = std::min(n_rows, group + rows_together);
-        const auto staged_tile = [&](Index row, int part) {
-          return staged.data() + static_cast<std::size_t>(in_place ? 0 : (row - group) / tile_rows_ * parts + part) * tile_bytes;
+        const auto staged_tile = [&](Index row) {
+          return staged.data() + static_cast<std::size_t>(in_place ? 0 : (row - group) / tile_rows_) * tile_bytes;
         };
         for (Index row = group; row < group_end; row += tile_rows_)
-          if (!whole(row))
-            for (int part = 0; part < parts; ++part)
-              stage(x, row, std::min(tile_rows_, group_end - row), part, staged_tile(row, part));
+          if (!whole(row)) stage(x, row, std::min(tile_rows_, group_end - row), staged_tile(row));
 
         for (Index first = begin; first < end; first += chunk_outputs) {
           arguments[DNNL_ARG_WEIGHTS] = chunks_[static_cast<std::size_t>(first / chunk_outputs)];
           const auto width = static_cast<std::size_t>(std::min(chunk_outputs, end - first));
           for (Index row = group; row < group_end; row += tile_rows_) {
-            for (int part = 0; part < parts; ++part) {
-              source.set_data_handle(whole(row) ? const_cast<float*>(x + row * k) : static_cast<void*>(staged_tile(row, part)));
-              product_.execute(stream, arguments);
-              stream.wait();
-              for (Index i = 0; i < std::min(tile_rows_, group_end - row); ++i) {
-                float* to = out + (row + i) * out_stride + first;
-                const float* from = result + i * chunk_outputs;
-                if (part == 0) {
-                  std::memcpy(to, from, width * sizeof(float));
-                } else {
-                  for (std::size_t o = 0; o < width; ++o) to[o] += from[o];
-                }
-              }
+            source.set_data_handle(whole(row) ? const_cast<float*>(x + row * k) : static_cast<void*>(staged_tile(row)));
+            product_.execute(stream, arguments);
+            stream.wait();
+            for (Index i = 0; i < std::min(tile_rows_, group_end - row); ++i) {
+              float* to = out + (row + i) * out_stride + first;
+              const float* from = result + i * chunk_outputs;
+              std::memcpy(to, from, width * sizeof(float));
+              if (bf16_)
+                for (std::size_t o = 0; o < width; ++o) to[o] += from[tile_rows_ * chunk_outputs + static_cast<Index>(o)];
             }
           }
         }
@@ -247,30 +242,27 @@ class OneDnnMatrix {
     return bf16_ ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   }
   Index padded_inputs() const noexcept { return kernels::padded(inputs_); }
+  /// Rows of a tile that one row of activations takes.
+  Index parts() const noexcept { return bf16_ ? 2 : 1; }
 
-  /// Rows [first, first + count) of the list as one tile, the missing ones zero; for bf16 the high or low part of the values.
-  void stage(const float* x, Index first, Index count, int part, std::byte* tile) const {
+  /// Rows [first, first + count) of the list as one tile, the missing ones zero; for bf16 the high parts of all, then the low
+  /// ones.
+  void stage(const float* x, Index first, Index count, std::byte* tile) const {
     const Index k = padded_inputs();
-    const std::size_t width = static_cast<std::size_t>(k) * (bf16_ ? 2 : 4);
+    const std::size_t width = static_cast<std::size_t>(k) * sizeof(float);
+    if (count < tile_rows_) std::memset(tile, 0, static_cast<std::size_t>(tile_rows_) * width);
     for (Index i = 0; i < count; ++i) {
       const float* row = x + (first + i) * k;
-      std::byte* to = tile + static_cast<std::size_t>(i) * width;
       if (bf16_) {
-        auto* part_row = reinterpret_cast<std::uint16_t*>(to);
-        if (part == 0) {
-#pragma omp simd
-          for (Index j = 0; j < k; ++j) part_row[j] = f32_to_bf16(row[j]);
-        } else {
-#pragma omp simd
-          for (Index j = 0; j < k; ++j) part_row[j] = f32_to_bf16(row[j] - bf16_to_f32(f32_to_bf16(row[j])));
-        }
+        auto* high = reinterpret_cast<std::uint16_t*>(tile) + i * k;
+        kernels_->split_bf16(row, k, high, high + tile_rows_ * k);
       } else {
-        std::memcpy(to, row, width);
+        std::memcpy(tile + static_cast<std::size_t>(i) * width, row, width);
       }
     }
-    std::memset(tile + static_cast<std::size_t>(count) * width, 0, static_cast<std::size_t>(tile_rows_ - count) * width);
   }
 
+  const kernels::Table* kernels_ = nullptr;
   bool bf16_ = false;
   Index outputs_ = 0, inputs_ = 0, tile_rows_ = 0;
   dnnl::engine engine_;
