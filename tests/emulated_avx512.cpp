@@ -89,10 +89,7 @@ template <class T>
 batch<T, test::Simd512> min(const batch<T, test::Simd512>& a, const batch<T, test::Simd512>& b) {
   return a.data < b.data ? a.data : b.data;
 }
-template <class T>
-batch<T, test::Simd512> select(const test::Mask& mask, const batch<T, test::Simd512>& a, const batch<T, test::Simd512>& b) {
-  return mask.data ? a.data : b.data;
-}
+inline Floats512 select(const test::Mask& mask, const Floats512& a, const Floats512& b) { return mask.data ? a.data : b.data; }
 inline Floats512 fma(const Floats512& a, const Floats512& b, const Floats512& c) { return test::fmadd_ps(a, b, c); }
 inline Floats512 nearbyint(const Floats512& x) {
   Floats512 out;

@@ -147,9 +147,8 @@ void split_bf16(const float* x, std::int64_t n, std::uint16_t* high, std::uint16
   using W = xsimd::batch<std::int32_t, typename A::simd>;
   constexpr int lanes = rows::lanes<A>;
   const auto rounded = [](const F& v) MOXIE_INLINE_LAMBDA {
-    const W bits = xsimd::bitwise_cast<W>(v), nearest = bits + W(0x7fff) + ((bits >> 16) & W(1));
-    const auto nan = (bits & W(0x7fffffff)) > W(0x7f800000);
-    return xsimd::select(nan, bits | W(0x400000), nearest) >> 16;
+    const W bits = xsimd::bitwise_cast<W>(v), nearest = bits + W(0x7fff) + ((bits >> 16) & W(1)), nan = bits | W(0x400000);
+    return xsimd::bitwise_cast<W>(xsimd::select(v == v, xsimd::bitwise_cast<F>(nearest), xsimd::bitwise_cast<F>(nan))) >> 16;
   };
   const auto store = [](const W& words, std::uint16_t* to) MOXIE_INLINE_LAMBDA {
     const auto halves =

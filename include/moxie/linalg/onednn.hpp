@@ -52,8 +52,8 @@ class OneDnnMatrix {
 
   OneDnnMatrix() = default;
 
-  /// Room for weights [outputs, inputs]; pack() fills it. Throws UnsupportedError unless supports(dtype), ArgumentError for an
-  /// empty shape.
+  /// Room for weights [outputs, inputs]; pack() fills it. `kernels` has to live as long. Throws UnsupportedError unless
+  /// supports(dtype), ArgumentError for an empty shape.
   OneDnnMatrix(const kernels::Table& kernels, Dtype dtype, Index outputs, Index inputs)
       : kernels_(&kernels), bf16_(dtype == Dtype::BF16), outputs_(outputs), inputs_(inputs) {
     if (!supports(dtype))
