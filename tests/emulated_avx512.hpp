@@ -58,7 +58,7 @@ inline simde__m512 cvtph_ps(__m256i x) {
 inline simde__m512 fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {
   const simde__m512_private x = simde__m512_to_private(a), y = simde__m512_to_private(b), z = simde__m512_to_private(c);
   simde__m512_private out;
-  for (int i = 0; i < 16; ++i) out.f32[i] = __builtin_fmaf(x.f32[i], y.f32[i], z.f32[i]);
+  for (int i = 0; i < 2; ++i) out.m256[i] = _mm256_fmadd_ps(x.m256[i], y.m256[i], z.m256[i]);
   return simde__m512_from_private(out);
 }
 
