@@ -185,8 +185,9 @@ class Linear {
 
   /// All columns of all rows, with the low-rank part, shared out to the threads by column ranges.
   void forward(const Context& context, const PreparedRows& x, float* out, Index out_stride) const {
-    // Taking a range costs nothing beside 64 columns, but for what oneDNN's rows are made into for each.
-    const Index together = onednn_ ? std::clamp<Index>(outputs_ / (3 * 64 * context.threads.count()), 1, 4) : 1;
+    // Taking a range costs nothing beside 64 columns, but where oneDNN's rows are split into bf16 parts for each.
+    const Index together =
+        onednn_ && dtype_ == Dtype::BF16 ? std::clamp<Index>(outputs_ / (3 * 64 * context.threads.count()), 1, 4) : 1;
     const Index unit = together * std::max<Index>(64, granularity());
     const Index units = (outputs_ + unit - 1) / unit;
     AlignedBuffer<float> projected;
