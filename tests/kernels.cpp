@@ -146,8 +146,10 @@ TEST_CASE("kernels for AVX-512 are tuned for this CPU") {
   }
   const Table* table = kernels::find_table("avx512");
   REQUIRE(table);
-  for (const Dtype narrow : {Dtype::Q4_0, Dtype::Q6_K})
+  for (const Dtype narrow : {Dtype::Q4_0, Dtype::Q6_K}) {
     CHECK(table->find(narrow)->tuning.fetch_few == (cpu.tuned_for != TunedFor::zen4));
+    CHECK(table->find(narrow)->tuning.fetch_second_level == (cpu.tuned_for != TunedFor::zen5));
+  }
   const kernels::Tuning wide = table->find(Dtype::Q8_0)->tuning;
   for (const bool does : {wide.fetch_few, wide.fetch_second_level, wide.stage_early})
     CHECK(does == (cpu.tuned_for == TunedFor::xeon));

@@ -79,8 +79,8 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
   if constexpr (!f32::FloatPanel<Format>) {
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
     k.int8 = &matmul_int8<A, Format>;
-    const bool xeon = cpu == TunedFor::xeon;
-    k.tuning = {xeon || (cpu == TunedFor::zen5 && narrow), xeon, xeon};
+    const bool xeon = cpu == TunedFor::xeon, zen4 = cpu == TunedFor::zen4, zen5 = cpu == TunedFor::zen5;
+    k.tuning = {xeon || (zen5 && narrow), xeon || (zen4 && narrow), xeon};
   }
   k.f32 = &matmul_f32<A, Format>;
   k.unpack = &f32::unpack<A, Format>;

@@ -47,12 +47,12 @@ inline constexpr int activation_bytes = 320 * 1024;
 
 // How far ahead the direct path fetches. A core reads 20 to 40 GB/s, so memory's latency of 100 to 200 ns (more when others load
 // it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5, a
-// decode step: 4 KB 0 to 9% slower, 12 KB 1 to 3%. It goes to the first-level cache, with which such a step is 2 to 6% faster on
-// Zen 5 than with the second-level one, or to that (TunedFor). Tiles of up to Ops::unfetched tokens may do best without: a
-// block is so few instructions that the loads of the next ones start by themselves, and a panel is read in the order of its
-// bytes, which the processor's prefetchers follow. On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain
-// loop, and 22 to 30 with fetching 6 KB ahead; of other processors see TunedFor. What follows at the panels' end is fetched in
-// any case.
+// decode step: 4 KB 0 to 9% slower, 12 KB 1 to 3%. It goes to the first-level cache or to the second-level one (TunedFor): on
+// Zen 5 a decode step is 2 to 6% faster with the first, on Zen 4 tiles of 3 and 4 tokens of up to 6 bits are 15 to 30% faster
+// with the second. Tiles of up to Ops::unfetched tokens may do best without: a block is so few instructions that the loads of
+// the next ones start by themselves, and a panel is read in the order of its bytes, which the processor's prefetchers follow.
+// On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching 6 KB ahead; of
+// other processors see TunedFor. What follows at the panels' end is fetched in any case.
 inline constexpr int direct_ahead = 8192;
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
@@ -84,23 +84,26 @@ using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::
 MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bit_cast(float, load_u32(p)); }
 
 /// Rows of the next tile when `rest` are left, no more than `largest`. One row alone waits for its own sums, unless those of two
-/// panels are taken: 5 are 3 + 2, or 4 + 1.
+/// panels are taken: 5 are 3 + 2, or a tile of their own where two panels are taken and the registers hold it.
 template <int largest, int panels>
 MOXIE_INLINE int next_tile(int rest) noexcept {
   if (largest >= 12 && rest >= 12) return 12;
   if (panels == 1 && largest >= 8 && rest >= 8 && rest != 9 && rest != 10) return 8;
-  if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8 && (panels == 1 || rest != 11)) return 6;
+  if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8) return 6;
+  if (panels > 1 && largest >= 6 && rest == 5) return 5;
   if (largest >= 4 && rest >= 4 && (panels > 1 || rest != 5)) return 4;
   return rest >= 3 ? 3 : rest;
 }
 /// f(Constant<n>{}) for the tile height n that next_tile() gave.
-template <int largest, class F>
+template <int largest, int panels, class F>
 MOXIE_INLINE void with_tile(int n, F&& f) noexcept {
   switch (n) {
     case 1: return f(Constant<1>{});
     case 2: return f(Constant<2>{});
     case 3: return f(Constant<3>{});
     case 4: return f(Constant<4>{});
+    case 5:
+      return f(Constant<(largest < 6 || panels == 1 ? 1 : 5)>{});
     case 6: return f(Constant<(largest < 6 ? 1 : 6)>{});
     case 8:
       return f(Constant<(largest < 8 ? 1 : 8)>{});
@@ -392,7 +395,7 @@ MOXIE_INLINE void run_staged(const Group& group, const Int8Rows& rows, std::int6
     int i = 0;
     for_tiles<tile, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
       const int at = i / panels * n * 64 * lines;
-      with_tile<tile>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
+      with_tile<tile, panels>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
         run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + columns * (row - first),
                                      next + i % panels * group.step + at, at < n * block_bytes<Format> ? 64 * lines : 0);
       });
@@ -421,13 +424,13 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
   if (!few) ahead.lines = (panels * block_bytes<Format> + 64 * passes - 1) / (64 * passes);
   for_tiles<largest, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
     float* to = out + (row - first) * out_stride;
-    with_tile<largest>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
+    with_tile<largest, panels>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
       const auto pass = [&](auto n, const Group& some, float* columns) MOXIE_INLINE_LAMBDA {
         run_direct<A, Format, tokens.value, n.value>(some, k_blocks, rows.block(row, 0), rows.step(row), columns, out_stride,
                                                      ahead);
         if (!few) ahead.next += 64 * ahead.lines * k_blocks;
       };
-      if constexpr (panels == 1 || (tokens.value >= 4 && tokens.value < 12)) {
+      if constexpr (panels == 1 || (tokens.value >= 3 && tokens.value < 12)) {
         if (panels == 1 || !few) return pass(Constant<panels>{}, group, to);
       }
       // Few rows wait for memory, which is read faster from one panel than from two.
