@@ -151,7 +151,7 @@ TEST_CASE("kernels for AVX-512 are tuned for this CPU") {
     CHECK(table->find(narrow)->tuning.fetch_second_level == (cpu.tuned_for != TunedFor::zen5));
   }
   const kernels::Tuning wide = table->find(Dtype::Q8_0)->tuning;
-  for (const bool does : {wide.fetch_few, wide.fetch_second_level, wide.stage_early})
+  for (const bool does : {wide.fetch_few, wide.fetch_second_level, wide.stage_from == 0})
     CHECK(does == (cpu.tuned_for == TunedFor::xeon));
 }
 #endif

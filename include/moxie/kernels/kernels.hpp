@@ -77,10 +77,12 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
   k.pack = &pack<A, Format>;
   if constexpr (f32::has_block_scales<Format>) k.pack_scaled = &pack_scaled<A, Format>;
   if constexpr (!f32::FloatPanel<Format>) {
+    using P = Panel<Format>;
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
     k.int8 = &matmul_int8<A, Format>;
     const bool xeon = cpu == TunedFor::xeon, zen4 = cpu == TunedFor::zen4, zen5 = cpu == TunedFor::zen5;
-    k.tuning = {xeon || (zen5 && narrow), xeon || (zen4 && narrow), xeon};
+    const int zen4_stages = P::codes == Codes::u6 ? 1 << 20 : 12;  // the scales of 3-bit codes are dear to unpack
+    k.tuning = {xeon || (zen5 && narrow), xeon || (zen4 && narrow), xeon ? 0 : zen5 ? 24 : zen4_stages};
   }
   k.f32 = &matmul_f32<A, Format>;
   k.unpack = &f32::unpack<A, Format>;

@@ -19,14 +19,15 @@
 //   zero<Panel>                what dot() subtracts from the operand's codes, 0 or a power of two
 //   minus_sums(q, low, high, x)      the words of an Int8Block that carry the zero point
 //   dot<kind, zero>(code, half, x, sums)      sums[p][t], of panel p: float(sum over the block of (code - zero) * x[t].q), exact.
-//                              With halves, the sums of 16 are multiplied by half(p, 0) and half(p, 1) first. code(p, Constant<j>)
-//                              gives register j.
+//                              With halves, the sums of 16 are multiplied by half(p, 0) and half(p, 1) first. code(p,
+//                              Constant<j>) gives register j.
 //   offset_sums(x, h)          -float(h[0] * sum of the first 16 of x.q + h[1] * sum of the last 16), exact
-//   staged_from<kind, offset, early> the least number of tokens for which unpacked codes are kept in the first-level cache;
-//                              early: where Tuning::stage_early says so
+//   staged_from<kind, offset>  the least number of tokens for which unpacked codes are kept in the first-level cache, if they are
+//                              no fewer than Tuning::stage_from
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   panels                     panels of which a tile may take all at once
 //   tile<kind, offset, staged> tokens of a full tile: as many as the registers hold
+//   fours<kind>                whether tiles of 4 tokens are faster than larger ones
 //   unfetched                  tokens of tiles that nothing is fetched ahead for, unless the CPU wants it (direct_ahead in
 //                              panel_int8.hpp)
 //

@@ -125,8 +125,10 @@ struct Ops<Avx2> {
   static constexpr bool sums_in_registers = false;
   enum Kind { eight_sums, four_sums, in_halves, signed_codes };
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
-  template <int kind, bool offset, bool early>
+  template <int kind, bool offset>
   static constexpr int staged_from = 5;
+  template <int kind>
+  static constexpr bool fours = false;
   template <class P>
   static constexpr int zero = P::zero;
   template <class P>

@@ -91,19 +91,19 @@ struct Avx512Ops {
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
   /// Of 32 registers a token takes 4, the integer and float sums of 2 panels, for which it is loaded once; others: codes, scales
   /// and offsets of 2 panels, a mask, a token's inputs. 12 tokens with one panel share the unpacking of codes and minimums, which
-  /// costs Zen 4 more than the loads. With halves a token takes 6, or the scaled sums of the first wait in memory.
+  /// costs Zen 4 more than the loads. With halves a token takes 6, or the scaled sums of the first wait in memory: 4 tokens.
   static constexpr int panels = 2;
   template <int kind, bool offset, bool staged>
   static constexpr int tile = kind == in_halves ? (staged ? 4 : 6)
                               : offset          ? 12
                                                 : 6;
+  template <int kind>
+  static constexpr bool fours = kind == in_halves;
   static constexpr int unfetched = 2;
-  /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it is
-  /// worth it to keep unpacked bytes, from 8 or 24 tokens on (TunedFor).
-  template <int kind, bool offset, bool early>
-  static constexpr int staged_from = kind != in_halves || offset ? 1 << 20
-                                     : early                     ? 8
-                                                                 : 24;
+  /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it may
+  /// be worth it to keep unpacked bytes. On a Xeon it is, from 8 tokens on, on Zen 4 it is not (TunedFor).
+  template <int kind, bool offset>
+  static constexpr int staged_from = kind != in_halves || offset ? 1 << 20 : 8;
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {

@@ -144,8 +144,10 @@ struct Ops : MinusSums {
   static constexpr int tile = 4;
   template <class P>
   static constexpr int zero = P::zero;
-  template <int kind, bool offset, bool early>
+  template <int kind, bool offset>
   static constexpr int staged_from = 5;
+  template <int kind>
+  static constexpr bool fours = false;
   template <class P>
   MOXIE_INLINE static Bytes operand(const Bytes& x) noexcept {
     return x;

@@ -162,8 +162,10 @@ struct Ops<Neon> : MinusSums {
 
   static constexpr bool sums_in_registers = false;
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the pipes that the products need.
-  template <int kind, bool offset, bool early>
+  template <int kind, bool offset>
   static constexpr int staged_from = 5;
+  template <int kind>
+  static constexpr bool fours = false;
   enum Kind { whole, in_halves };
   template <class P>
   static constexpr int dot_kind = P::has_halves ? in_halves : whole;

@@ -75,8 +75,8 @@ struct Way {
   static constexpr int panels = Ops<A>::panels;
   template <bool staged>
   static constexpr int tile = Ops<A>::template tile<kind_, offset_, staged>;
-  template <bool early>
-  static constexpr int staged_from = Ops<A>::template staged_from<kind_, offset_, early>;
+  static constexpr bool fours = Ops<A>::template fours<kind_>;
+  static constexpr int staged_from = Ops<A>::template staged_from<kind_, offset_>;
 };
 template <class A, class P>
 using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::has_offset>;
@@ -84,9 +84,11 @@ using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::
 MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bit_cast(float, load_u32(p)); }
 
 /// Rows of the next tile when `rest` are left, no more than `largest`. One row alone waits for its own sums, unless those of two
-/// panels are taken: 5 are 3 + 2, or a tile of their own where two panels are taken and the registers hold it.
-template <int largest, int panels>
+/// panels are taken: 5 are 3 + 2, or a tile of their own where two panels are taken and the registers hold it. `fours`: 4 rows
+/// are faster than 6, which are taken where 1 or 2 would be left.
+template <int largest, int panels, bool fours>
 MOXIE_INLINE int next_tile(int rest) noexcept {
+  if (fours && rest != 5 && rest != 6) return rest < 4 ? rest : 4;
   if (largest >= 12 && rest >= 12) return 12;
   if (panels == 1 && largest >= 8 && rest >= 8 && rest != 9 && rest != 10) return 8;
   if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8) return 6;
@@ -112,11 +114,11 @@ MOXIE_INLINE void with_tile(int n, F&& f) noexcept {
   }
 }
 /// f(row, height) for the tiles of rows [first, first + count): parts of the groups in which the rows lie.
-template <int largest, int panels, class F>
+template <int largest, int panels, bool fours, class F>
 MOXIE_INLINE void for_tiles(const Int8Rows& rows, std::int64_t first, int count, F&& f) noexcept {
   for (int done = 0; done < count;) {
     const std::int64_t row = first + done, in_group = rows.step(row) - row % Int8Rows::group;
-    const int height = next_tile<largest, panels>(static_cast<int>(count - done < in_group ? count - done : in_group));
+    const int height = next_tile<largest, panels, fours>(static_cast<int>(count - done < in_group ? count - done : in_group));
     f(row, height);
     done += height;
   }
@@ -357,8 +359,12 @@ template <class A, class Format, int tokens, int panels>
   TileSums<A, W::chunk_scale ? n : 1, total_in_registers> total(total_in_registers ? nullptr : totals);
   const auto add = [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
     ahead.template fetch<A, Format, tokens, panels>(chunk + b * block_bytes<Format>);
-    const auto code = [&](int p, auto j)
-                          MOXIE_INLINE_LAMBDA { return operand_of<A, Format, j.value>(chunk + p * panel_step, b); };
+    const auto code = [&](int p, auto j) MOXIE_INLINE_LAMBDA {
+      // One panel's codes are read from memory in order: with some of the last three planes loaded early, as compilers would,
+      // that is up to a fifth slower.
+      if constexpr (panels == 1 && Panel<Format>::codes == Codes::u6 && j.value == 4) __asm__("" ::: "memory");
+      return operand_of<A, Format, j.value>(chunk + p * panel_step, b);
+    };
     const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return scales_of<A, Format>(chunk + p * panel_step, b); };
     add_block<A, W, tokens, panels>(code, scales, x, acc);
     x += step;
@@ -393,7 +399,7 @@ MOXIE_INLINE void run_staged(const Group& group, const Int8Rows& rows, std::int6
       stage<A, Format>(group.panel + p * group.step, b, n, staged + p * staged_bytes<W>, panels * staged_bytes<W>);
     const std::byte* next = b + n < k_blocks ? group.panel + (b + n) * block_bytes<Format> : then;
     int i = 0;
-    for_tiles<tile, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+    for_tiles<tile, panels, false>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
       const int at = i / panels * n * 64 * lines;
       with_tile<tile, panels>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
         run_tile<A, W, tokens.value>(staged, n, rows.block(row, b), rows.step(row), sums + columns * (row - first),
@@ -408,21 +414,21 @@ MOXIE_INLINE void run_staged(const Group& group, const Int8Rows& rows, std::int6
 /// A group of panels for rows [first, first + count), row by row to out + i * out_stride.
 template <class A, class Format>
 void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
-               Ahead ahead, bool stage_early) noexcept {
+               Ahead ahead, int stage_from) noexcept {
   using W = WayOf<A, Panel<Format>>;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
-  constexpr int early = W::template staged_from<true>, late = W::template staged_from<false>;
-  if constexpr (early < max_tokens) {
-    if (count >= (stage_early ? early : late))
+  constexpr int least = W::staged_from;
+  if constexpr (least < max_tokens) {
+    if (count >= least && count >= stage_from)
       return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
   }
   constexpr int panels = W::panels, tile = W::template tile<false>;
-  constexpr int largest = late < tile ? late - 1 : tile;
+  constexpr int largest = least < tile ? least - 1 : tile;
   constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;  // over all panels
-  const int passes = (count + rows_a_pass - 1) / rows_a_pass;
+  const int passes = W::fours ? (count < 7 ? 1 : (count + 1) / 4) : (count + rows_a_pass - 1) / rows_a_pass;
   const bool few = panels == 1 ? passes == 1 : count <= 4;
   if (!few) ahead.lines = (panels * block_bytes<Format> + 64 * passes - 1) / (64 * passes);
-  for_tiles<largest, panels>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
+  for_tiles<largest, panels, W::fours>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
     float* to = out + (row - first) * out_stride;
     with_tile<largest, panels>(height, [&](auto tokens) MOXIE_INLINE_LAMBDA {
       const auto pass = [&](auto n, const Group& some, float* columns) MOXIE_INLINE_LAMBDA {
@@ -442,7 +448,7 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
 }
 
 using RunGroup = void (*)(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out,
-                          std::int64_t out_stride, Ahead ahead, bool stage_early) noexcept;
+                          std::int64_t out_stride, Ahead ahead, int stage_from) noexcept;
 
 /// The rows in pieces that stay in cache, each over all panels of `bytes`.
 template <class A>
@@ -464,10 +470,10 @@ template <class A>
       float* out = m.out + row * m.out_stride + p * panel_rows;
       const std::int64_t left = alone && m.n - p * panel_rows > panel_rows ? panel_rows : m.n - p * panel_rows;
       if (left >= columns) {
-        run(group, m.a.q, m.first_row + row, count, out, m.out_stride, ahead, m.tuning.stage_early);
+        run(group, m.a.q, m.first_row + row, count, out, m.out_stride, ahead, m.tuning.stage_from);
       } else {  // not all of the columns are wanted
         alignas(64) float all[max_tokens * columns];
-        run(group, m.a.q, m.first_row + row, count, all, columns, ahead, m.tuning.stage_early);
+        run(group, m.a.q, m.first_row + row, count, all, columns, ahead, m.tuning.stage_from);
         for (int t = 0; t < count; ++t)
           __builtin_memcpy(out + t * m.out_stride, all + columns * t, static_cast<std::size_t>(left) * sizeof(float));
       }

@@ -60,7 +60,7 @@ struct ActivationRows {
 struct Tuning {
   bool fetch_few = true;            ///< fetch weights ahead for few rows too
   bool fetch_second_level = false;  ///< for few rows to the second-level cache
-  bool stage_early = false;         ///< stage as soon as it can be of use
+  int stage_from = 0;               ///< rows from which unpacked codes are kept, where that can be of use
 };
 
 /// out[i * out_stride + o] = sum over inputs of w[o][.] * a[first_row + i][.], for o in [16 * panel_begin, min(n, 16 * panel_end)).

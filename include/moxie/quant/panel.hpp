@@ -40,25 +40,42 @@ inline constexpr int rows = 16;
 // Layouts of packed bits, as the functions of quant/rearrange.hpp make them and those below read them:
 //
 //   nibbles     256 bytes: byte i of register p in the low nibble of byte 64 p + i, of register p + 4 in the high one
-//   fifth bits  64 bytes: bit 4 of byte i of register j in bit j of byte i
 //   pairs       128 bytes: two bits of byte i of register j in bits 2 (j % 4) and up of byte 64 (j / 4) + i
+//   planes      64 bytes for each bit of a code: a plane's bytes have whole codes of one register, two of 3 bits, from bit 0 up,
+//               and above them a part of a code of one of the last registers. That takes 18 instructions of AVX-512 for a block
+//               of 6 bits, 19 of 5 and 17 of 3, where nibbles or pairs with their other bits beside them take 26, 27 and 29.
 
 template <class O, int j>
 MOXIE_INLINE typename O::Bytes nibbles(const std::byte* packed) noexcept {
   return O::template bits<(j < 4 ? 0 : 4), 15>(O::load_bytes(packed + 64 * (j % 4)));
 }
 template <class O, int j>
-MOXIE_INLINE typename O::Bytes with_fifth_bits(const std::byte* packed, const std::byte* fifth) noexcept {
-  return O::merge(nibbles<O, j>(packed), O::template bits<j - 4, 16>(O::load_bytes(fifth)));
-}
-template <class O, int j>
 MOXIE_INLINE typename O::Bytes pairs(const std::byte* packed) noexcept {
   return O::template bits<2 * (j % 4), 3>(O::load_bytes(packed + 64 * (j / 4)));
 }
-/// Pairs as bits 4 and 5.
-template <class O, int j>
-MOXIE_INLINE typename O::Bytes with_high_pairs(const std::byte* packed, const std::byte* high) noexcept {
-  return O::merge(nibbles<O, j>(packed), O::template bits<2 * (j % 4) - 4, 48>(O::load_bytes(high + 64 * (j / 4))));
+template <class O, int plane, int shift, int mask>
+MOXIE_INLINE typename O::Bytes part_of_plane(const std::byte* packed) noexcept {
+  return O::template bits<shift, mask>(O::load_bytes(packed + 64 * plane));
+}
+/// Register j of the planes of codes of 3, 5 or 6 bits.
+template <class O, int width, int j>
+MOXIE_INLINE typename O::Bytes planes(const std::byte* p) noexcept {
+  static_assert(width == 3 || width == 5 || width == 6);
+  if constexpr (width == 6 && j % 4 < 3)
+    return part_of_plane<O, j / 4 * 3 + j % 4, 0, 63>(p);
+  else if constexpr (width == 6)
+    return O::merge(O::merge(part_of_plane<O, j / 4 * 3, 6, 3>(p), part_of_plane<O, j / 4 * 3 + 1, 4, 12>(p)),
+                    part_of_plane<O, j / 4 * 3 + 2, 2, 48>(p));
+  else if constexpr (width == 5 && j < 5)
+    return part_of_plane<O, j, 0, 31>(p);
+  else if constexpr (width == 5 && j < 7)
+    return O::merge(part_of_plane<O, 2 * j - 10, 5, 7>(p), part_of_plane<O, 2 * j - 9, 3, 24>(p));
+  else if constexpr (width == 5)
+    return O::merge(O::merge(part_of_plane<O, 4, 5, 7>(p), part_of_plane<O, 1, 2, 8>(p)), part_of_plane<O, 3, 1, 16>(p));
+  else if constexpr (j < 6)
+    return part_of_plane<O, j / 2, 3 * (j % 2), 7>(p);
+  else
+    return O::merge(part_of_plane<O, 2 * j - 12, 6, 3>(p), part_of_plane<O, 1, j - 2, 4>(p));
 }
 
 /// Bytes shifted right by words, so that the high bits of each are another's.

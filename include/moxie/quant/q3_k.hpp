@@ -47,7 +47,7 @@ struct Q3_K {
 };
 
 /// A superblock: d f16[16], the upper 2 bits of the scales of each block's two halves u8[4][16] (two blocks in a byte), then 8
-/// blocks of third bits (64 bytes), low bits (128), the scales' lower 4 bits u8[16] (the second half's in the high nibbles).
+/// blocks of planes (192 bytes), the scales' lower 4 bits u8[16] (the second half's in the high nibbles).
 /// As many bytes as the file.
 template <>
 struct Panel<Q3_K> {
@@ -55,14 +55,19 @@ struct Panel<Q3_K> {
   static constexpr Codes codes = Codes::u3;
   static constexpr int zero = 4;
   static constexpr bool has_offset = false, has_halves = true;
-  static constexpr int high = 32, blocks = high + 64, block_bytes = 208, low = blocks + 64, scales = blocks + 192;
+  static constexpr int high = 32, blocks = high + 64, block_bytes = 208, scales = blocks + 192;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
+    std::uint8_t low[8][128], third[8][64];
     for (int half = 0; half < 2; ++half)
-      for (int i = 0; i < 2; ++i)
-        panel::place_pairs(rows, 32 + 32 * half + 16 * i, out + low + block_bytes * 4 * half + 64 * i, block_bytes);
-    panel::place_bits(rows, 0, out + blocks, block_bytes);
+      for (int i = 0; i < 2; ++i) panel::place_pairs(rows, 32 + 32 * half + 16 * i, low[4 * half] + 64 * i, 128);
+    panel::place_bits(rows, 0, third[0], 64);
+    for (int b = 0; b < 8; ++b)
+      panel::place_planes<3>(
+          [&](int j, int at)
+              MOXIE_INLINE_CALL { return panel::pair_codes(low[b], j, at) | panel::bit_codes(third[b], j, at) << 2; },
+          out + blocks + block_bytes * b);
     for (int r = 0; r < 16; ++r) {
       const auto at = [&](int b) MOXIE_INLINE_CALL {
         return Q3_K::scale_low(rows[r], 2 * b) | Q3_K::scale_low(rows[r], 2 * b + 1) << 4;
@@ -78,8 +83,7 @@ struct Panel<Q3_K> {
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
-    return O::merge(panel::pairs<O, j>(p + low + block_bytes * b),
-                    O::template bits<j - 2, 4>(O::load_bytes(p + blocks + block_bytes * b)));
+    return panel::planes<O, 3, j>(p + blocks + block_bytes * b);
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {

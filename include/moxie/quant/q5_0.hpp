@@ -45,7 +45,7 @@ struct Q5_0 {
   }
 };
 
-/// A block: fifth bits 64 bytes, low bits 256, d f16[16]. As many bytes as the file.
+/// A block: planes 320 bytes, d f16[16]. As many bytes as the file.
 template <>
 struct Panel<Q5_0> {
   static constexpr int chunk = 32, chunk_bytes = 352;
@@ -54,15 +54,19 @@ struct Panel<Q5_0> {
   static constexpr bool has_offset = false, has_halves = false;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
-    // the file pairs inputs i and i + 16 in a byte, as the panel does
-    panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 6); }, as_u8(chunk_data) + 64);
-    panel::place_word_bits(rows, 2, as_u8(chunk_data));
+    // the file pairs inputs i and i + 16 in a byte, as place_nibble_pair() does
+    std::uint8_t low[256], fifth[64];
+    panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 6); }, low);
+    panel::place_word_bits(rows, 2, fifth);
+    panel::place_planes<5>(
+        [&](int j, int at) MOXIE_INLINE_CALL { return panel::nibble_codes(low, j, at) | panel::bit_codes(fifth, j, at) << 4; },
+        as_u8(chunk_data));
     panel::place_halves(rows, 0, chunk_data + 320);
   }
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int) noexcept {
-    return panel::with_fifth_bits<O, j>(p + 64, p);
+    return panel::planes<O, 5, j>(p);
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {

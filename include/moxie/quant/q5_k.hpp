@@ -60,7 +60,7 @@ struct Q5_K {
   }
 };
 
-/// A superblock: d f16[16], dmin f16[16], then 8 blocks of fifth bits (64 bytes), low bits (256), sc u8[16], mn u8[16].
+/// A superblock: d f16[16], dmin f16[16], then 8 blocks of planes (320 bytes), sc u8[16], mn u8[16].
 /// 2.3% more bytes than the file, whose scales have 6 bits.
 template <>
 struct Panel<Q5_K> {
@@ -68,14 +68,18 @@ struct Panel<Q5_K> {
   static constexpr Codes codes = Codes::u5;
   static constexpr int zero = 0;
   static constexpr bool has_offset = true, has_halves = false;
-  static constexpr int dmin = 32, blocks = 64, block_bytes = 352, low = blocks + 64, scales = blocks + 320;
+  static constexpr int dmin = 32, blocks = 64, block_bytes = 352, scales = blocks + 320;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
-    for (int pair = 0; pair < 4; ++pair)
-      panel::place_nibble_pair(rows, 48 + 32 * pair, out + low + block_bytes * 2 * pair,
-                               out + low + block_bytes * (2 * pair + 1));
-    panel::place_bits(rows, 16, out + blocks, block_bytes);
+    std::uint8_t low[8][256], fifth[8][64];
+    for (int pair = 0; pair < 4; ++pair) panel::place_nibble_pair(rows, 48 + 32 * pair, low[2 * pair], low[2 * pair + 1]);
+    panel::place_bits(rows, 16, fifth[0], 64);
+    for (int b = 0; b < 8; ++b)
+      panel::place_planes<5>(
+          [&](int j, int at)
+              MOXIE_INLINE_CALL { return panel::nibble_codes(low[b], j, at) | panel::bit_codes(fifth[b], j, at) << 4; },
+          out + blocks + block_bytes * b);
     panel::place_bytes([&](int r) MOXIE_INLINE_CALL { return k_scale_min_bytes(as_u8(rows[r]) + 4); },
                        [&](int i) MOXIE_INLINE_CALL { return out + scales + block_bytes * (i & 7) + 16 * (i >> 3); });
     panel::place_halves(rows, 0, chunk_data);
@@ -84,7 +88,7 @@ struct Panel<Q5_K> {
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
-    return panel::with_fifth_bits<O, j>(p + low + block_bytes * b, p + blocks + block_bytes * b);
+    return panel::planes<O, 5, j>(p + blocks + block_bytes * b);
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int b) noexcept {

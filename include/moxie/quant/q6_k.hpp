@@ -59,22 +59,26 @@ struct Q6_K {
   }
 };
 
-/// A superblock: d f16[16], then 8 blocks of high bits (128 bytes), low bits (256), sc i8[2][16]. As many bytes as the file.
+/// A superblock: d f16[16], then 8 blocks of planes (384 bytes), sc i8[2][16]. As many bytes as the file.
 template <>
 struct Panel<Q6_K> {
   static constexpr int chunk = 256, chunk_bytes = 3360;
   static constexpr Codes codes = Codes::u6;
   static constexpr int zero = 32;
   static constexpr bool has_offset = false, has_halves = true;
-  static constexpr int blocks = 32, block_bytes = 416, low = blocks + 128, scales = blocks + 384;
+  static constexpr int blocks = 32, block_bytes = 416, scales = blocks + 384;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
     for (int half = 0; half < 2; ++half) {  // block b: 32 elements of the quarter b % 4 of the half b / 4
-      std::uint8_t* block = out + block_bytes * 4 * half;
-      for (int b = 0; b < 2; ++b)
-        panel::place_nibble_pair(rows, 64 * half + 32 * b, block + low + block_bytes * b, block + low + block_bytes * (b + 2));
-      for (int i = 0; i < 2; ++i) panel::place_pairs(rows, 128 + 32 * half + 16 * i, block + blocks + 64 * i, block_bytes);
+      std::uint8_t low[4][256], high[4][128];
+      for (int b = 0; b < 2; ++b) panel::place_nibble_pair(rows, 64 * half + 32 * b, low[b], low[b + 2]);
+      for (int i = 0; i < 2; ++i) panel::place_pairs(rows, 128 + 32 * half + 16 * i, high[0] + 64 * i, 128);
+      for (int b = 0; b < 4; ++b)
+        panel::place_planes<6>(
+            [&](int j, int at)
+                MOXIE_INLINE_CALL { return panel::nibble_codes(low[b], j, at) | panel::pair_codes(high[b], j, at) << 4; },
+            out + blocks + block_bytes * (4 * half + b));
     }
     panel::place_bytes([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 192); },
                        [&](int i) MOXIE_INLINE_CALL { return out + scales + block_bytes * (i / 2) + 16 * (i % 2); });
@@ -83,7 +87,7 @@ struct Panel<Q6_K> {
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
-    return panel::with_high_pairs<O, j>(p + low + block_bytes * b, p + blocks + block_bytes * b);
+    return panel::planes<O, 6, j>(p + blocks + block_bytes * b);
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {

@@ -163,6 +163,40 @@ MOXIE_INLINE void place_word_bits(const std::byte* const* rows, int at, std::uin
   }
 }
 
+/// The planes (quant/panel.hpp) of a block's codes of `width` bits. code(j, at) gives 16 codes of register j, from byte `at` on.
+template <int width, class Code>
+MOXIE_INLINE void place_planes(Code&& code, std::uint8_t* out) noexcept {
+  for (int at = 0; at < 64; at += 16) {
+    Bytes16 c[8];
+    for (int j = 0; j < 8; ++j) c[j] = code(j, at);
+    const auto plane = [&](int p, Bytes16 x) MOXIE_INLINE_CALL { store16(out + 64 * p + at, x); };
+    if constexpr (width == 6) {
+      for (int half = 0; half < 2; ++half)
+        for (int p = 0; p < 3; ++p) plane(3 * half + p, c[4 * half + p] | (c[4 * half + 3] >> 2 * p) << 6);
+    } else if constexpr (width == 5) {
+      plane(0, c[0] | c[5] << 5);
+      plane(1, c[1] | (c[7] >> 3 & 1) << 5 | (c[5] >> 3) << 6);
+      plane(2, c[2] | c[6] << 5);
+      plane(3, c[3] | (c[7] >> 4) << 5 | (c[6] >> 3) << 6);
+      plane(4, c[4] | c[7] << 5);
+    } else {
+      static_assert(width == 3);
+      plane(0, c[0] | c[1] << 3 | c[6] << 6);
+      plane(1, c[2] | c[3] << 3 | (c[6] >> 2) << 6 | (c[7] >> 2) << 7);
+      plane(2, c[4] | c[5] << 3 | c[7] << 6);
+    }
+  }
+}
+/// 16 codes of register j, from byte `at` on, of what place_nibble_pair() or place_words() made, or place_pairs(), or
+/// place_bits() or place_word_bits().
+MOXIE_INLINE Bytes16 nibble_codes(const std::uint8_t* nibbles, int j, int at) noexcept {
+  return load16(nibbles + 64 * (j % 4) + at) >> (j < 4 ? 0 : 4) & 15;
+}
+MOXIE_INLINE Bytes16 pair_codes(const std::uint8_t* pairs, int j, int at) noexcept {
+  return load16(pairs + 64 * (j / 4) + at) >> 2 * (j % 4) & 3;
+}
+MOXIE_INLINE Bytes16 bit_codes(const std::uint8_t* bits, int j, int at) noexcept { return load16(bits + at) >> j & 1; }
+
 /// Byte i of 16 bytes of row r to out(i) + r. row(r) gives the 16 bytes.
 template <class Row, class Out>
 MOXIE_INLINE void place_bytes(Row&& row, Out&& out) noexcept {
