@@ -63,11 +63,7 @@ struct Panel<Q3_K> {
     for (int half = 0; half < 2; ++half)
       for (int i = 0; i < 2; ++i) panel::place_pairs(rows, 32 + 32 * half + 16 * i, low[4 * half] + 64 * i, 128);
     panel::place_bits(rows, 0, third[0], 64);
-    for (int b = 0; b < 8; ++b)
-      panel::place_planes<3>(
-          [&](int j, int at)
-              MOXIE_INLINE_CALL { return panel::pair_codes(low[b], j, at) | panel::bit_codes(third[b], j, at) << 2; },
-          out + blocks + block_bytes * b);
+    for (int b = 0; b < 8; ++b) panel::place_planes3(low[b], third[b], out + blocks + block_bytes * b);
     for (int r = 0; r < 16; ++r) {
       const auto at = [&](int b) MOXIE_INLINE_CALL {
         return Q3_K::scale_low(rows[r], 2 * b) | Q3_K::scale_low(rows[r], 2 * b + 1) << 4;

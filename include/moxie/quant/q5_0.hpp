@@ -58,9 +58,7 @@ struct Panel<Q5_0> {
     std::uint8_t low[256], fifth[64];
     panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 6); }, low);
     panel::place_word_bits(rows, 2, fifth);
-    panel::place_planes<5>(
-        [&](int j, int at) MOXIE_INLINE_CALL { return panel::nibble_codes(low, j, at) | panel::bit_codes(fifth, j, at) << 4; },
-        as_u8(chunk_data));
+    panel::place_planes5(low, fifth, as_u8(chunk_data));
     panel::place_halves(rows, 0, chunk_data + 320);
   }
 

@@ -75,11 +75,7 @@ struct Panel<Q5_K> {
     std::uint8_t low[8][256], fifth[8][64];
     for (int pair = 0; pair < 4; ++pair) panel::place_nibble_pair(rows, 48 + 32 * pair, low[2 * pair], low[2 * pair + 1]);
     panel::place_bits(rows, 16, fifth[0], 64);
-    for (int b = 0; b < 8; ++b)
-      panel::place_planes<5>(
-          [&](int j, int at)
-              MOXIE_INLINE_CALL { return panel::nibble_codes(low[b], j, at) | panel::bit_codes(fifth[b], j, at) << 4; },
-          out + blocks + block_bytes * b);
+    for (int b = 0; b < 8; ++b) panel::place_planes5(low[b], fifth[b], out + blocks + block_bytes * b);
     panel::place_bytes([&](int r) MOXIE_INLINE_CALL { return k_scale_min_bytes(as_u8(rows[r]) + 4); },
                        [&](int i) MOXIE_INLINE_CALL { return out + scales + block_bytes * (i & 7) + 16 * (i >> 3); });
     panel::place_halves(rows, 0, chunk_data);

@@ -74,11 +74,7 @@ struct Panel<Q6_K> {
       std::uint8_t low[4][256], high[4][128];
       for (int b = 0; b < 2; ++b) panel::place_nibble_pair(rows, 64 * half + 32 * b, low[b], low[b + 2]);
       for (int i = 0; i < 2; ++i) panel::place_pairs(rows, 128 + 32 * half + 16 * i, high[0] + 64 * i, 128);
-      for (int b = 0; b < 4; ++b)
-        panel::place_planes<6>(
-            [&](int j, int at)
-                MOXIE_INLINE_CALL { return panel::nibble_codes(low[b], j, at) | panel::pair_codes(high[b], j, at) << 4; },
-            out + blocks + block_bytes * (4 * half + b));
+      for (int b = 0; b < 4; ++b) panel::place_planes6(low[b], high[b], out + blocks + block_bytes * (4 * half + b));
     }
     panel::place_bytes([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 192); },
                        [&](int i) MOXIE_INLINE_CALL { return out + scales + block_bytes * (i / 2) + 16 * (i % 2); });

@@ -4,6 +4,7 @@
 // Portable vectors of 16 bytes (GCC's and clang's extension), so that each architecture gets its own shuffles from one source.
 // Used by kernel headers: nothing here may be emitted out of line.
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -163,39 +164,55 @@ MOXIE_INLINE void place_word_bits(const std::byte* const* rows, int at, std::uin
   }
 }
 
-/// The planes (quant/panel.hpp) of a block's codes of `width` bits. code(j, at) gives 16 codes of register j, from byte `at` on.
-template <int width, class Code>
-MOXIE_INLINE void place_planes(Code&& code, std::uint8_t* out) noexcept {
+/// Bits `mask` of each byte moved down by `down` bits, or up where that is negative.
+template <int down, std::uint8_t mask>
+MOXIE_INLINE Bytes16 moved(Bytes16 x) noexcept {
+  using Shorts8 = std::uint16_t __attribute__((vector_size(16)));
+  constexpr auto kept = static_cast<std::uint8_t>(down < 0 ? mask << -down : mask >> down);
+  const auto words = std::bit_cast<Shorts8>(x);  // what crosses bytes is masked off
+  if constexpr (down < 0)
+    return std::bit_cast<Bytes16>(words << -down) & kept;
+  else
+    return std::bit_cast<Bytes16>(words >> down) & kept;
+}
+
+// A block's planes (quant/panel.hpp) from nibbles, pairs and bits as place_nibble_pair() or place_words(), place_pairs(), and
+// place_bits() or place_word_bits() make them.
+MOXIE_INLINE void place_planes6(const std::uint8_t* nibbles, const std::uint8_t* pairs, std::uint8_t* out) noexcept {
   for (int at = 0; at < 64; at += 16) {
-    Bytes16 c[8];
-    for (int j = 0; j < 8; ++j) c[j] = code(j, at);
-    const auto plane = [&](int p, Bytes16 x) MOXIE_INLINE_CALL { store16(out + 64 * p + at, x); };
-    if constexpr (width == 6) {
-      for (int half = 0; half < 2; ++half)
-        for (int p = 0; p < 3; ++p) plane(3 * half + p, c[4 * half + p] | (c[4 * half + 3] >> 2 * p) << 6);
-    } else if constexpr (width == 5) {
-      plane(0, c[0] | c[5] << 5);
-      plane(1, c[1] | (c[7] >> 3 & 1) << 5 | (c[5] >> 3) << 6);
-      plane(2, c[2] | c[6] << 5);
-      plane(3, c[3] | (c[7] >> 4) << 5 | (c[6] >> 3) << 6);
-      plane(4, c[4] | c[7] << 5);
-    } else {
-      static_assert(width == 3);
-      plane(0, c[0] | c[1] << 3 | c[6] << 6);
-      plane(1, c[2] | c[3] << 3 | (c[6] >> 2) << 6 | (c[7] >> 2) << 7);
-      plane(2, c[4] | c[5] << 3 | c[7] << 6);
-    }
+    const auto half = [&]<int n>(std::integral_constant<int, n>) MOXIE_INLINE_CALL {  // n: where its registers' nibbles lie
+      const auto nibble = [&](int j) MOXIE_INLINE_CALL { return moved<n, 15 << n>(load16(nibbles + 64 * j + at)); };
+      const Bytes16 high = load16(pairs + 16 * n + at), last = nibble(3) | moved<2, 192>(high);
+      std::uint8_t* plane = out + 48 * n + at;
+      store16(plane, nibble(0) | moved<-4, 3>(high) | moved<-6, 3>(last));
+      store16(plane + 64, nibble(1) | moved<-2, 12>(high) | moved<-4, 12>(last));
+      store16(plane + 128, nibble(2) | moved<0, 48>(high) | moved<-2, 48>(last));
+    };
+    half(std::integral_constant<int, 0>{});
+    half(std::integral_constant<int, 4>{});
   }
 }
-/// 16 codes of register j, from byte `at` on, of what place_nibble_pair() or place_words() made, or place_pairs(), or
-/// place_bits() or place_word_bits().
-MOXIE_INLINE Bytes16 nibble_codes(const std::uint8_t* nibbles, int j, int at) noexcept {
-  return load16(nibbles + 64 * (j % 4) + at) >> (j < 4 ? 0 : 4) & 15;
+MOXIE_INLINE void place_planes5(const std::uint8_t* nibbles, const std::uint8_t* bits, std::uint8_t* out) noexcept {
+  for (int at = 0; at < 64; at += 16, nibbles += 16, out += 16) {
+    const Bytes16 fifth = load16(bits + at), n0 = load16(nibbles), n1 = load16(nibbles + 64), n2 = load16(nibbles + 128),
+                  n3 = load16(nibbles + 192);
+    const Bytes16 c5 = moved<4, 240>(n1) | moved<1, 32>(fifth), c6 = moved<4, 240>(n2) | moved<2, 64>(fifth),
+                  c7 = moved<4, 240>(n3) | moved<3, 128>(fifth);
+    store16(out, moved<0, 15>(n0) | moved<-4, 1>(fifth) | moved<-5, 7>(c5));
+    store16(out + 64, moved<0, 15>(n1) | moved<-3, 2>(fifth) | moved<-2, 8>(c7) | moved<-3, 24>(c5));
+    store16(out + 128, moved<0, 15>(n2) | moved<-2, 4>(fifth) | moved<-5, 7>(c6));
+    store16(out + 192, moved<0, 15>(n3) | moved<-1, 8>(fifth) | moved<-1, 16>(c7) | moved<-3, 24>(c6));
+    store16(out + 256, moved<4, 240>(n0) | moved<0, 16>(fifth) | moved<-5, 7>(c7));
+  }
 }
-MOXIE_INLINE Bytes16 pair_codes(const std::uint8_t* pairs, int j, int at) noexcept {
-  return load16(pairs + 64 * (j / 4) + at) >> 2 * (j % 4) & 3;
+MOXIE_INLINE void place_planes3(const std::uint8_t* pairs, const std::uint8_t* bits, std::uint8_t* out) noexcept {
+  for (int at = 0; at < 64; at += 16, out += 16) {
+    const Bytes16 a = load16(pairs + at), b = load16(pairs + 64 + at), third = load16(bits + at);
+    store16(out, moved<0, 3>(a) | moved<-2, 1>(third) | moved<-1, 12>(a) | moved<-4, 2>(third) | moved<-2, 48>(b));
+    store16(out + 64, moved<4, 48>(a) | moved<0, 196>(third) | moved<3, 192>(a) | moved<-2, 8>(third));
+    store16(out + 128, moved<0, 3>(b) | moved<2, 16>(third) | moved<-1, 12>(b) | moved<0, 32>(third) | moved<0, 192>(b));
+  }
 }
-MOXIE_INLINE Bytes16 bit_codes(const std::uint8_t* bits, int j, int at) noexcept { return load16(bits + at) >> j & 1; }
 
 /// Byte i of 16 bytes of row r to out(i) + r. row(r) gives the 16 bytes.
 template <class Row, class Out>
