@@ -121,8 +121,11 @@ def report(options):
                     loops[(False, int(match[1]), 0)] = hot_loop(body)
             largest = max(loops, key=lambda key: (not key[0], *key[1:]))  # over staged blocks, where there are such
             together = largest[2] or max(panels for _, _, panels in loops)  # staged tiles take as many as any
-            tile = f"tile of {largest[1]}" + (f" x {together} panels" if together > 1 else "") + ("" if largest[0] else ", staged")
-            for form, key in ((tile, largest), ("one token", (True, 1, 1))):
+            forms = [(f"tile of {largest[1]}" + (f" x {together} panels" if together > 1 else "") + ("" if largest[0] else ", staged"), largest),
+                     ("one token", (True, 1, 1))]
+            if not largest[0] and together > 1:  # whether these are staged depends on the CPU
+                forms.insert(0, (f"tile of {largest[1]} x {together} panels", (True, largest[1], together)))
+            for form, key in forms:
                 lines.append(row(fmt, form, loops[key], arch, options.mca))
         lines.append("")
     return "\n".join(line for line in lines if line is not None)

@@ -27,7 +27,7 @@
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   panels                     panels of which a tile may take all at once
 //   tile<kind, offset, staged> tokens of a full tile: as many as the registers hold
-//   fours<kind>                whether tiles of 4 tokens are faster than larger ones
+//   fours<kind, offset>        whether tiles of 4 tokens are faster than larger ones
 //   unfetched                  tokens of tiles that nothing is fetched ahead for, unless the CPU wants it (direct_ahead in
 //                              panel_int8.hpp)
 //

@@ -127,7 +127,7 @@ struct Ops<Avx2> {
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
   template <int kind, bool offset>
   static constexpr int staged_from = 5;
-  template <int kind>
+  template <int kind, bool offset>
   static constexpr bool fours = false;
   template <class P>
   static constexpr int zero = P::zero;

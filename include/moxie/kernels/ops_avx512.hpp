@@ -97,8 +97,8 @@ struct Avx512Ops {
   static constexpr int tile = kind == in_halves ? (staged ? 4 : 6)
                               : offset          ? 12
                                                 : 6;
-  template <int kind>
-  static constexpr bool fours = kind == in_halves;
+  template <int kind, bool offset>
+  static constexpr bool fours = kind == in_halves && !offset;
   static constexpr int unfetched = 2;
   /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it may
   /// be worth it to keep unpacked bytes. On a Xeon it is, from 8 tokens on, on Zen 4 it is not (TunedFor).

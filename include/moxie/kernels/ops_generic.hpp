@@ -146,7 +146,7 @@ struct Ops : MinusSums {
   static constexpr int zero = P::zero;
   template <int kind, bool offset>
   static constexpr int staged_from = 5;
-  template <int kind>
+  template <int kind, bool offset>
   static constexpr bool fours = false;
   template <class P>
   MOXIE_INLINE static Bytes operand(const Bytes& x) noexcept {

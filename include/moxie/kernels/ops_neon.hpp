@@ -164,7 +164,7 @@ struct Ops<Neon> : MinusSums {
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the pipes that the products need.
   template <int kind, bool offset>
   static constexpr int staged_from = 5;
-  template <int kind>
+  template <int kind, bool offset>
   static constexpr bool fours = false;
   enum Kind { whole, in_halves };
   template <class P>

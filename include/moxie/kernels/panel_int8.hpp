@@ -75,7 +75,7 @@ struct Way {
   static constexpr int panels = Ops<A>::panels;
   template <bool staged>
   static constexpr int tile = Ops<A>::template tile<kind_, offset_, staged>;
-  static constexpr bool fours = Ops<A>::template fours<kind_>;
+  static constexpr bool fours = Ops<A>::template fours<kind_, offset_>;
   static constexpr int staged_from = Ops<A>::template staged_from<kind_, offset_>;
 };
 template <class A, class P>
