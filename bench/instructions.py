@@ -4,7 +4,7 @@
     instructions.py [--compiler g++] [--mca llvm-mca-14] [--results bench/RESULTS.md]
 
 For each format and architecture the hot loop is taken from the object file: of the tiles the largest (over staged blocks where a
-format has such; where it unpacks in registers, the unpacking is shared by its tokens), and the one for a single token. A block is 512 multiply-adds:
+format has such, and the same in registers where the CPU decides which it is; there the unpacking is shared by its tokens), and the one for a single token. A block is 512 multiply-adds:
 8 vpdpbusd on 512 bits, 16 vpmaddubsw or 32 vpmaddwd (on int16) on 256. llvm-mca, where it is installed, gives the cycles of the loop on Zen 3, as if all data were in the first-level cache and no
 branch missed; beside it stand the cycles of the best sequence in registers (bench/peak.hpp), as roofline measures them.
 """

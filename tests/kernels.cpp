@@ -84,7 +84,8 @@ struct Matrix {
       std::vector<float> again(out.size(), -1.0f);
       args.out = again.data();
       args.then = panels.data();
-      for (const kernels::Tuning& tuning : {kernels::Tuning{false, false, false}, {true, false, true}, {true, true, false}}) {
+      for (const kernels::Tuning& tuning :
+           {kernels::Tuning{false, false, 4096, 0}, {true, false, 8192, 24}, {true, true, 4096, 1 << 20}}) {
         std::fill(again.begin(), again.end(), -1.0f);
         args.tuning = tuning;
         kernels->int8(args);
@@ -153,6 +154,7 @@ TEST_CASE("kernels for AVX-512 are tuned for this CPU") {
   const kernels::Tuning wide = table->find(Dtype::Q8_0)->tuning;
   for (const bool does : {wide.fetch_few, wide.fetch_second_level, wide.stage_from == 0})
     CHECK(does == (cpu.tuned_for == TunedFor::xeon));
+  CHECK((wide.fetch_distance == 4096) == (cpu.tuned_for == TunedFor::zen4));
 }
 #endif
 

@@ -18,10 +18,13 @@ namespace moxie {
 ///
 /// Fetching ahead. All do it where there are many rows. With one or two, little is done with each line, and the processor's own
 /// prefetchers may follow the stream of weights better alone (Zen 4), or fall behind.
-/// Staging of 6- and 3-bit codes, which are unpacked to bytes for all rows: from 24 rows on, or from 8. Xeon: 16 rows from memory
-/// 7 to 17% faster, 12 rows 4 to 20%, 8 rows 2 to 7% (from the first-level cache); Zen 5: 16 rows 9% slower.
+/// Staging of 6- and 3-bit codes, which are unpacked to bytes for all rows: from 8 rows on (Xeon: 16 rows from memory
+/// 7 to 17% faster, 12 rows 4 to 20%, 8 rows 2 to 7%, from the first-level cache), from 24 (Zen 5: 16 rows 9% slower), or of 3
+/// bits alone from 12 (Zen 4: of 6 bits 16 rows 10% slower, 32 rows 4%, 96 rows 1% faster). All but Zen 4's before codes lay in
+/// planes.
 enum class TunedFor {
-  zen4,  ///< nothing ahead for one and two rows: 2 cores read 4- and 6-bit codes for one row at 55 GB/s so, and at 43 with it
+  zen4,  ///< nothing ahead for one and two rows: 2 cores read 4- and 6-bit codes for one row at 55 GB/s so, and at 43 with it;
+         ///< for three and four to the second-level cache, but 8-bit codes to the first, 4 KB ahead
   zen5,  ///< for one and two rows if codes have less than 8 bits (68 GB/s, and 59 without); to the first-level cache
   /// Always, to the second-level cache; staged from 8 rows on. 2 cores of a Xeon (model 207), where memory gives 22 to 30 GB/s,
   /// decode Q4_K_M at 79 to 84% of the limit so, at 72 to 80% with the first-level cache and at 51% without; Q8_0 at 90, 86 and

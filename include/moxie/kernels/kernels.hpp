@@ -82,7 +82,10 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
     k.int8 = &matmul_int8<A, Format>;
     const bool xeon = cpu == TunedFor::xeon, zen4 = cpu == TunedFor::zen4, zen5 = cpu == TunedFor::zen5;
     const int zen4_stages = P::codes == Codes::u6 ? 1 << 20 : 12;  // the scales of 3-bit codes are dear to unpack
-    k.tuning = {xeon || (zen5 && narrow), xeon || (zen4 && narrow), xeon ? 0 : zen5 ? 24 : zen4_stages};
+    k.tuning = {xeon || (zen5 && narrow), xeon || (zen4 && narrow), zen4 && !narrow ? 4096 : 8192,
+                xeon   ? 0
+                : zen5 ? 24
+                       : zen4_stages};
   }
   k.f32 = &matmul_f32<A, Format>;
   k.unpack = &f32::unpack<A, Format>;

@@ -101,7 +101,7 @@ struct Avx512Ops {
   static constexpr bool fours = kind == in_halves && !offset;
   static constexpr int unfetched = 2;
   /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it may
-  /// be worth it to keep unpacked bytes. On a Xeon it is, from 8 tokens on, on Zen 4 it is not (TunedFor).
+  /// be worth it to keep unpacked bytes. On a Xeon it is, from 8 tokens on, on Zen 4 only that of Q3_K (TunedFor).
   template <int kind, bool offset>
   static constexpr int staged_from = kind != in_halves || offset ? 1 << 20 : 8;
 

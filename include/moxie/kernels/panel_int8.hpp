@@ -49,11 +49,15 @@ inline constexpr int activation_bytes = 320 * 1024;
 // it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5, a
 // decode step: 4 KB 0 to 9% slower, 12 KB 1 to 3%. It goes to the first-level cache or to the second-level one (TunedFor): on
 // Zen 5 a decode step is 2 to 6% faster with the first, on Zen 4 tiles of 3 and 4 tokens of up to 6 bits are 15 to 30% faster
-// with the second. Tiles of up to Ops::unfetched tokens may do best without: a block is so few instructions that the loads of
-// the next ones start by themselves, and a panel is read in the order of its bytes, which the processor's prefetchers follow.
-// On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching 6 KB ahead; of
-// other processors see TunedFor. What follows at the panels' end is fetched in any case.
+// with the second, and of 8 bits 10 to 15% with the first, 4 KB ahead. Tiles of up to Ops::unfetched tokens may do best without:
+// a block is so few instructions that the loads of the next ones start by themselves, and a panel is read in the order of its
+// bytes, which the processor's prefetchers follow. On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain
+// loop, and 22 to 30 with fetching 6 KB ahead; of other processors see TunedFor. What follows at the panels' end is fetched in
+// any case. Architectures that fetch for all tiles have more to do with each line and gain nothing by other distances or caches
+// than these.
 inline constexpr int direct_ahead = 8192;
+template <class A>
+inline constexpr bool fetching_is_tuned = Ops<A>::unfetched > 0;
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
 template <class Format>
@@ -314,29 +318,28 @@ struct Group {
 struct Ahead {
   static constexpr int follow = -1, follow_few = -2;
   // With `lines` for each block, from `next` on, into the second-level cache: a part of the group that comes next, of which every
-  // tile brings one. With `follow`, of the only tile over a panel: what lies direct_ahead further, and at the end what lies
+  // tile brings one. With `follow`, of the only tile over a panel: what lies `distance` further, and at the end what lies
   // `jump` bytes further still; with `follow_few` also for tiles that do without.
   int lines;
   const std::byte* next;
   const std::byte* end;
-  std::ptrdiff_t jump;
+  std::ptrdiff_t distance, jump;
   bool second_level;  // where what follows goes; else to the first-level cache
 
   /// For a tile over `panels` panels, at a block.
   template <class A, class Format, int tokens, int panels>
   MOXIE_INLINE void fetch(const std::byte* at) noexcept {
-    constexpr bool may_follow = panels == 1;                       // `lines` can be negative
-    constexpr bool few = tokens <= Ops<A>::unfetched;              // it may do without, but for the panels' end
-    constexpr bool may_want_second_level = Ops<A>::unfetched > 0;  // others have more to do with each line: no gain
+    constexpr bool may_follow = panels == 1;           // `lines` can be negative
+    constexpr bool few = tokens <= Ops<A>::unfetched;  // it may do without, but for the panels' end
     if (may_follow && __builtin_expect(lines < 0, 1)) {
-      at += direct_ahead;
+      at += distance;
       if (few && lines == follow && __builtin_expect(at < end, 1)) return;
       at += at < end ? 0 : jump;
       const auto bring = [at](auto locality) MOXIE_INLINE_LAMBDA {
         unroll<(block_bytes<Format> + 63) / 64>([&](int i)
                                                     MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, locality.value); });
       };
-      (may_want_second_level && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
+      (fetching_is_tuned<A> && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
     } else {
       for (int i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
     }
@@ -425,7 +428,7 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
   constexpr int panels = W::panels, tile = W::template tile<false>;
   constexpr int largest = least < tile ? least - 1 : tile;
   constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;  // over all panels
-  const int passes = W::fours ? (count < 7 ? 1 : (count + 1) / 4) : (count + rows_a_pass - 1) / rows_a_pass;
+  const int passes = W::fours ? (count + 1) / 4 : (count + rows_a_pass - 1) / rows_a_pass;  // fours: of more than 4 rows
   const bool few = panels == 1 ? passes == 1 : count <= 4;
   if (!few) ahead.lines = (panels * block_bytes<Format> + 64 * passes - 1) / (64 * passes);
   for_tiles<largest, panels, W::fours>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
@@ -461,7 +464,12 @@ template <class A>
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
     const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
     const std::byte* then = row + most < m.n_rows ? begin : m.then;
-    Ahead ahead{m.tuning.fetch_few ? Ahead::follow_few : Ahead::follow, nullptr, end, then ? then - end : -direct_ahead,
+    const std::ptrdiff_t distance = fetching_is_tuned<A> ? m.tuning.fetch_distance : direct_ahead;
+    Ahead ahead{m.tuning.fetch_few ? Ahead::follow_few : Ahead::follow,
+                nullptr,
+                end,
+                distance,
+                then ? then - end : -distance,
                 m.tuning.fetch_second_level};
     for (std::int64_t p = m.panel_begin; p < m.panel_end; p += panels) {
       const bool alone = m.panel_end - p < panels;  // the last of an odd number

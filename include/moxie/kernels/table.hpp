@@ -60,6 +60,7 @@ struct ActivationRows {
 struct Tuning {
   bool fetch_few = true;            ///< fetch weights ahead for few rows too
   bool fetch_second_level = false;  ///< for few rows to the second-level cache
+  int fetch_distance = 8192;        ///< bytes, for few rows
   int stage_from = 0;               ///< rows from which unpacked codes are kept, where that can be of use
 };
 

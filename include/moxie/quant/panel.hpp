@@ -17,7 +17,6 @@
 // Codes of a block are 8 registers of 64 bytes: register j, byte 4 r + i is input 4 j + i of row r, as vpdpbusd wants it.
 // Used by kernel headers: nothing here may be emitted out of line.
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -76,12 +75,6 @@ MOXIE_INLINE typename O::Bytes planes(const std::byte* p) noexcept {
     return part_of_plane<O, j / 2, 3 * (j % 2), 7>(p);
   else
     return O::merge(part_of_plane<O, 2 * j - 12, 6, 3>(p), part_of_plane<O, 1, j - 2, 4>(p));
-}
-
-/// Bytes shifted right by words, so that the high bits of each are another's.
-MOXIE_INLINE Bytes16 shifted(Bytes16 x, int bits) noexcept {
-  using Shorts8 = std::uint16_t __attribute__((vector_size(16)));
-  return std::bit_cast<Bytes16>(std::bit_cast<Shorts8>(x) >> bits);
 }
 
 }  // namespace panel

@@ -54,7 +54,7 @@ struct Panel<Q5_0> {
   static constexpr bool has_offset = false, has_halves = false;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
-    // the file pairs inputs i and i + 16 in a byte, as place_nibble_pair() does
+    // the file pairs inputs i and i + 16 in a byte, as nibbles do
     std::uint8_t low[256], fifth[64];
     panel::place_words([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r] + 6); }, low);
     panel::place_word_bits(rows, 2, fifth);

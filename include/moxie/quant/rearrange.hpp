@@ -164,16 +164,17 @@ MOXIE_INLINE void place_word_bits(const std::byte* const* rows, int at, std::uin
   }
 }
 
+using Shorts8 = std::uint16_t __attribute__((vector_size(16)));
+
+/// Bytes shifted right by words, so that the high bits of each are another's.
+MOXIE_INLINE Bytes16 shifted(Bytes16 x, int bits) noexcept { return std::bit_cast<Bytes16>(std::bit_cast<Shorts8>(x) >> bits); }
 /// Bits `mask` of each byte moved down by `down` bits, or up where that is negative.
 template <int down, std::uint8_t mask>
 MOXIE_INLINE Bytes16 moved(Bytes16 x) noexcept {
-  using Shorts8 = std::uint16_t __attribute__((vector_size(16)));
-  constexpr auto kept = static_cast<std::uint8_t>(down < 0 ? mask << -down : mask >> down);
-  const auto words = std::bit_cast<Shorts8>(x);  // what crosses bytes is masked off
   if constexpr (down < 0)
-    return std::bit_cast<Bytes16>(words << -down) & kept;
+    return std::bit_cast<Bytes16>(std::bit_cast<Shorts8>(x) << -down) & static_cast<std::uint8_t>(mask << -down);
   else
-    return std::bit_cast<Bytes16>(words >> down) & kept;
+    return shifted(x, down) & static_cast<std::uint8_t>(mask >> down);
 }
 
 // A block's planes (quant/panel.hpp) from nibbles, pairs and bits as place_nibble_pair() or place_words(), place_pairs(), and
