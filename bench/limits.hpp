@@ -30,12 +30,15 @@ inline constexpr std::array<int, 6> weight_bits = {4, 5, 6, 8, bf16_weights, f32
 inline int code_bits(moxie::Dtype dtype) {
   using moxie::Dtype;
   switch (dtype) {
+    case Dtype::TQ1_0:
+    case Dtype::TQ2_0:
     case Dtype::Q2_K:
     case Dtype::Q3_K:
     case Dtype::Q4_0:
     case Dtype::Q4_1:
     case Dtype::Q4_K:
     case Dtype::MXFP4:
+    case Dtype::NVFP4:
       return 4;
     case Dtype::Q5_0:
     case Dtype::Q5_1:

@@ -62,7 +62,7 @@ RoutingTrace trace_of(const Model& model, const std::vector<std::int32_t>& exper
 }
 
 /// Files of the weight types that moxie reads; others are skipped by name.
-const std::vector<std::string> types = {"BF16", "Q4_0", "Q8_0", "Q4_K_M", "Q6_K", "Q5_K_M", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "MXFP4", "Q3_K_M", "Q2_K"};
+const std::vector<std::string> types = {"BF16", "Q4_0", "Q8_0", "Q4_K_M", "Q6_K", "Q5_K_M", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "MXFP4", "Q3_K_M", "Q2_K", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XXS", "IQ1_M", "IQ1_S"};
 
 void compare_with_llama_cpp(const std::string& name) {
   const auto folder = test::shared_path("gguf/" + name);

@@ -293,7 +293,6 @@ TEST_CASE("what is no matrix, or has no kernel, is an error that says so") {
   view.shape = {2, 64, 1};
   CHECK(contains(message(view), "matrix"));
   CHECK(contains(message(view_of(bytes, Dtype::I32, 2, 64)), "I32"));
-  CHECK(contains(message(view_of(bytes, Dtype::IQ1_S, 1, 256)), "IQ1_S"));
   CHECK(contains(message(view_of(bytes, Dtype::Q4_0, 2, 40)), "multiple"));
   for (const Dtype type : {Dtype::F32, Dtype::BF16, Dtype::Q4_0}) CHECK(contains(message(view_of(bytes, type, 64, 0)), "at least one input"));
   CHECK_THROWS_AS(Linear::from_rows(context, Dtype::F32, RowMatrix(2, 0)), ArgumentError);

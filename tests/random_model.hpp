@@ -26,7 +26,7 @@ inline const std::vector<moxie::Dtype> weight_types = {
     moxie::Dtype::Q5_0, moxie::Dtype::Q5_1, moxie::Dtype::Q4_K, moxie::Dtype::Q5_K, moxie::Dtype::Q6_K};
 
 /// Types that moxie reads and does not write.
-inline const std::vector<moxie::Dtype> read_only_types = {moxie::Dtype::Q2_K, moxie::Dtype::Q3_K, moxie::Dtype::IQ4_NL, moxie::Dtype::IQ4_XS, moxie::Dtype::MXFP4};
+inline const std::vector<moxie::Dtype> read_only_types = {moxie::Dtype::Q2_K, moxie::Dtype::Q3_K, moxie::Dtype::IQ1_S, moxie::Dtype::IQ1_M, moxie::Dtype::IQ2_XXS, moxie::Dtype::IQ2_XS, moxie::Dtype::IQ2_S, moxie::Dtype::IQ3_XXS, moxie::Dtype::IQ3_S, moxie::Dtype::IQ4_NL, moxie::Dtype::IQ4_XS, moxie::Dtype::MXFP4, moxie::Dtype::NVFP4, moxie::Dtype::TQ1_0, moxie::Dtype::TQ2_0};
 
 /// Rows of random codes of a read-only type, as they lie in a file; the elements have about this deviation, and about the mean 0.
 inline std::vector<std::byte> random_blocks(moxie::Dtype type, std::mt19937& random, moxie::Index rows, moxie::Index columns, float deviation) {
@@ -42,7 +42,19 @@ inline std::vector<std::byte> random_blocks(moxie::Dtype type, std::mt19937& ran
           moxie::store_u16(block + 80, moxie::f32_to_f16(d));
           moxie::store_u16(block + 82, moxie::f32_to_f16(1.5f * d));
           break;
-        default: moxie::store_u16(block + (type == moxie::Dtype::Q3_K ? 108 : 0), moxie::f32_to_f16(d));
+        case moxie::Dtype::NVFP4:
+          for (int i = 0; i < 4; ++i) block[i] = static_cast<std::byte>(8 * (7 + static_cast<int>(std::lround(std::log2(d)))) + i);
+          break;
+        case moxie::Dtype::IQ1_M:
+          for (int i = 0; i < 4; ++i) {
+            std::byte& high = block[49 + 2 * i];
+            high = (high & std::byte{15}) | static_cast<std::byte>((moxie::f32_to_f16(d) >> 4 * i & 15) << 4);
+          }
+          break;
+        case moxie::Dtype::Q3_K: moxie::store_u16(block + 108, moxie::f32_to_f16(d)); break;
+        case moxie::Dtype::TQ1_0: moxie::store_u16(block + 52, moxie::f32_to_f16(d)); break;
+        case moxie::Dtype::TQ2_0: moxie::store_u16(block + 64, moxie::f32_to_f16(d)); break;
+        default: moxie::store_u16(block, moxie::f32_to_f16(d));
       }
     }
   };

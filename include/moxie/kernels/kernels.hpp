@@ -71,15 +71,16 @@ void pack(const std::byte* const* rows, std::int64_t k_file, std::byte* panel) n
 
 template <class A, class Format>
 constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
+  using Layout = typename LayoutOf<Format>::type;
   FormatKernels k{};
   k.dtype = Format::dtype;
-  k.panel_bytes = &panel_bytes<A, Format>;
+  k.panel_bytes = &panel_bytes<A, Layout>;
   k.pack = &pack<A, Format>;
   if constexpr (f32::has_block_scales<Format>) k.pack_scaled = &pack_scaled<A, Format>;
   if constexpr (!f32::FloatPanel<Format>) {
     using P = Panel<Format>;
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
-    k.int8 = &matmul_int8<A, Format>;
+    k.int8 = &matmul_int8<A, Layout>;
     const bool xeon = cpu == TunedFor::xeon, zen4 = cpu == TunedFor::zen4, zen5 = cpu == TunedFor::zen5;
     const int zen4_stages = P::codes == Codes::u6 ? 1 << 20 : 12;  // the scales of 3-bit codes are dear to unpack
     k.tuning = {xeon || (zen5 && narrow), xeon || (zen4 && narrow), zen4 && !narrow ? 4096 : 8192,
@@ -87,8 +88,8 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
                 : zen5 ? 24
                        : zen4_stages};
   }
-  k.f32 = &matmul_f32<A, Format>;
-  k.unpack = &f32::unpack<A, Format>;
+  k.f32 = &matmul_f32<A, Layout>;
+  k.unpack = &f32::unpack<A, Layout>;
   return k;
 }
 

@@ -9,7 +9,8 @@
 //   halves(x)                  the 16 signed bytes x, scales of halves of blocks, as dot() and offset_sums() want them
 //   code_floats<i, sign>(x)    byte 4 r + i of each row r as f32
 //   halves_float(x)            what halves gives, as f32
-//   load, store, set1, add, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_e8m0_half, load_u8, load_ints,
+//   load, store, set1, add, mul, fma, to_float, load_f16, load_bf16, load_e4m3, load_ue4m3 (16 bytes without
+//   sign, 0x7F is 480), load_e8m0_half, load_u8, load_ints,
 //   store_ints, load_bytes, store_bytes
 //
 // and the dot products of a tile of tokens with one block of 32 inputs, which every architecture does in its own way:
@@ -19,8 +20,9 @@
 //   zero<Panel>                what dot() subtracts from the operand's codes, 0 or a power of two
 //   minus_sums(q, low, high, x)      the words of an Int8Block that carry the zero point
 //   dot<kind, zero>(code, half, x, sums)      sums[p][t], of panel p: float(sum over the block of (code - zero) * x[t].q), exact.
-//                              With halves, the sums of 16 are multiplied by half(p, 0) and half(p, 1) first. code(p,
-//                              Constant<j>) gives register j.
+//                              With halves, the sums of 16 are multiplied by half(p, 0) and half(p, 1) first; those of floats
+//                              give fma(float(second sum), half(p, 1), float(first sum) * half(p, 0)), of which only the end may
+//                              be rounded. code(p, Constant<j>) gives register j.
 //   offset_sums(x, h)          -float(h[0] * sum of the first 16 of x.q + h[1] * sum of the last 16), exact
 //   staged_from<kind, offset>  the least number of tokens for which unpacked codes are kept in the first-level cache, if they are
 //                              no fewer than Tuning::stage_from

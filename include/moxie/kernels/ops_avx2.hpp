@@ -13,6 +13,7 @@
 //   u6 around 32            8                 8 * 32 * 127 = 32512     each half of 16 has its own start and scale
 //   u3 around 4, u2         8                 8 *  4 * 127 =  4064     likewise
 //   s8                      2                 2 * 128 * 127 = 32512    |code| times the activation with the code's sign
+//   s8 up to 43             4                 4 *  43 * 127 = 21844    likewise; in halves
 
 #include <immintrin.h>
 
@@ -87,6 +88,10 @@ struct Ops<Avx2> {
     const __m256i half = _mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(rest, 7));
     return mul({_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))}, set1(256));
   }
+  MOXIE_INLINE static F load_ue4m3(const std::byte* p) noexcept {
+    const __m256i half = _mm256_slli_epi16(_mm256_cvtepu8_epi16(load_128(p)), 7);
+    return mul({_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))}, set1(256));
+  }
   MOXIE_INLINE static F load_e8m0_half(const std::byte* p) noexcept {
     const auto power = [](__m256i e, int bias) MOXIE_INLINE_LAMBDA {
       return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(bias)), 23));
@@ -123,7 +128,7 @@ struct Ops<Avx2> {
   }
 
   static constexpr bool sums_in_registers = false;
-  enum Kind { eight_sums, four_sums, in_halves, signed_codes };
+  enum Kind { eight_sums, four_sums, in_halves, signed_codes, signed_in_halves, in_float_halves };
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
   template <int kind, bool offset>
   static constexpr int staged_from = 5;
@@ -132,7 +137,9 @@ struct Ops<Avx2> {
   template <class P>
   static constexpr int zero = P::zero;
   template <class P>
-  static constexpr int dot_kind = P::has_halves                           ? in_halves
+  static constexpr int dot_kind = has_float_halves<P>                     ? in_float_halves
+                                  : P::has_halves&& P::codes == Codes::s8 ? signed_in_halves
+                                  : P::has_halves                         ? in_halves
                                   : P::codes == Codes::s8                 ? signed_codes
                                   : P::codes == Codes::u4 || P::zero != 0 ? eight_sums
                                                                           : four_sums;
@@ -185,6 +192,32 @@ struct Ops<Avx2> {
             sums[t] = {sum32(sums[t].lo, lo), sum32(sums[t].hi, hi)};
         });
       });
+    } else if constexpr (kind == signed_in_halves) {
+      unroll_constant<4>([&](auto pair) MOXIE_INLINE_LAMBDA {
+        Bytes lanes[T];
+        unroll_constant<2>([&](auto i) MOXIE_INLINE_LAMBDA {
+          const auto j = Constant<2 * pair.value + i.value>{};
+          const Bytes code = w(0, j);
+          const Bytes size{_mm256_abs_epi8(code.lo), _mm256_abs_epi8(code.hi)};
+          unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+            const __m256i a = broadcast(x[t].q + 4 * j.value);
+            const __m256i lo = _mm256_maddubs_epi16(size.lo, _mm256_sign_epi8(a, code.lo));
+            const __m256i hi = _mm256_maddubs_epi16(size.hi, _mm256_sign_epi8(a, code.hi));
+            if constexpr (i.value == 0)
+              lanes[t] = {lo, hi};
+            else
+              lanes[t] = {sum16(lanes[t].lo, lo), sum16(lanes[t].hi, hi)};
+          });
+        });
+        const Bytes factor = half(0, pair.value / 2);
+        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+          const __m256i lo = _mm256_madd_epi16(lanes[t].lo, factor.lo), hi = _mm256_madd_epi16(lanes[t].hi, factor.hi);
+          if constexpr (pair.value == 0)
+            sums[t] = {lo, hi};
+          else
+            sums[t] = {_mm256_add_epi32(sums[t].lo, lo), _mm256_add_epi32(sums[t].hi, hi)};
+        });
+      });
     } else {
       // `registers` registers of codes from the first on, summed in int16, then widened into `sums`
       const auto add_group = [&](auto first, auto registers, int part, Bytes factor,
@@ -215,7 +248,13 @@ struct Ops<Avx2> {
             sums[t] = {lo, hi};
         });
       };
-      if constexpr (kind == eight_sums) {
+      if constexpr (kind == in_float_halves) {
+        add_group(Constant<0>{}, Constant<4>{}, 1, Bytes{ones, ones}, false);
+        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[0][t] = mul(to_float(sums[t]), half(0, 0)); });
+        add_group(Constant<4>{}, Constant<4>{}, 2, Bytes{ones, ones}, false);
+        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[0][t] = fma(to_float(sums[t]), half(0, 1), sums_out[0][t]); });
+        return;
+      } else if constexpr (kind == eight_sums) {
         add_group(Constant<0>{}, Constant<8>{}, 0, Bytes{ones, ones}, false);
       } else {
         add_group(Constant<0>{}, Constant<4>{}, 1, kind == in_halves ? half(0, 0) : Bytes{ones, ones}, false);

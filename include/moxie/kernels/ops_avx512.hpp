@@ -60,6 +60,9 @@ struct Avx512Ops {
     return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(rest, 7))),
                          _mm512_set1_ps(256));
   }
+  MOXIE_INLINE static F load_ue4m3(const std::byte* p) noexcept {
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(load_128(p)), 7)), _mm512_set1_ps(256));
+  }
   MOXIE_INLINE static F load_e8m0_half(const std::byte* p) noexcept {
     const __m512i c = _mm512_cvtepu8_epi32(load_128(p)), half = _mm512_srli_epi32(c, 1);
     const auto power = [](__m512i e, int bias) MOXIE_INLINE_LAMBDA {
@@ -82,11 +85,14 @@ struct Avx512Ops {
   }
 
   static constexpr bool sums_in_registers = true;
-  enum Kind { plain, in_halves };
-  /// The largest zero point of formats with halves, with which their sums lie in an Int8Block: it saves two shifts a token.
+  enum Kind { plain, in_halves, in_float_halves };
+  static constexpr bool halved(int kind) noexcept { return kind != plain; }
+  /// The zero point of Q6_K, with which the sums of halves lie in an Int8Block: it saves two shifts a token.
   static constexpr int halves_zero = 32;
   template <class P>
-  static constexpr int dot_kind = P::has_halves ? in_halves : plain;
+  static constexpr int dot_kind = has_float_halves<P> ? in_float_halves
+                                  : P::has_halves     ? in_halves
+                                                      : plain;
   template <class P>
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
   /// Of 32 registers a token takes 4, the integer and float sums of 2 panels, for which it is loaded once; others: codes, scales
@@ -94,16 +100,16 @@ struct Avx512Ops {
   /// costs Zen 4 more than the loads. With halves a token takes 6, or the scaled sums of the first wait in memory: 4 tokens.
   static constexpr int panels = 2;
   template <int kind, bool offset, bool staged>
-  static constexpr int tile = kind == in_halves ? (staged ? 4 : 6)
-                              : offset          ? 12
-                                                : 6;
+  static constexpr int tile = halved(kind) ? (staged ? 4 : 6)
+                              : offset     ? 12
+                                           : 6;
   template <int kind, bool offset>
-  static constexpr bool fours = kind == in_halves && !offset;
+  static constexpr bool fours = halved(kind) && !offset;
   static constexpr int unfetched = 2;
   /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it may
   /// be worth it to keep unpacked bytes. On a Xeon it is, from 8 tokens on, on Zen 4 only that of Q3_K (TunedFor).
   template <int kind, bool offset>
-  static constexpr int staged_from = kind != in_halves || offset ? 1 << 20 : 8;
+  static constexpr int staged_from = !halved(kind) || offset ? 1 << 20 : 8;
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
@@ -125,14 +131,14 @@ struct Avx512Ops {
 
   template <int kind, int zero, class Code, class Half, int P, int T>
   MOXIE_INLINE static void dot(Code&& code, Half&& half, const Int8Block* x, F (&sums)[P][T]) noexcept {
-    static_assert(kind != in_halves || zero <= halves_zero);
     Ints to[P][T];
     const auto start = [&](int part) MOXIE_INLINE_LAMBDA {
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
         Ints s = zero == 0 ? _mm512_setzero_si512() : _mm512_set1_epi32(x[t].minus[part]);
-        if constexpr (zero != 0 && kind != in_halves) s = _mm512_slli_epi32(s, __builtin_ctz(zero));
-        if constexpr (zero != 0 && kind == in_halves && zero != halves_zero)
+        if constexpr (zero != 0 && !halved(kind)) s = _mm512_slli_epi32(s, __builtin_ctz(zero));
+        if constexpr (zero != 0 && halved(kind) && zero < halves_zero)
           s = _mm512_srai_epi32(s, __builtin_ctz(halves_zero / zero));
+        if constexpr (halved(kind) && zero > halves_zero) s = _mm512_slli_epi32(s, __builtin_ctz(zero / halves_zero));
         unroll<P>([&](int p) MOXIE_INLINE_LAMBDA { to[p][t] = s; });
       });
     };
@@ -149,13 +155,20 @@ struct Avx512Ops {
         }
       });
     };
-    if constexpr (kind == in_halves) {
-      // Products of a sum and its scale are exact in f32, as is their sum: below 2 * 128 * 16 * 32 * 127 < 2^24.
+    const auto factor = [&](int p, int h) MOXIE_INLINE_LAMBDA {
+      if constexpr (kind == in_halves)
+        return _mm512_cvtepi32_ps(half(p, h));
+      else
+        return half(p, h);
+    };
+    if constexpr (halved(kind)) {
+      // Products of a sum and its scale are exact in f32, as is their sum: below 2 * 128 * 16 * 32 * 127 < 2^24 (Q6_K), and
+      // 2 * 31 * 16 * 43 * 127 of codes from a table (quant/table_codes.hpp).
       F low[P][T];
       start(1);
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(j); });
       unroll<P>([&](int p) MOXIE_INLINE_LAMBDA {
-        const F h0 = _mm512_cvtepi32_ps(half(p, 0));
+        const F h0 = factor(p, 0);
         unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
           low[p][t] = _mm512_mul_ps(_mm512_cvtepi32_ps(to[p][t]), h0);
           if constexpr (P * T > 8) __asm__("" : "+m"(low[p][t]));
@@ -164,7 +177,7 @@ struct Avx512Ops {
       start(2);
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(Constant<j.value + 4>{}); });
       unroll<P>([&](int p) MOXIE_INLINE_LAMBDA {
-        const F h1 = _mm512_cvtepi32_ps(half(p, 1));
+        const F h1 = factor(p, 1);
         unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(to[p][t]), h1, low[p][t]); });
       });
     } else {

@@ -4,13 +4,15 @@
 // vpdpbusd adds the products of 4 unsigned and 4 signed bytes to an int32: one instruction where AVX2 alone takes vpmaddubsw and
 // an addition. Floats and codes are those of AVX2; only the dot products and the integer scales of halves are others.
 //
-// The instruction does not saturate: a product is at most 255 * 128 = 32640, an int16, and the sums are int32. Signed codes become
-// unsigned by an offset of 128, which joins the zero point in the start of the sums. The largest values, activations at +-127:
+// The instruction does not saturate: a product is at most 255 * 128 = 32640, an int16, and the sums are int32. Signed codes
+// become unsigned by an offset of 128, which joins the zero point in the start of the sums. The largest values, activations at
+// +-127:
 //
 //   codes            products in a lane   largest sum of products       largest result
 //   u4, u5, u6       32                   32 *  63 * 127 =   256032     32 *  63 * 127 =   256032
 //   s8 as u8         32                   32 * 255 * 127 =  1036320     32 * 128 * 127 =   520192
 //   u6 in halves     16 for each          16 *  63 * 127 =   128016     2 * 128 * 16 * 32 * 127 = 16646144, below 2^24
+//   s8 in halves     16 for each          16 * 171 * 127 =   347472     2 *  31 * 16 * 43 * 127 =  5417312 (values up to 43)
 //
 // Template on the tag, so that a test can run it through an emulation of vpdpbusd.
 
@@ -39,9 +41,11 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
   }
   MOXIE_INLINE static F halves_float(Ints x) noexcept { return to_float(x); }
 
-  enum Kind { whole, in_halves };
+  enum Kind { whole, in_halves, in_float_halves };
   template <class P>
-  static constexpr int dot_kind = P::has_halves ? in_halves : whole;
+  static constexpr int dot_kind = has_float_halves<P> ? in_float_halves
+                                  : P::has_halves     ? in_halves
+                                                      : whole;
   template <class P>
   static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
   static constexpr int panels = 1;
@@ -69,16 +73,22 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
   template <int kind, int zero, class Code, class Half, int T>
   MOXIE_INLINE static void dot(Code&& w, Half&& half, const Int8Block* x, F (&sums)[1][T]) noexcept {
     Ints whole[T];
-    if constexpr (kind == in_halves) {  // products of a sum and its scale are exact in f32, and so is their sum
+    const auto factor = [&](int h) MOXIE_INLINE_LAMBDA {
+      if constexpr (kind == in_halves)
+        return to_float(half(0, h));
+      else
+        return half(0, h);
+    };
+    if constexpr (kind != Kind::whole) {  // products of a sum and its scale are exact in f32, and so is their sum
       F low[T];
       dot_registers<0, 4, 1, zero, T>(w, x, whole);
-      const F h0 = to_float(half(0, 0));
+      const F h0 = factor(0);
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
         low[t] = mul(to_float(whole[t]), h0);
         __asm__("" : "+m"(low[t]));  // waits in memory: the registers are for the sums of the other half
       });
       dot_registers<4, 4, 2, zero, T>(w, x, whole);
-      const F h1 = to_float(half(0, 1));
+      const F h1 = factor(1);
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[0][t] = fma(to_float(whole[t]), h1, low[t]); });
     } else {
       dot_registers<0, 8, 0, zero, T>(w, x, whole);

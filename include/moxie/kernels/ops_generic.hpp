@@ -106,6 +106,10 @@ struct Ops : MinusSums {
   MOXIE_INLINE static F load_e4m3(const std::byte* p) noexcept {
     return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return e4m3_to_f32(as_u8(p)[i]); });
   }
+  MOXIE_INLINE static F load_ue4m3(const std::byte* p) noexcept {  // the fields of an f16, whose exponents are 8 lower
+    return from_scalars([&](int i)
+                            MOXIE_INLINE_LAMBDA { return f16_to_f32(static_cast<std::uint16_t>(as_u8(p)[i] << 7)) * 256; });
+  }
   MOXIE_INLINE static F load_e8m0_half(const std::byte* p) noexcept {
     return from_scalars([&](int i) MOXIE_INLINE_LAMBDA { return e8m0_half(as_u8(p)[i]); });
   }
@@ -133,11 +137,11 @@ struct Ops : MinusSums {
   }
 
   static constexpr bool sums_in_registers = false;
-  enum Kind { unsigned_codes, signed_codes, in_halves };
+  enum Kind { unsigned_codes, signed_codes, in_halves, signed_in_halves, in_float_halves };
   template <class P>
-  static constexpr int dot_kind = P::has_halves           ? in_halves
-                                  : P::codes == Codes::s8 ? signed_codes
-                                                          : unsigned_codes;
+  static constexpr int dot_kind = has_float_halves<P> ? in_float_halves
+                                  : P::has_halves     ? (P::codes == Codes::s8 ? signed_in_halves : in_halves)
+                                                      : (P::codes == Codes::s8 ? signed_codes : unsigned_codes);
   static constexpr int panels = 1;
   static constexpr int unfetched = 0;
   template <int kind, bool offset, bool staged>
@@ -160,9 +164,11 @@ struct Ops : MinusSums {
 
   template <int kind, int zero, class Code, class Half, int T>
   MOXIE_INLINE static void dot(Code&& w, Half&& half, const Int8Block* x, F (&sums_out)[1][T]) noexcept {
+    constexpr bool is_signed = kind == signed_codes || kind == signed_in_halves;
+    constexpr bool halved = kind == in_halves || kind == signed_in_halves || kind == in_float_halves;
     Ints sums[T];
     for (int t = 0; t < T; ++t) {
-      const std::int32_t first = zero * x[t].minus[kind == in_halves ? 1 : 0];
+      const std::int32_t first = zero * x[t].minus[halved ? 1 : 0];
       for (std::int32_t& s : sums[t].v) s = first;
     }
     const auto add_register = [&](const Bytes& codes, int j) MOXIE_INLINE_LAMBDA {
@@ -173,13 +179,23 @@ struct Ops : MinusSums {
           std::int32_t s = 0;
           for (int i = 0; i < 4; ++i) {
             const std::uint8_t code = codes.v[4 * r + i];
-            s += (kind == signed_codes ? static_cast<std::int8_t>(code) : code) * a[i];
+            s += (is_signed ? static_cast<std::int8_t>(code) : code) * a[i];
           }
           sums[t].v[r] += s;
         }
       }
     };
-    if constexpr (kind == in_halves) {
+    if constexpr (kind == in_float_halves) {
+      F low[T];
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, j), j.value); });
+      for (int t = 0; t < T; ++t) {
+        low[t] = mul(to_float(sums[t]), half(0, 0));
+        for (std::int32_t& s : sums[t].v) s = zero * x[t].minus[2];
+      }
+      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, Constant<j.value + 4>{}), j.value + 4); });
+      for (int t = 0; t < T; ++t) sums_out[0][t] = fma(to_float(sums[t]), half(0, 1), low[t]);
+      return;
+    } else if constexpr (halved) {
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, j), j.value); });
       const Ints h[2] = {half(0, 0), half(0, 1)};
       Ints low[T];

@@ -116,6 +116,13 @@ struct Ops<Neon> : MinusSums {
                 from_f16(vget_high_u16(high))},
                set1(256));
   }
+  MOXIE_INLINE static F load_ue4m3(const std::byte* p) noexcept {
+    const uint8x16_t codes = vld1q_u8(as_u8(p));
+    const uint16x8_t low = vshll_n_u8(vget_low_u8(codes), 7), high = vshll_n_u8(vget_high_u8(codes), 7);
+    return mul(
+        {from_f16(vget_low_u16(low)), from_f16(vget_high_u16(low)), from_f16(vget_low_u16(high)), from_f16(vget_high_u16(high))},
+        set1(256));
+  }
   MOXIE_INLINE static F load_e8m0_half(const std::byte* p) noexcept {
     const uint8x16_t x = vld1q_u8(as_u8(p));
     const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_u8(vget_high_u8(x));
@@ -166,9 +173,12 @@ struct Ops<Neon> : MinusSums {
   static constexpr int staged_from = 5;
   template <int kind, bool offset>
   static constexpr bool fours = false;
-  enum Kind { whole, in_halves };
+  enum Kind { whole, in_halves, in_float_halves };
+  static constexpr bool halved(int kind) noexcept { return kind != whole; }
   template <class P>
-  static constexpr int dot_kind = P::has_halves ? in_halves : whole;
+  static constexpr int dot_kind = has_float_halves<P> ? in_float_halves
+                                  : P::has_halves     ? in_halves
+                                                      : whole;
   template <class P>
   static constexpr int zero = P::zero;
   static constexpr int panels = 1;
@@ -191,22 +201,20 @@ struct Ops<Neon> : MinusSums {
 
   template <int kind, int zero, class Code, class Half, int T>
   MOXIE_INLINE static void dot(Code&& w, Half&& half, const Int8Block* x, F (&sums)[1][T]) noexcept {
-    constexpr int together =
-        (kind == in_halves ? 2 : 4) / (T > 4 ? 2 : 1);  // registers of rows whose sums are in registers at once
-    const Ints h[2] = {half(0, 0), half(0, 1)};
+    constexpr int together = (halved(kind) ? 2 : 4) / (T > 4 ? 2 : 1);  // registers of rows whose sums are in registers at once
+    const decltype(half(0, 0)) h[2] = {half(0, 0), half(0, 1)};
     unroll_constant<4 / together>([&](auto pass) MOXIE_INLINE_LAMBDA {
       constexpr int row = pass.value * together;
       __asm__ volatile("" : "+r"(x));  // starts are loaded again in each pass: kept, they would take registers
       int32x4_t sum[2][T][together];
       unroll_constant<2>([&](auto part) MOXIE_INLINE_LAMBDA {
-        constexpr int of = kind == in_halves ? part.value : 0;  // the sums of the two halves of the block, or one for both
+        constexpr int of = halved(kind) ? part.value : 0;  // the sums of the two halves of the block, or one for both
         int8x16_t a[T];
         unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
           a[t] = vld1q_s8(x[t].q + 16 * part.value);
           if constexpr (part.value == of) {
             int32x4_t start = vdupq_n_s32(0);
-            if constexpr (zero != 0)
-              start = vshlq_n_s32(vdupq_n_s32(x[t].minus[kind == in_halves ? 1 + of : 0]), __builtin_ctz(zero));
+            if constexpr (zero != 0) start = vshlq_n_s32(vdupq_n_s32(x[t].minus[halved(kind) ? 1 + of : 0]), __builtin_ctz(zero));
             unroll<together>([&](int r) MOXIE_INLINE_LAMBDA { sum[of][t][r] = start; });
           }
         });
@@ -223,9 +231,13 @@ struct Ops<Neon> : MinusSums {
       unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
         unroll<together>([&](int r) MOXIE_INLINE_LAMBDA {
           int32x4_t total = sum[0][t][r];
-          if constexpr (kind == in_halves)
-            total = vmlaq_s32(vmulq_s32(total, h[0].v[row + r]), sum[1][t][r], h[1].v[row + r]);
-          sums[0][t].v[row + r] = vcvtq_f32_s32(total);
+          if constexpr (kind == in_float_halves) {
+            const float32x4_t low = vmulq_f32(vcvtq_f32_s32(total), h[0].v[row + r]);
+            sums[0][t].v[row + r] = vfmaq_f32(low, vcvtq_f32_s32(sum[1][t][r]), h[1].v[row + r]);
+          } else {
+            if constexpr (kind == in_halves) total = vmlaq_s32(vmulq_s32(total, h[0].v[row + r]), sum[1][t][r], h[1].v[row + r]);
+            sums[0][t].v[row + r] = vcvtq_f32_s32(total);
+          }
         });
       });
     });

@@ -68,7 +68,10 @@ template <class A, class Format>
       float* to = out + n * block_k * stride;
       unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
         typename O::F scale = P::template scale<O>(chunk, b);
-        if constexpr (P::has_halves) scale = O::mul(scale, O::halves_float(P::template half<O>(chunk, b, j.value / 4)));
+        if constexpr (has_float_halves<P>)
+          scale = O::mul(scale, P::template half<O>(chunk, b, j.value / 4));
+        else if constexpr (P::has_halves)
+          scale = O::mul(scale, O::halves_float(P::template half<O>(chunk, b, j.value / 4)));
         typename O::F offset = O::set1(0);
         if constexpr (P::has_offset) offset = P::template offset<O>(chunk, b);
         if constexpr (P::has_offset && P::has_halves)

@@ -4,12 +4,13 @@
 // For each output element, blocks of 32 inputs from low k to high k, acc starting at 0:
 //
 //   isum = sum over the block of (code - zero) * q                      exact, int32
-//          (formats with halves: sc[0] * sum of the first 16 + sc[1] * sum of the last 16; below 2^24)
+//          (formats with halves: sc[0] * sum of the first 16 + sc[1] * sum of the last 16; below 2^24, or with float factors
+//          fma(float(sum of the last 16), sc[1], float(sum of the first 16) * sc[0]))
 //   acc  = fma(float(isum), scale * d, acc)                             scale of the weights' block, d of the activations'
 //   acc  = fma(offset, float(sum of q) * d, acc)                        formats with an offset only
 //          (and halves: fma(float(mn[0] * sum of the first 16 q + mn[1] * sum of the last 16), offset * d, acc))
 //
-// Formats with halves and no offset have one scale for the 8 blocks of a chunk, whose sums are added first:
+// Formats with integer halves and no offset have one scale for the 8 blocks of a chunk, whose sums are added first:
 //
 //   part = fma(float(isum), d, part), from 0 on;  acc = fma(part, scale, acc) after the chunk
 //
@@ -69,12 +70,12 @@ MOXIE_INLINE constexpr std::int64_t panel_bytes(std::int64_t k) noexcept {
 }
 
 /// How a format's blocks are multiplied on an architecture; formats that agree share their compiled tiles.
-template <class A, int kind_, int zero_, bool offset_>
+template <class A, int kind_, int zero_, bool offset_, bool halves_, bool float_halves_>
 struct Way {
   static constexpr int kind = kind_, zero = zero_;
-  static constexpr bool offset = offset_, halves = kind_ == Ops<A>::in_halves;
+  static constexpr bool offset = offset_, halves = halves_, float_halves = float_halves_;
   /// One scale for `chunk` blocks, whose sums are added before it.
-  static constexpr bool chunk_scale = halves && !offset;
+  static constexpr bool chunk_scale = halves && !offset && !float_halves;
   static constexpr int chunk = 8;
   static constexpr int panels = Ops<A>::panels;
   template <bool staged>
@@ -83,7 +84,7 @@ struct Way {
   static constexpr int staged_from = Ops<A>::template staged_from<kind_, offset_>;
 };
 template <class A, class P>
-using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::has_offset>;
+using WayOf = Way<A, Ops<A>::template dot_kind<P>, Ops<A>::template zero<P>, P::has_offset, P::has_halves, has_float_halves<P>>;
 
 MOXIE_INLINE float load_float(const std::byte* p) noexcept { return __builtin_bit_cast(float, load_u32(p)); }
 
@@ -158,6 +159,7 @@ struct BlockScales {
   using O = Ops<A>;
   typename O::F scale, offset = O::set1(0);
   typename O::Ints halves[2]{}, offsets[2]{};
+  typename O::F float_halves[2]{};
 };
 
 /// One block of 16 rows of weights of each panel for a tile of tokens: code(p, j) and scales(p) of panel p.
@@ -165,7 +167,12 @@ template <class A, class W, int tokens, int panels, class Code, class Scales, cl
 MOXIE_INLINE void add_block(Code&& code, Scales&& scales, const Int8Block* x, Sums& acc) noexcept {
   using O = Ops<A>;
   typename O::F sums[panels][tokens];
-  const auto half = [&](int p, int h) MOXIE_INLINE_LAMBDA { return scales(p).halves[h]; };
+  const auto half = [&](int p, int h) MOXIE_INLINE_LAMBDA {
+    if constexpr (W::float_halves)
+      return scales(p).float_halves[h];
+    else
+      return scales(p).halves[h];
+  };
   O::template dot<W::kind, W::zero>(code, half, x, sums);
   BlockScales<A> s[panels];  // only now: the registers were for the sums
   if constexpr (!W::chunk_scale) unroll<panels>([&](int p) MOXIE_INLINE_LAMBDA { s[p] = scales(p); });
@@ -205,7 +212,9 @@ MOXIE_INLINE BlockScales<A> staged_scales(const std::byte* staged) noexcept {
     s.offset = O::load(reinterpret_cast<const float*>(extra));
     extra += 64;
   }
-  if constexpr (W::halves)
+  if constexpr (W::float_halves)
+    for (int h = 0; h < 2; ++h) s.float_halves[h] = O::load(reinterpret_cast<const float*>(extra + 64 * h));
+  else if constexpr (W::halves)
     for (int h = 0; h < 2; ++h) {
       s.halves[h] = O::load_ints(extra + 64 * h);
       if constexpr (W::offset) s.offsets[h] = O::load_ints(extra + 128 + 64 * h);
@@ -257,7 +266,9 @@ MOXIE_INLINE BlockScales<A> scales_of(const std::byte* chunk, int b) noexcept {
   s.scale = P::template scale<O>(chunk, b);
   if constexpr (P::has_offset) s.offset = P::template offset<O>(chunk, b);
   if constexpr (P::has_offset && P::has_halves) s.offset = O::mul(s.offset, O::set1(-1));  // of minus the sums
-  if constexpr (P::has_halves)
+  if constexpr (has_float_halves<P>)
+    for (int h = 0; h < 2; ++h) s.float_halves[h] = P::template half<O>(chunk, b, h);
+  else if constexpr (P::has_halves)
     for (int h = 0; h < 2; ++h) {
       s.halves[h] = P::template half<O>(chunk, b, h);
       if constexpr (P::has_offset) s.offsets[h] = P::template half_offset<O>(chunk, b, h);
@@ -300,7 +311,9 @@ template <class A, class Format>
       O::store(reinterpret_cast<float*>(out), s.offset);
       out += 64;
     }
-    if constexpr (W::halves)
+    if constexpr (W::float_halves)
+      for (int h = 0; h < 2; ++h) O::store(reinterpret_cast<float*>(out + 64 * h), s.float_halves[h]);
+    else if constexpr (W::halves)
       for (int h = 0; h < 2; ++h) {
         O::store_ints(out + 64 * h, s.halves[h]);
         if constexpr (W::offset) O::store_ints(out + 128 + 64 * h, s.offsets[h]);

@@ -9,7 +9,9 @@
 // of formats that multiply int8 activations also (O: the primitives of an architecture, kernels/ops.hpp)
 //   codes, zero, has_offset, has_halves                 w = scale * (code - zero) + offset; see Codes. With halves, scale and
 //                                                       offset have an integer factor for each 16 inputs
+//   float_halves                                        optional, true: the factors are floats of up to 4 significant bits
 //   code<O, j>(chunk, b), scale<O>, offset<O>, half<O>, half_offset<O>      parts of block b of 32 inputs
+//   layout                   optional: a format with panels of the same form, whose kernels read these too
 //
 // and of float formats
 //   load<O>(chunk, k)        16 floats: input k of the 16 rows
@@ -31,6 +33,22 @@ enum class Codes { u2, u3, u4, u5, u6, s8 };
 
 template <class Format>
 struct Panel;
+
+/// The format whose kernels read a format's panels: Panel<Format>::layout, or itself.
+template <class Format>
+struct LayoutOf {
+  using type = Format;
+};
+template <class Format>
+requires requires { typename Panel<Format>::layout; }
+struct LayoutOf<Format> {
+  using type = typename Panel<Format>::layout;
+};
+
+template <class Panel>
+inline constexpr bool has_float_halves = requires {
+  Panel::float_halves;
+};
 
 namespace panel {
 

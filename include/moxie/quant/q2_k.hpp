@@ -49,11 +49,16 @@ struct Panel<Q2_K> {
   static constexpr bool has_offset = true, has_halves = true;
   static constexpr int dmin = 32, blocks = 64, block_bytes = 160, scales = blocks + 128;
 
-  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
-    std::uint8_t* out = as_u8(chunk_data);
+  /// The 64 bytes of codes that lie at `at` in the rows' blocks.
+  MOXIE_INLINE static void pack_codes(const std::byte* const* rows, int at, std::byte* chunk_data) noexcept {
     for (int half = 0; half < 2; ++half)
       for (int i = 0; i < 2; ++i)
-        panel::place_pairs(rows, 16 + 32 * half + 16 * i, out + blocks + block_bytes * 4 * half + 64 * i, block_bytes);
+        panel::place_pairs(rows, at + 32 * half + 16 * i, as_u8(chunk_data) + blocks + block_bytes * 4 * half + 64 * i,
+                           block_bytes);
+  }
+  MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    std::uint8_t* out = as_u8(chunk_data);
+    pack_codes(rows, 16, chunk_data);
     panel::place_bytes([&](int r) MOXIE_INLINE_CALL { return panel::load16(rows[r]); },
                        [&](int i) MOXIE_INLINE_CALL { return out + scales + block_bytes * (i / 2) + 16 * (i % 2); });
     panel::place_halves(rows, 80, chunk_data);

@@ -215,6 +215,17 @@ MOXIE_INLINE void place_planes3(const std::uint8_t* pairs, const std::uint8_t* b
   }
 }
 
+/// The planes of 8 registers of 64 bytes, each a code of 3 bits.
+MOXIE_INLINE void planes3_of(const std::uint8_t* registers, std::uint8_t* out) noexcept {
+  for (int at = 0; at < 64; at += 16, registers += 16, out += 16) {
+    const auto code = [&](int j) MOXIE_INLINE_CALL { return load16(registers + 64 * j); };
+    const Bytes16 c6 = code(6), c7 = code(7);
+    store16(out, code(0) | code(1) << 3 | c6 << 6);
+    store16(out + 64, code(2) | code(3) << 3 | (c6 & 4) << 4 | (c7 & 4) << 5);
+    store16(out + 128, code(4) | code(5) << 3 | c7 << 6);
+  }
+}
+
 /// Byte i of 16 bytes of row r to out(i) + r. row(r) gives the 16 bytes.
 template <class Row, class Out>
 MOXIE_INLINE void place_bytes(Row&& row, Out&& out) noexcept {
