@@ -6,6 +6,7 @@
 //
 //   bits<shift, mask>(x)       (x >> shift) & mask in each byte; a negative shift goes left      merge(a, b)   a | b
 //   lookup(table, x)           byte x of the 16 of `table` for each byte x, which is below 16
+//   spread(x)                  each of the 16 bytes four times
 //   halves(x)                  the 16 signed bytes x, scales of halves of blocks, as dot() and offset_sums() want them
 //   code_floats<i, sign>(x)    byte 4 r + i of each row r as f32
 //   halves_float(x)            what halves gives, as f32

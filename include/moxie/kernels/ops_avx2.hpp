@@ -61,6 +61,13 @@ struct Ops<Avx2> {
     return {_mm256_shuffle_epi8(t, x.lo), _mm256_shuffle_epi8(t, x.hi)};
   }
 
+  MOXIE_INLINE static Bytes spread(panel::Bytes16 x) noexcept {
+    const __m256i both = _mm256_broadcastsi128_si256((__m128i)x);
+    const __m256i row =
+        _mm256_setr_epi32(0x00000000, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606, 0x07070707);
+    return {_mm256_shuffle_epi8(both, row), _mm256_shuffle_epi8(both, _mm256_or_si256(row, _mm256_set1_epi8(8)))};
+  }
+
   MOXIE_INLINE static F load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   MOXIE_INLINE static void store(float* p, F x) noexcept {
     _mm256_storeu_ps(p, x.lo);

@@ -41,6 +41,13 @@ struct Avx512Ops {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4((__m128i)table), x);
   }
 
+  MOXIE_INLINE static Bytes spread(panel::Bytes16 x) noexcept {
+    constexpr std::uint32_t row[16] = {0x00000000, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505,
+                                       0x06060606, 0x07070707, 0x08080808, 0x09090909, 0x0a0a0a0a, 0x0b0b0b0b,
+                                       0x0c0c0c0c, 0x0d0d0d0d, 0x0e0e0e0e, 0x0f0f0f0f};
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4((__m128i)x), _mm512_loadu_si512(row));
+  }
+
   MOXIE_INLINE static F load(const float* p) noexcept { return _mm512_loadu_ps(p); }
   MOXIE_INLINE static void store(float* p, F x) noexcept { _mm512_storeu_ps(p, x); }
   MOXIE_INLINE static F set1(float x) noexcept { return _mm512_set1_ps(x); }

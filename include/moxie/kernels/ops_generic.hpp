@@ -64,6 +64,12 @@ struct Ops : MinusSums {
     return x;
   }
 
+  MOXIE_INLINE static Bytes spread(panel::Bytes16 bytes) noexcept {
+    Bytes x;
+    for (int i = 0; i < 64; ++i) x.v[i] = bytes[i / 4];
+    return x;
+  }
+
   template <class Fn>
   MOXIE_INLINE static F each(Fn&& f) noexcept {
     F x;

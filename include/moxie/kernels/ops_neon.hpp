@@ -67,6 +67,13 @@ struct Ops<Neon> : MinusSums {
     return x;
   }
 
+  MOXIE_INLINE static Bytes spread(panel::Bytes16 x) noexcept {
+    const auto row = vreinterpretq_u8_u32(uint32x4_t{0x00000000, 0x01010101, 0x02020202, 0x03030303});
+    Bytes y;
+    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { y.v[i] = vqtbl1q_u8((uint8x16_t)x, vaddq_u8(row, vdupq_n_u8(4 * i))); });
+    return y;
+  }
+
   template <class Fn>
   MOXIE_INLINE static F each(Fn&& f) noexcept {
     F x;

@@ -18,7 +18,6 @@
 #include <moxie/core/floats.hpp>
 #include <moxie/quant/bytes.hpp>
 #include <moxie/quant/iq1_s.hpp>
-#include <moxie/quant/iq2_xxs.hpp>
 #include <moxie/quant/iq_grids.hpp>
 #include <moxie/quant/panel.hpp>
 #include <moxie/quant/table_codes.hpp>
@@ -53,8 +52,8 @@ struct IQ1_M {
 };
 
 template <>
-struct Panel<IQ1_M> : table_codes::Panel3 {
-  using layout = IQ2_XXS;
+struct Panel<IQ1_M> : table_codes::Panel2 {
+  using layout = IQ1_S;
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk) noexcept { pack_as<IQ1_M>(rows, chunk); }
 };
 

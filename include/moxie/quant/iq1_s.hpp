@@ -18,7 +18,6 @@
 #include <moxie/core/dtype.hpp>
 #include <moxie/core/floats.hpp>
 #include <moxie/quant/bytes.hpp>
-#include <moxie/quant/iq2_xxs.hpp>
 #include <moxie/quant/iq_grids.hpp>
 #include <moxie/quant/panel.hpp>
 #include <moxie/quant/table_codes.hpp>
@@ -30,8 +29,8 @@ MOXIE_INLINE panel::Bytes16 iq1_values() noexcept {
   return table_codes::bytes_of({-7, 1, 9, 0, -9, -1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0});
 }
 /// 8 codes from an entry of the grid.
-MOXIE_INLINE void store_iq1_codes(std::uint8_t* out, std::uint32_t entry, bool negative_delta) noexcept {
-  const std::uint64_t codes = grid::pairs_to_bytes(entry) | (negative_delta ? 0x0404040404040404u : 0u);
+MOXIE_INLINE void store_iq1_codes(std::uint8_t* out, std::uint64_t entry, bool negative_delta) noexcept {
+  const std::uint64_t codes = entry | (negative_delta ? 0x0404040404040404u : 0u);
   std::memcpy(out, &codes, 8);
 }
 
@@ -55,8 +54,8 @@ struct IQ1_S {
 };
 
 template <>
-struct Panel<IQ1_S> : table_codes::Panel3 {
-  using layout = IQ2_XXS;
+struct Panel<IQ1_S> : table_codes::Panel2 {
+  using layout = IQ1_S;
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk) noexcept { pack_as<IQ1_S>(rows, chunk); }
 };
 

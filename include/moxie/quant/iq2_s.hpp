@@ -37,7 +37,8 @@ struct IQ2_S {
   MOXIE_INLINE static void codes(const std::byte* src, int b, std::uint8_t* out) noexcept {
     const std::uint8_t* q = as_u8(src) + 2 + 4 * b;
     const std::uint32_t high = as_u8(src)[66 + b];
-    for (int i = 0; i < 4; ++i) store_iq2_codes(out + 8 * i, grid::iq2_s_grid[q[i] | (high >> 2 * i & 3) << 8], q[32 + i]);
+    for (int i = 0; i < 4; ++i)
+      store_iq2_codes(out + 8 * i, grid::iq2_s_grid[q[i] | (high >> 2 * i & 3) << 8], grid::signs[q[32 + i]]);
   }
 
   MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {

@@ -29,9 +29,9 @@ namespace moxie {
 MOXIE_INLINE panel::Bytes16 iq2_values() noexcept {
   return table_codes::bytes_of({8, 25, 43, 0, -8, -25, -43, 0, 0, 0, 0, 0, 0, 0, 0, 0});
 }
-/// 8 codes from an entry of a grid and 8 signs.
-MOXIE_INLINE void store_iq2_codes(std::uint8_t* out, std::uint32_t entry, std::uint32_t signs) noexcept {
-  const std::uint64_t codes = grid::pairs_to_bytes(entry) | grid::bits_to_bytes(signs) << 2;
+/// 8 codes from an entry of a grid and their signs.
+MOXIE_INLINE void store_iq2_codes(std::uint8_t* out, std::uint64_t entry, std::uint64_t signs) noexcept {
+  const std::uint64_t codes = entry | signs << 2;
   std::memcpy(out, &codes, 8);
 }
 

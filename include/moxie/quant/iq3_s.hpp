@@ -40,8 +40,8 @@ struct IQ3_S {
   MOXIE_INLINE static void codes(const std::byte* src, int b, std::uint8_t* out) noexcept {
     const std::uint8_t *q = as_u8(src) + 2 + 8 * b, *signs = as_u8(src) + 74 + 4 * b;
     const std::uint32_t ninth = as_u8(src)[66 + b];
-    for (int i = 0; i < 8; ++i)
-      store_iq3_codes(out + 4 * i, grid::iq3_s_grid[q[i] | (ninth >> i & 1) << 8], signs[i / 2] >> 4 * (i % 2) & 15);
+    const auto entry = [&](int i) MOXIE_INLINE_CALL { return grid::iq3_s_grid[q[i] | (ninth >> i & 1) << 8]; };
+    for (int i = 0; i < 4; ++i) store_iq3_codes(out + 8 * i, entry(2 * i), entry(2 * i + 1), grid::signs[signs[i]]);
   }
 
   MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {

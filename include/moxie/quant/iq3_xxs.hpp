@@ -23,10 +23,10 @@
 
 namespace moxie {
 
-/// 4 codes from an entry of a grid of IQ3_XXS or IQ3_S and 4 signs: the entry's index, and 8 for negative ones.
-MOXIE_INLINE void store_iq3_codes(std::uint8_t* out, std::uint32_t entry, std::uint32_t signs) noexcept {
-  const auto codes = grid::nibbles_to_bytes(entry) | static_cast<std::uint32_t>(grid::bits_to_bytes(signs)) << 3;
-  store_u32(out, codes);
+/// 8 codes from two entries of a grid of IQ3_XXS or IQ3_S and their signs: the entries' indices, and 8 for negative ones.
+MOXIE_INLINE void store_iq3_codes(std::uint8_t* out, std::uint32_t first, std::uint32_t second, std::uint64_t signs) noexcept {
+  const std::uint64_t codes = first | static_cast<std::uint64_t>(second) << 32 | signs << 3;
+  std::memcpy(out, &codes, 8);
 }
 
 struct IQ3_XXS {
@@ -42,11 +42,9 @@ struct IQ3_XXS {
   MOXIE_INLINE static void codes(const std::byte* src, int b, std::uint8_t* out) noexcept {
     const std::uint8_t* q = as_u8(src) + 2 + 8 * b;
     const std::uint32_t seven = load_u32(src + 66 + 4 * b);
-    for (int i = 0; i < 4; ++i) {
-      const std::uint32_t signs = grid::even_signs(seven >> 7 * i & 127);
-      store_iq3_codes(out + 8 * i, grid::iq3_xxs_grid[q[2 * i]], signs & 15);
-      store_iq3_codes(out + 8 * i + 4, grid::iq3_xxs_grid[q[2 * i + 1]], signs >> 4);
-    }
+    for (int i = 0; i < 4; ++i)
+      store_iq3_codes(out + 8 * i, grid::iq3_xxs_grid[q[2 * i]], grid::iq3_xxs_grid[q[2 * i + 1]],
+                      grid::even_signs(seven >> 7 * i & 127));
   }
 
   MOXIE_INLINE static void decode(const std::byte* src, float* dst, std::int64_t n) noexcept {

@@ -8,7 +8,7 @@
 //
 // In a file a code is an index into a grid of 4 or 8 elements, which no CPU can look up as fast as it multiplies: a lookup for
 // each row and four inputs takes 8 to 16 times as long as the products. So panels hold the codes of elements, 3 or 4 bits each.
-// That is more than the file (given with the formats), and what can be read at the speed of memory.
+// That is more than the file has, and what can be read at the speed of memory.
 //
 // A format has
 //
@@ -73,31 +73,20 @@ MOXIE_INLINE void place_factors(const std::byte* const* rows, int n, std::uint8_
       out[16 * i + r] = static_cast<std::uint8_t>(Format::factor(rows[r], 2 * i) | Format::factor(rows[r], 2 * i + 1) << 4);
 }
 
-/// A superblock: d f16[16], the values i8[16], 16 bytes that fill the cache line (zeros), the factors (of both halves of a
-/// block in a byte) u8[8][16], then 8 blocks of planes (192 bytes). 3.375 bits for an element.
-struct Panel3 {
-  static constexpr int chunk = 256, chunk_bytes = 1728;
+/// What Panel2 and Panel3 share: one factor for each 16 inputs.
+struct PanelOfHalves {
+  static constexpr int chunk = 256;
   static constexpr Codes codes = Codes::s8;
   static constexpr int zero = 0;
   static constexpr bool has_offset = false, has_halves = true;
-  static constexpr int values = 32, factors = 64, blocks = factors + 128, block_bytes = 192;
+  static constexpr int values = 32, factors = 64, after_factors = factors + 128;
 
   template <class Format>
-  MOXIE_INLINE static void pack_as(const std::byte* const* rows, std::byte* chunk_data) noexcept {
-    std::uint8_t* out = as_u8(chunk_data);
+  MOXIE_INLINE static void pack_scales(const std::byte* const* rows, std::uint8_t* out) noexcept {
     for (int r = 0; r < 16; ++r) store_u16(out + 2 * r, Format::d(rows[r]));
     panel::store16(out + values, Format::values());
     panel::store16(out + values + 16, panel::Bytes16{});
     place_factors<Format>(rows, 8, out + factors);
-    for (int b = 0; b < 8; ++b) {
-      std::uint8_t registers[512];
-      place<Format>(rows, b, registers);
-      panel::planes3_of(registers, out + blocks + block_bytes * b);
-    }
-  }
-  template <class O, int j>
-  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
-    return O::lookup(panel::load16(p + values), panel::planes<O, 3, j>(p + blocks + block_bytes * b));
   }
   template <class O>
   MOXIE_INLINE static typename O::F scale(const std::byte* p, int) noexcept {
@@ -107,6 +96,59 @@ struct Panel3 {
   MOXIE_INLINE static typename O::Ints half(const std::byte* p, int b, int h) noexcept {
     const panel::Bytes16 factor = panel::shifted(panel::load16(p + factors + 16 * b), 4 * h) & 15;
     return O::halves(factor + factor + 1);
+  }
+};
+
+/// A superblock: d f16[16], the values i8[16], 16 bytes that fill the cache line (zeros), the factors (of both halves of a block
+/// in a byte) u8[8][16], the upper bits of codes, which are the same for 8 inputs (of both blocks 2 i and 2 i + 1 in a byte)
+/// u8[4][16], then 8 blocks of pairs (128 bytes). 2.5 bits for an element.
+struct Panel2 : PanelOfHalves {
+  static constexpr int uppers = after_factors, blocks = uppers + 64, block_bytes = 128, chunk_bytes = blocks + 8 * block_bytes;
+
+  template <class Format>
+  MOXIE_INLINE static void pack_as(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    std::uint8_t* out = as_u8(chunk_data);
+    pack_scales<Format>(rows, out);
+    __builtin_memset(out + uppers, 0, 64);
+    for (int b = 0; b < 8; ++b) {
+      std::uint8_t registers[512];
+      place<Format>(rows, b, registers);
+      for (int i = 0; i < block_bytes; i += 16) {
+        const std::uint8_t* code = registers + 256 * (i / 64) + i % 64;
+        const auto lower = [&](int j) MOXIE_INLINE_CALL { return panel::load16(code + 64 * j) & 3; };
+        panel::store16(out + blocks + block_bytes * b + i, lower(0) | lower(1) << 2 | lower(2) << 4 | lower(3) << 6);
+      }
+      for (int g = 0; g < 4; ++g)
+        for (int r = 0; r < 16; ++r)
+          out[uppers + 16 * (b / 2) + r] |= static_cast<std::uint8_t>((registers[128 * g + 4 * r] >> 2) << (4 * (b % 2) + g));
+    }
+  }
+  template <class O, int j>
+  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
+    const auto upper = O::spread(panel::shifted(panel::load16(p + uppers + 16 * (b / 2)), 4 * (b % 2)));
+    return O::lookup(panel::load16(p + values),
+                     O::merge(panel::pairs<O, j>(p + blocks + block_bytes * b), O::template bits<j / 2 - 2, 4>(upper)));
+  }
+};
+
+/// A superblock: d f16[16], the values i8[16], 16 bytes that fill the cache line (zeros), the factors (of both halves of a
+/// block in a byte) u8[8][16], then 8 blocks of planes (192 bytes). 3.375 bits for an element.
+struct Panel3 : PanelOfHalves {
+  static constexpr int blocks = after_factors, block_bytes = 192, chunk_bytes = blocks + 8 * block_bytes;
+
+  template <class Format>
+  MOXIE_INLINE static void pack_as(const std::byte* const* rows, std::byte* chunk_data) noexcept {
+    std::uint8_t* out = as_u8(chunk_data);
+    pack_scales<Format>(rows, out);
+    for (int b = 0; b < 8; ++b) {
+      std::uint8_t registers[512];
+      place<Format>(rows, b, registers);
+      panel::planes3_of(registers, out + blocks + block_bytes * b);
+    }
+  }
+  template <class O, int j>
+  MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int b) noexcept {
+    return O::lookup(panel::load16(p + values), panel::planes<O, 3, j>(p + blocks + block_bytes * b));
   }
 };
 
