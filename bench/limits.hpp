@@ -30,6 +30,8 @@ inline constexpr std::array<int, 6> weight_bits = {4, 5, 6, 8, bf16_weights, f32
 inline int code_bits(moxie::Dtype dtype) {
   using moxie::Dtype;
   switch (dtype) {
+    case Dtype::IQ1_S:
+    case Dtype::IQ1_M:
     case Dtype::TQ1_0:
     case Dtype::TQ2_0:
     case Dtype::Q2_K:

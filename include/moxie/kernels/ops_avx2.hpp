@@ -13,7 +13,7 @@
 //   u6 around 32            8                 8 * 32 * 127 = 32512     each half of 16 has its own start and scale
 //   u3 around 4, u2         8                 8 *  4 * 127 =  4064     likewise
 //   s8                      2                 2 * 128 * 127 = 32512    |code| times the activation with the code's sign
-//   s8 up to 43             4                 4 *  43 * 127 = 21844    likewise; in halves
+//   s7                      4                 4 *  64 * 127 = 32512    likewise
 
 #include <immintrin.h>
 
@@ -135,7 +135,7 @@ struct Ops<Avx2> {
   }
 
   static constexpr bool sums_in_registers = false;
-  enum Kind { eight_sums, four_sums, in_halves, signed_codes, signed_in_halves, in_float_halves };
+  enum Kind { eight_sums, four_sums, in_halves, signed_codes, signed_pairs, signed_pairs_in_halves, in_float_halves };
   /// Unpacked bytes are kept in the first-level cache: unpacking would take the ports that the products need.
   template <int kind, bool offset>
   static constexpr int staged_from = 5;
@@ -144,10 +144,10 @@ struct Ops<Avx2> {
   template <class P>
   static constexpr int zero = P::zero;
   template <class P>
-  static constexpr int dot_kind = has_float_halves<P>                     ? in_float_halves
-                                  : P::has_halves&& P::codes == Codes::s8 ? signed_in_halves
-                                  : P::has_halves                         ? in_halves
-                                  : P::codes == Codes::s8                 ? signed_codes
+  static constexpr int dot_kind = has_float_halves<P>     ? in_float_halves
+                                  : P::codes == Codes::s8 ? signed_codes
+                                  : P::codes == Codes::s7 ? (P::has_halves ? signed_pairs_in_halves : signed_pairs)
+                                  : P::has_halves         ? in_halves
                                   : P::codes == Codes::u4 || P::zero != 0 ? eight_sums
                                                                           : four_sums;
   static constexpr int panels = 1;
@@ -199,7 +199,7 @@ struct Ops<Avx2> {
             sums[t] = {sum32(sums[t].lo, lo), sum32(sums[t].hi, hi)};
         });
       });
-    } else if constexpr (kind == signed_in_halves) {
+    } else if constexpr (kind == signed_pairs || kind == signed_pairs_in_halves) {
       unroll_constant<4>([&](auto pair) MOXIE_INLINE_LAMBDA {
         Bytes lanes[T];
         unroll_constant<2>([&](auto i) MOXIE_INLINE_LAMBDA {
@@ -216,7 +216,7 @@ struct Ops<Avx2> {
               lanes[t] = {sum16(lanes[t].lo, lo), sum16(lanes[t].hi, hi)};
           });
         });
-        const Bytes factor = half(0, pair.value / 2);
+        const Bytes factor = kind == signed_pairs ? Bytes{ones, ones} : half(0, pair.value / 2);
         unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
           const __m256i lo = _mm256_madd_epi16(lanes[t].lo, factor.lo), hi = _mm256_madd_epi16(lanes[t].hi, factor.hi);
           if constexpr (pair.value == 0)

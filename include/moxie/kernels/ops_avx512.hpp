@@ -101,7 +101,7 @@ struct Avx512Ops {
                                   : P::has_halves     ? in_halves
                                                       : plain;
   template <class P>
-  static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
+  static constexpr int zero = P::zero + (is_signed(P::codes) ? 128 : 0);
   /// Of 32 registers a token takes 4, the integer and float sums of 2 panels, for which it is loaded once; others: codes, scales
   /// and offsets of 2 panels, a mask, a token's inputs. 12 tokens with one panel share the unpacking of codes and minimums, which
   /// costs Zen 4 more than the loads. With halves a token takes 6, or the scaled sums of the first wait in memory: 4 tokens.
@@ -120,7 +120,7 @@ struct Avx512Ops {
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
-    if constexpr (P::codes == Codes::s8) return _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+    if constexpr (is_signed(P::codes)) return _mm512_xor_si512(x, _mm512_set1_epi8(-128));
     return x;
   }
   MOXIE_INLINE static void minus_sums(const std::int8_t*, std::int32_t low, std::int32_t high, std::int32_t (&x)[3]) noexcept {
@@ -170,7 +170,7 @@ struct Avx512Ops {
     };
     if constexpr (halved(kind)) {
       // Products of a sum and its scale are exact in f32, as is their sum: below 2 * 128 * 16 * 32 * 127 < 2^24 (Q6_K), and
-      // 2 * 31 * 16 * 43 * 127 of codes from a table (quant/table_codes.hpp).
+      // 2 * 31 * 16 * 64 * 127 of 7-bit codes from a table (quant/table_codes.hpp).
       F low[P][T];
       start(1);
       unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(j); });

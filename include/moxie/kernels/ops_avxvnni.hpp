@@ -12,7 +12,7 @@
 //   u4, u5, u6       32                   32 *  63 * 127 =   256032     32 *  63 * 127 =   256032
 //   s8 as u8         32                   32 * 255 * 127 =  1036320     32 * 128 * 127 =   520192
 //   u6 in halves     16 for each          16 *  63 * 127 =   128016     2 * 128 * 16 * 32 * 127 = 16646144, below 2^24
-//   s8 in halves     16 for each          16 * 171 * 127 =   347472     2 *  31 * 16 * 43 * 127 =  5417312 (values up to 43)
+//   s7 in halves     16 for each          16 * 192 * 127 =   390144     2 *  31 * 16 * 64 * 127 =  8062976
 //
 // Template on the tag, so that a test can run it through an emulation of vpdpbusd.
 
@@ -47,7 +47,7 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
                                   : P::has_halves     ? in_halves
                                                       : whole;
   template <class P>
-  static constexpr int zero = P::zero + (P::codes == Codes::s8 ? 128 : 0);
+  static constexpr int zero = P::zero + (is_signed(P::codes) ? 128 : 0);
   static constexpr int panels = 1;
   static constexpr int unfetched = 0;
   /// Of 16 registers a token takes 2 (the sums of 8 rows each); others: 2 of codes, one broadcast. 12 sums in flight also cover a
@@ -57,7 +57,7 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
 
   template <class P>
   MOXIE_INLINE static Bytes operand(Bytes x) noexcept {
-    if constexpr (P::codes == Codes::s8) {
+    if constexpr (is_signed(P::codes)) {
       const __m256i offset = _mm256_set1_epi8(-128);
       return {_mm256_xor_si256(x.lo, offset), _mm256_xor_si256(x.hi, offset)};
     }

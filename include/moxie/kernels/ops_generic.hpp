@@ -146,8 +146,8 @@ struct Ops : MinusSums {
   enum Kind { unsigned_codes, signed_codes, in_halves, signed_in_halves, in_float_halves };
   template <class P>
   static constexpr int dot_kind = has_float_halves<P> ? in_float_halves
-                                  : P::has_halves     ? (P::codes == Codes::s8 ? signed_in_halves : in_halves)
-                                                      : (P::codes == Codes::s8 ? signed_codes : unsigned_codes);
+                                  : P::has_halves     ? (is_signed(P::codes) ? signed_in_halves : in_halves)
+                                                      : (is_signed(P::codes) ? signed_codes : unsigned_codes);
   static constexpr int panels = 1;
   static constexpr int unfetched = 0;
   template <int kind, bool offset, bool staged>

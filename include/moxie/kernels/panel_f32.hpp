@@ -78,7 +78,7 @@ template <class A, class Format>
           offset = O::mul(offset, O::halves_float(P::template half_offset<O>(chunk, b, j.value / 4)));
         const auto code = P::template code<O, j.value>(chunk, b);
         unroll_constant<4>([&](auto i) MOXIE_INLINE_LAMBDA {
-          typename O::F w = O::template code_floats<i.value, P::codes == Codes::s8>(code);
+          typename O::F w = O::template code_floats<i.value, is_signed(P::codes)>(code);
           if constexpr (P::zero != 0) w = O::add(w, O::set1(-P::zero));
           w = O::mul(w, scale);  // exact, so a compiler that fuses it with the next addition changes nothing
           if constexpr (P::has_offset) w = O::add(w, offset);

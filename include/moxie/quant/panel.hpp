@@ -28,8 +28,9 @@
 
 namespace moxie {
 
-/// The range of codes: unsigned of 2 to 6 bits, or signed bytes.
-enum class Codes { u2, u3, u4, u5, u6, s8 };
+/// The range of codes: unsigned of 2 to 6 bits, or signed bytes of 7 or 8 bits.
+enum class Codes { u2, u3, u4, u5, u6, s7, s8 };
+constexpr bool is_signed(Codes codes) noexcept { return codes == Codes::s7 || codes == Codes::s8; }
 
 template <class Format>
 struct Panel;

@@ -6,14 +6,15 @@
 //
 // where `unit`, a power of two, makes all values integers. All products are exact in f32: 11, 5 and 6 significant bits.
 //
-// In a file a code is an index into a grid of 4 or 8 elements, which no CPU can look up as fast as it multiplies: a lookup for
-// each row and four inputs takes 8 to 16 times as long as the products. So panels hold the codes of elements, 3 or 4 bits each.
-// That is more than the file has, and what can be read at the speed of memory.
+// In a file a code is an index into a grid of 8 or 4 elements. A block of 32 inputs x 16 rows would take 64 or 128 lookups, of
+// which a core does two or three a cycle, and more to bring what they find into registers, where the products of a row take 8
+// cycles on AVX-512. So panels hold the codes of elements, in 2 to 4 bits each: more than the file has, but read as fast as other
+// formats.
 //
 // A format has
 //
 //   value_bits             of the indices into `values`: 3 or 4
-//   values()               the 8 or 16 values
+//   values()               the 8 or 16 values, in [-64, 63], with Panel2 in [-16, 15]
 //   d(block)               the scale, as f16
 //   factor(block, h)       of [0, 15], of the h-th 16 elements (with 3 bits), or of the h-th 32 (with 4)
 //   codes(block, b, out)   32 bytes: the codes of the b-th 32 elements
@@ -76,15 +77,13 @@ MOXIE_INLINE void place_factors(const std::byte* const* rows, int n, std::uint8_
 /// What Panel2 and Panel3 share: one factor for each 16 inputs.
 struct PanelOfHalves {
   static constexpr int chunk = 256;
-  static constexpr Codes codes = Codes::s8;
-  static constexpr int zero = 0;
   static constexpr bool has_offset = false, has_halves = true;
   static constexpr int values = 32, factors = 64, after_factors = factors + 128;
 
   template <class Format>
-  MOXIE_INLINE static void pack_scales(const std::byte* const* rows, std::uint8_t* out) noexcept {
+  MOXIE_INLINE static void pack_scales(const std::byte* const* rows, std::uint8_t zero, std::uint8_t* out) noexcept {
     for (int r = 0; r < 16; ++r) store_u16(out + 2 * r, Format::d(rows[r]));
-    panel::store16(out + values, Format::values());
+    panel::store16(out + values, Format::values() + zero);
     panel::store16(out + values + 16, panel::Bytes16{});
     place_factors<Format>(rows, 8, out + factors);
   }
@@ -99,16 +98,18 @@ struct PanelOfHalves {
   }
 };
 
-/// A superblock: d f16[16], the values i8[16], 16 bytes that fill the cache line (zeros), the factors (of both halves of a block
-/// in a byte) u8[8][16], the upper bits of codes, which are the same for 8 inputs (of both blocks 2 i and 2 i + 1 in a byte)
+/// A superblock: d f16[16], the values + 16 u8[16], 16 bytes that fill the cache line (zeros), the factors (of both halves of a
+/// block in a byte) u8[8][16], the upper bits of codes, which are the same for 8 inputs (of blocks 2 i and 2 i + 1 in a byte)
 /// u8[4][16], then 8 blocks of pairs (128 bytes). 2.5 bits for an element.
 struct Panel2 : PanelOfHalves {
+  static constexpr Codes codes = Codes::u5;  // values from -16 to 15 around 16
+  static constexpr int zero = 16;
   static constexpr int uppers = after_factors, blocks = uppers + 64, block_bytes = 128, chunk_bytes = blocks + 8 * block_bytes;
 
   template <class Format>
   MOXIE_INLINE static void pack_as(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
-    pack_scales<Format>(rows, out);
+    pack_scales<Format>(rows, zero, out);
     __builtin_memset(out + uppers, 0, 64);
     for (int b = 0; b < 8; ++b) {
       std::uint8_t registers[512];
@@ -134,12 +135,14 @@ struct Panel2 : PanelOfHalves {
 /// A superblock: d f16[16], the values i8[16], 16 bytes that fill the cache line (zeros), the factors (of both halves of a
 /// block in a byte) u8[8][16], then 8 blocks of planes (192 bytes). 3.375 bits for an element.
 struct Panel3 : PanelOfHalves {
+  static constexpr Codes codes = Codes::s7;
+  static constexpr int zero = 0;
   static constexpr int blocks = after_factors, block_bytes = 192, chunk_bytes = blocks + 8 * block_bytes;
 
   template <class Format>
   MOXIE_INLINE static void pack_as(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     std::uint8_t* out = as_u8(chunk_data);
-    pack_scales<Format>(rows, out);
+    pack_scales<Format>(rows, zero, out);
     for (int b = 0; b < 8; ++b) {
       std::uint8_t registers[512];
       place<Format>(rows, b, registers);
@@ -156,7 +159,7 @@ struct Panel3 : PanelOfHalves {
 /// byte) u8[4][16], then 8 blocks of nibbles (256 bytes). 4.25 bits for an element.
 struct Panel4 {
   static constexpr int chunk = 256, chunk_bytes = 2176;
-  static constexpr Codes codes = Codes::s8;
+  static constexpr Codes codes = Codes::s7;
   static constexpr int zero = 0;
   static constexpr bool has_offset = false, has_halves = false;
   static constexpr int values = 32, factors = 64, blocks = factors + 64, block_bytes = 256;
