@@ -17,7 +17,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BEGIN, END = "<!-- instructions.py: begin -->", "<!-- instructions.py: end -->"
-FORMATS = ["Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "MXFP4", "IQ4_XS", "Q3_K", "Q2_K"]
+FORMATS = ["Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "MXFP4", "NVFP4", "IQ4_XS", "IQ3_XXS", "Q3_K", "IQ2_XXS", "Q2_K", "IQ1_S"]
 AVX2 = "-mavx2 -mfma -mf16c"
 ARCHES = {
     "avx2": ("Avx2", AVX2 + " -mtune=znver3"),
@@ -25,7 +25,8 @@ ARCHES = {
 }
 # Cycles that the best AVX2 sequence takes for the 1024 operations of a block and token: what roofline gives on a core of Zen 4 with
 # 3.68 GHz, 348, 326, 288 and 191 GOP/s; the multiplications alone, 2 in a cycle, would take 9, 10, 12 and 16.
-BEST = {"Q4_0": 10.8, "Q4_K": 10.8, "Q5_K": 11.6, "Q6_K": 13.1, "Q8_0": 19.7, "MXFP4": 10.8, "IQ4_XS": 19.7, "Q3_K": 10.8, "Q2_K": 10.8}
+BEST = {"Q4_0": 10.8, "Q4_K": 10.8, "Q5_K": 11.6, "Q6_K": 13.1, "Q8_0": 19.7, "MXFP4": 10.8, "IQ4_XS": 19.7, "Q3_K": 10.8, "Q2_K": 10.8,
+        "NVFP4": 10.8, "IQ3_XXS": 19.7, "IQ2_XXS": 19.7, "IQ1_S": 10.8}
 MULTIPLY = re.compile(r"vpdpbusd|vpmaddubsw|vpmaddwd|vpdpwssd|vpmulld|vpmullw")
 CLASSES = [("multiply", MULTIPLY), ("sign, abs", re.compile(r"vpsign|vpabs")), ("add", re.compile(r"vpadd|vpsub")),
            ("broadcast", re.compile(r"vpbroadcast|vbroadcast")),
