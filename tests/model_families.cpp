@@ -181,11 +181,11 @@ void for_each_gguf(const std::string& folder, F&& f) {
     f(*path + "/" + name, about);
   }
 }
-const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss"};
+const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2"};
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
                                   "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
-                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4"};
+                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -280,6 +280,39 @@ TEST_CASE("values of config.json in both of its forms arrive, defaults included"
     CHECK(d->tensors.layers[0].q_norm->tensor.shape == std::vector<std::int64_t>{64});
     CHECK(d->tensors.layers[0].k_norm->tensor.shape == std::vector<std::int64_t>{32});
     CHECK_FALSE(d->tensors.output.has_value());
+  }
+  if (const auto d = config_of("glm4_moe")) {
+    CHECK(d->config.attention.rope.dims == 16);  // half of head_dim
+    CHECK(d->config.attention.qk_norm == moxie::QkNorm::per_head);
+    CHECK(d->config.attention.scale == 1.0f / std::sqrt(32.0f));
+    CHECK(d->config.moe.router.scoring == moxie::RouterScoring::sigmoid);
+    CHECK(d->config.moe.router.norm_topk_prob);
+    CHECK(d->config.moe.router.routed_scaling_factor == 2.5f);
+    CHECK(d->config.moe.shared_intermediate_size == 56);
+    CHECK(d->tensors.layers[0].v_bias.has_value());
+    CHECK_FALSE(d->tensors.layers[0].o_bias.has_value());
+    CHECK(d->tensors.layers[1].router_bias.has_value());
+  }
+  if (const auto d = config_of("glm4_moe_air")) {
+    CHECK(d->config.attention.rope.dims == 8);  // from the top level
+    CHECK(d->config.attention.qk_norm == moxie::QkNorm::none);
+    CHECK(d->config.n_layers == 2);  // a third predicts further tokens
+  }
+  if (const auto d = config_of("dots1")) {
+    CHECK(d->config.attention.rope.dims == 32);
+    CHECK(d->config.attention.n_kv_heads == d->config.attention.n_heads);
+    CHECK(d->config.moe.shared_intermediate_size == 96);
+    CHECK(d->config.moe.router.routed_scaling_factor == 2.5f);
+    CHECK_FALSE(d->tensors.layers[0].q_bias.has_value());
+  }
+  if (const auto d = config_of("minimax_m2")) {
+    CHECK(d->config.attention.rope.dims == 16);  // rotary_dim
+    CHECK(d->config.attention.qk_norm == moxie::QkNorm::all_heads);
+    CHECK(d->config.moe.moe_intermediate_size == 64);
+    CHECK(d->config.moe.router.scoring == moxie::RouterScoring::sigmoid);
+    CHECK(d->config.moe.router.norm_topk_prob);
+    CHECK(d->config.moe.router.routed_scaling_factor == 1.0f);
+    CHECK(d->config.moe.shared_intermediate_size == 0);
   }
   if (const auto d = config_of("deepseek_v2_lite")) {
     CHECK(d->config.attention.q_lora_rank == 0);
@@ -488,6 +521,7 @@ TEST_CASE("missing, misshaped and mistyped tensors are listed together, with wha
       });
     }
   check_every_tensor("gpt-oss");
+  check_every_tensor("minimax-m2");
   const auto norms = check_every_tensor("olmoe");
   const auto describe = check_every_tensor("qwen3moe");
   if (!norms || !describe) return;
@@ -698,8 +732,39 @@ TEST_CASE("options that would change the result are refused, not ignored") {
   CHECK(contains(refused("deepseek_v3_moonlight", {{"topk_method", "greedy"}}), "noaux_tc"));
   CHECK(contains(refused("deepseek_v3_fp8", {{"quantization_config", {{"weight_block_size", {64, 64}}}}}), "weight_block_size"));
   CHECK(contains(refused("qwen3_moe", {{"rope_parameters", {{"partial_rotary_factor", 0.5}}}}), "partial_rotary_factor"));
+  CHECK(contains(refused("mixtral", {{"partial_rotary_factor", 0.5}}), "partial_rotary_factor"));
+  CHECK(contains(refused("dots1", {{"sliding_window", 4096}}), "sliding_window"));
+  CHECK(contains(refused("minimax_m2", {{"scoring_func", "softmax"}}), "scoring_func"));
+  CHECK(contains(refused("minimax_m2", {{"use_qk_norm", false}}), "use_qk_norm"));
   CHECK(contains(refused("gpt_oss", {{"swiglu_alpha", 1.5}}), "swiglu_alpha"));
   CHECK(contains(refused("gpt_oss", {{"quantization_config", {{"quant_method", "fp8"}}}}), "'mxfp4'"));
+}
+
+TEST_CASE("heads are rotated by an even number of dimensions, more than none and no more than all") {
+  const auto folder = test::shared_path("models/glm4_moe_air"), path = test::shared_path("gguf/glm4moe/BF16.gguf");
+  if (!folder || !path) return;
+  const moxie::HfFolder opened = moxie::HfFolder::open(*folder);
+  for (const json& change : {json{{"partial_rotary_factor", 0.0}}, json{{"partial_rotary_factor", 0.2}}, json{{"partial_rotary_factor", 1.5}},
+                             json{{"rotary_dim", 17}}, json{{"rotary_dim", 18}}, json{{"rotary_dim", 0}}}) {
+    json config = opened.config;
+    config.merge_patch(change);
+    CAPTURE(change.dump());
+    CHECK_THROWS_WITH_AS(moxie::describe_hf(config, opened.tensors(), *folder), doctest::Contains("rota"), moxie::FormatError);
+  }
+  const moxie::GgufFile file = moxie::GgufFile::open(*path);
+  for (const int dims : {0, 7, 34}) {
+    json metadata = file.metadata();
+    metadata["glm4moe.rope.dimension_count"] = dims;
+    CHECK_THROWS_AS(moxie::describe_gguf(metadata, file.tensors(), *path), moxie::FormatError);
+  }
+  // norms of q and k in one layer but not in another
+  const auto without = [&](const char* layer) {
+    return error_of([&] {
+      moxie::describe_gguf(file.metadata(), with(file.tensors(), [&](Views& views) { views.erase(std::string(layer) + "attn_q_norm.weight"); }), *path);
+    });
+  };
+  CHECK(contains(without("blk.0."), "no place for"));
+  CHECK(contains(without("blk.1."), "is missing"));
 }
 
 TEST_CASE("clip_qkv must be a positive number, and GGUF's clamp_kqv, which llama.cpp does not apply to olmoe, is refused") {

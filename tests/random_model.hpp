@@ -173,6 +173,17 @@ inline moxie::ModelConfig gpt_oss_config(moxie::Dtype type) {
   return c;
 }
 
+/// glm4_moe: half of each head rotated, biases on q, k and v, sigmoid scores with a selection bias, a shared expert, a first dense layer.
+inline moxie::ModelConfig glm4_moe_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "glm4_moe";
+  c.attention.rope.dims = c.attention.head_dim / 4 * 2;
+  c.moe.router = {6, 2, moxie::RouterScoring::sigmoid, 1, 1, moxie::GroupScore::best_two, true, 1e-20f, 1.5f};
+  c.moe.shared_intermediate_size = c.moe.moe_intermediate_size;
+  c.is_moe_layer = {false, true};
+  return c;
+}
+
 /// deepseek_v3: latent attention with a query rank, sigmoid scores with groups and a selection bias, a first dense layer.
 inline moxie::ModelConfig deepseek_v3_config(moxie::Dtype type) {
   const OddSizes s = odd_sizes(type);
@@ -235,8 +246,8 @@ class RandomModelWriter {
     const moxie::MoeConfig& moe = config_.moe;
     const std::int64_t h = config_.hidden_size, experts = moe.router.n_experts, width = moe.moe_intermediate_size;
     norm(at + "attn_norm.weight", h);
-    const bool gpt_oss = config_.family == "gpt_oss";
-    norm(at + (gpt_oss ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
+    const bool gpt_oss = config_.family == "gpt_oss", glm = config_.family == "glm4_moe";
+    norm(at + (gpt_oss || glm ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
     if (a.kind == moxie::AttentionKind::gqa) {
       const std::int64_t q = a.n_heads * a.head_dim, kv = a.n_kv_heads * a.head_dim;
       matrix(at + "attn_q.weight", {q, h}, type_);
@@ -248,7 +259,7 @@ class RandomModelWriter {
         norm(at + "attn_q_norm.weight", per_head ? a.head_dim : q, 2.0f);
         norm(at + "attn_k_norm.weight", per_head ? a.head_dim : kv);
       }
-      if (config_.family == "qwen2_moe" || gpt_oss) {
+      if (config_.family == "qwen2_moe" || gpt_oss || glm) {
         vector(at + "attn_q.bias", q, 0.0f);
         vector(at + "attn_k.bias", kv, 0.0f);
         vector(at + "attn_v.bias", kv, 0.0f);
@@ -279,7 +290,7 @@ class RandomModelWriter {
       return;
     }
     matrix(at + "ffn_gate_inp.weight", {experts, h}, moxie::Dtype::F32);
-    if (config_.family == "deepseek_v3") vector(at + "exp_probs_b.bias", experts, 0.0f);
+    if (moe.router.scoring == moxie::RouterScoring::sigmoid) vector(at + "exp_probs_b.bias", experts, 0.0f);
     feed_forward(at, "_exps", {experts}, width);
     if (moe.biases) {
       vector(at + "ffn_gate_inp.bias", experts, 0.0f);

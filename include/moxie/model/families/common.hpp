@@ -138,11 +138,14 @@ struct HfRules {
   double rms_norm_eps = 1e-6;
   std::int64_t context_length = 4096;
   Layout layout = Layout::half;
+  double rotary_factor =
+      1.0;  ///< 1: whole heads are rotated; else the default of partial_rotary_factor, which rotary_dim overrules
   Window window = Window::none;
   bool clip_qkv = false;           ///< the key of this name may limit q, k and v
   const char* bias_key = nullptr;  ///< q, k, v (or q_a and kv_a) have biases when this is true
   bool bias_default = false;
   bool o_bias = false;  ///< then o has one too
+  const char* qk_norm_key = nullptr;  ///< q and k have their norms only when this is true; absent: they have none
   const char* n_experts = nullptr;
   const char* top_k = "num_experts_per_tok";
   const char* expert_width = "moe_intermediate_size";
@@ -152,6 +155,7 @@ struct HfRules {
   std::int64_t first_k_default = 0;
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: norm_topk_prob
   bool topk_norm_default = false;
+  bool groups = false;                 ///< routed_scaling_factor, n_group and topk_group count
   double scaling_default = 1.0;        ///< of routed_scaling_factor
   const char* group_method = nullptr;  ///< topk_method with this value means groups, "greedy" none; nullptr: groups always count
   std::int64_t n_group_default = 1, topk_group_default = 1;
@@ -168,6 +172,7 @@ struct GgufRules {
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: expert_weights_norm, absent: no
   bool qkv_bias = false;                  ///< required; elsewhere used where the file has them
   bool o_bias = false;                    ///< the same of o
+  bool qk_norm_optional = false;          ///< q and k have their norms where the file has them
   bool alternating_windows = false;       ///< sliding windows are those of layers 0, 2, ..
 };
 

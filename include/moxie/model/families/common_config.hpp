@@ -58,8 +58,9 @@ inline void check_config(const ModelConfig& c, const Fields& f) {
     require(r.dims <= a.head_dim, concat("the model rotates ", n(r.dims), " dimensions of heads that have ", n(a.head_dim),
                                          "; it can rotate at most all"));
   }
-  require(r.dims % 2 == 0,
-          concat("the model rotates ", n(r.dims), " dimensions; the number must be even, as dimensions are rotated in pairs"));
+  require(r.dims > 0 && r.dims % 2 == 0,
+          concat("the model rotates ", n(r.dims),
+                 " dimensions; the number must be even, as dimensions are rotated in pairs, and not 0"));
   require(c.n_layers * c.moe.router.n_experts <= max_expert_matrices,
           concat(n(c.n_layers), " layers of ", n(c.moe.router.n_experts), " experts are more than moxie takes: at most ",
                  n(max_expert_matrices), " experts in all"));

@@ -131,13 +131,13 @@ inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& f
   return m;
 }
 
-inline void read_gguf_attention(Fields& f, const Fields& own, const Family& family, ModelConfig& c) {
+inline void read_gguf_attention(Fields& f, const Fields& own, const Family& family, const TensorMap& tensors, ModelConfig& c) {
   AttentionConfig& a = c.attention;
   a.kind = family.attention;
   a.n_heads = f.uniform("attention.head_count", 1, max_heads);
   double width = 0.0;  // of a query and key
   if (a.kind == AttentionKind::gqa) {
-    a.qk_norm = family.qk_norm;
+    if (!family.gguf.qk_norm_optional || tensors.find(tensor_name(gguf_tensor_names.q_norm, 0))) a.qk_norm = family.qk_norm;
     a.clip_qkv = static_cast<float>(own.number("attention.clip_qkv", 5e-7, 1e6, 0.0));
     a.sinks = family.sinks;
     a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
@@ -294,7 +294,7 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   // Files of models without dense layers may leave it out.
   c.intermediate_size =
       dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
-  read_gguf_attention(f, own, family, c);
+  read_gguf_attention(f, own, family, tensors, c);
   c.permuted_rows = own.boolean("rope.permuted_rows",
                                 family.gguf.layout == RopeLayout::interleaved && family.hf.layout == HfRules::Layout::half);
   read_gguf_moe(f, own, family, c);

@@ -24,19 +24,14 @@ namespace moxie::families {
 
 /// Options of other families that would change the result if one of ours had them.
 inline constexpr FixedOption hf_fixed_options[] = {
-    {"hidden_act", "\"silu\""},
-    {"partial_rotary_factor", "1"},
-    {"attention_multiplier", "null"},
-    {"residual_multiplier", "1"},
-    {"embedding_multiplier", "1"},
-    {"logits_scaling", "1"},
-    {"attn_logit_softcapping", "null"},
-    {"final_logit_softcapping", "null"},
-    {"attention_chunk_size", "null"},
-    {"mlp_bias", "false"},
+    {"hidden_act", "\"silu\""},          {"attention_multiplier", "null"}, {"residual_multiplier", "1"},
+    {"embedding_multiplier", "1"},       {"logits_scaling", "1"},          {"attn_logit_softcapping", "null"},
+    {"final_logit_softcapping", "null"}, {"attention_chunk_size", "null"}, {"mlp_bias", "false"},
     {"lm_head_bias", "false"},
 };
 
+/// The same in families that rotate whole heads.
+inline constexpr FixedOption hf_whole_rotation[] = {{"partial_rotary_factor", "1"}};
 /// The same in families without HfRules::clip_qkv.
 inline constexpr FixedOption hf_without_clipping[] = {{"clip_qkv", "null"}};
 
@@ -55,7 +50,8 @@ inline void check_hf_quantization(const Fields& f, const Family& family) {
   check_fixed(q, options);
 }
 
-/// `rope.dims` is set. Returns DeepSeek's factor m on the softmax scale before it is squared.
+/// `rope.dims` is the size of a head, or of its part that may be rotated. Returns DeepSeek's factor m on the softmax scale before
+/// it is squared.
 inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t context_length, RopeConfig& rope) {
   static const nlohmann::json none = nlohmann::json::object();
   const nlohmann::json* parameters = f.find("rope_parameters");
@@ -72,8 +68,14 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
   rope.layout = family.hf.layout == HfRules::Layout::half                                                ? RopeLayout::half
                 : family.hf.layout == HfRules::Layout::interleaved || f.boolean("rope_interleave", true) ? RopeLayout::interleaved
                                                                                                          : RopeLayout::half;
-  if (r.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0)
-    r.unsupported("partial_rotary_factor", "is not 1; this family rotates whole heads");
+  if (family.hf.rotary_factor == 1.0) {
+    if (r.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0)
+      r.unsupported("partial_rotary_factor", "is not 1; this family rotates whole heads");
+  } else {
+    const double factor =
+        r.number("partial_rotary_factor", 0.0, 1.0, f.number("partial_rotary_factor", 0.0, 1.0, family.hf.rotary_factor));
+    rope.dims = f.integer("rotary_dim", 1, max_head_dim, static_cast<std::int64_t>(static_cast<double>(rope.dims) * factor));
+  }
 
   const std::string kind = r.text("rope_type|type", "default");
   double softmax_mscale = 1.0;
@@ -121,7 +123,7 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
   a.n_heads = f.integer("num_attention_heads", 1, max_heads);
   double width = 0.0;  // of a query and key
   if (a.kind == AttentionKind::gqa) {
-    a.qk_norm = family.qk_norm;
+    if (!family.hf.qk_norm_key || f.boolean(family.hf.qk_norm_key, false)) a.qk_norm = family.qk_norm;
     if (family.hf.clip_qkv) a.clip_qkv = static_cast<float>(f.number("clip_qkv", 1e-6, 1e6, 0.0));
     a.sinks = family.sinks;
     a.n_kv_heads = f.integer("num_key_value_heads", 1, max_heads, a.n_heads);
@@ -201,7 +203,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   moe.biases = family.expert_biases;
   if (family.swiglu_limit != 0.0f)
     moe.swiglu_limit = static_cast<float>(f.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
-  if (family.attention == AttentionKind::mla) {
+  if (hf.groups) {
     router.routed_scaling_factor = static_cast<float>(f.number("routed_scaling_factor", 1e-6, 1e6, hf.scaling_default));
     bool groups = true;
     if (hf.group_method) {
@@ -246,6 +248,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
 
 inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   check_fixed(f, hf_fixed_options);
+  if (family.hf.rotary_factor == 1.0) check_fixed(f, hf_whole_rotation);
   if (!family.hf.clip_qkv) check_fixed(f, hf_without_clipping);
   check_fixed(f, family.hf.fixed);
   check_hf_quantization(f, family);

@@ -42,6 +42,7 @@ inline constexpr Family deepseek_v2{
            .shared_default = 2,
            .dense = HfRules::Dense::first_k,
            .topk_norm = TopkNorm::never,
+           .groups = true,
            .group_method = "group_limited_greedy",
            .fixed = deepseek_v2_fixed},
     .gguf = {.layout = RopeLayout::interleaved, .shared = "expert_shared_count", .topk_norm = TopkNorm::by_key},

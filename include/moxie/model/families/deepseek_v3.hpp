@@ -29,6 +29,7 @@ inline constexpr Family deepseek_v3{
            .first_k_default = 3,
            .topk_norm = TopkNorm::by_key,
            .topk_norm_default = true,
+           .groups = true,
            .scaling_default = 2.5,
            .n_group_default = 8,
            .topk_group_default = 4,

@@ -190,10 +190,11 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   if (family.shared == families::SharedExperts::gated) out[a + family.gguf.shared] = moe.shared_intermediate_size;
   if (router.norm_topk_prob != (family.gguf.topk_norm == families::TopkNorm::always))
     out[concat(a, "expert_weights_norm")] = router.norm_topk_prob;
-  if (attention.kind == AttentionKind::mla || router.routed_scaling_factor != 1.0f)
+  if (family.hf.groups || router.routed_scaling_factor != 1.0f)
     out[concat(a, "expert_weights_scale")] = static_cast<double>(router.routed_scaling_factor);
-  if (attention.kind == AttentionKind::mla) {
+  if (family.hf.groups || router.scoring == RouterScoring::sigmoid)
     out[concat(a, "expert_gating_func")] = families::gguf_gating(router.scoring);
+  if (family.hf.dense == families::HfRules::Dense::first_k) {
     while (leading < config.n_layers && !config.is_moe_layer[static_cast<std::size_t>(leading)]) ++leading;
     out[concat(a, "leading_dense_block_count")] = leading;
   }
