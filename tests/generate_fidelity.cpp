@@ -137,6 +137,7 @@ TEST_CASE("glm4_moe gives the results of transformers, with norms of q and k and
 }
 TEST_CASE("dots1 gives the results of transformers") { compare_with_transformers("dots1"); }
 TEST_CASE("minimax_m2 gives the results of transformers") { compare_with_transformers("minimax_m2"); }
+TEST_CASE("ernie4_5_moe gives the results of transformers") { compare_with_transformers("ernie4_5_moe"); }
 
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");
@@ -184,8 +185,8 @@ TEST_CASE("olmoe GGUF files give the logits of their dequantized weights, and in
 TEST_CASE("gpt-oss GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   compare_with_llama_cpp("gpt-oss");
 }
-TEST_CASE("glm4moe, dots1 and minimax-m2 GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
-  for (const char* name : {"glm4moe", "dots1", "minimax-m2"}) compare_with_llama_cpp(name);
+TEST_CASE("glm4moe, dots1, minimax-m2 and ernie4_5-moe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
+  for (const char* name : {"glm4moe", "dots1", "minimax-m2", "ernie4_5-moe"}) compare_with_llama_cpp(name);
 }
 TEST_CASE("deepseek2 GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   for (const char* name : {"deepseek2-lite", "deepseek2-v2", "deepseek2-v3"}) compare_with_llama_cpp(name);

@@ -130,7 +130,7 @@ void check_tensors(const ModelDescription& d) {
     CHECK(t.experts.size() == (moe ? static_cast<std::size_t>(c.moe.router.n_experts) : 0));
     CHECK(t.shared.has_value() == (moe && c.moe.shared_intermediate_size > 0));
     CHECK(t.shared_gate.has_value() == (moe && c.moe.shared_expert_gate));
-    CHECK(t.router_bias.has_value() == (moe && c.moe.router.scoring == moxie::RouterScoring::sigmoid));
+    CHECK(t.router_bias.has_value() == (moe && (c.moe.router.scoring == moxie::RouterScoring::sigmoid || c.family == "ernie4_5_moe")));
     CHECK(t.sinks.has_value() == c.attention.sinks);
     CHECK(t.router_logit_bias.has_value() == (moe && c.moe.biases));
     for (const auto& [bias, columns] : {std::pair(&t.experts_gate_bias, c.moe.moe_intermediate_size),
@@ -181,11 +181,11 @@ void for_each_gguf(const std::string& folder, F&& f) {
     f(*path + "/" + name, about);
   }
 }
-const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2"};
+const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2", "ernie4_5-moe"};
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
                                   "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
-                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2"};
+                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -232,7 +232,7 @@ TEST_CASE("every Hugging Face folder of the families is described, with the MoE 
     const json config = json::parse(test::read_text(*path + "/config.json"));
     CHECK(d.tensors.output.has_value() == !config["tie_word_embeddings"].get<bool>());
     CHECK(d.config.attention.rope.layout ==
-          (d.config.attention.kind == moxie::AttentionKind::mla ? moxie::RopeLayout::interleaved : moxie::RopeLayout::half));
+          (d.config.attention.kind == moxie::AttentionKind::mla || name == "ernie4_5_moe" ? moxie::RopeLayout::interleaved : moxie::RopeLayout::half));
   }
 }
 
@@ -314,6 +314,13 @@ TEST_CASE("values of config.json in both of its forms arrive, defaults included"
     CHECK(d->config.moe.router.routed_scaling_factor == 1.0f);
     CHECK(d->config.moe.shared_intermediate_size == 0);
   }
+  if (const auto d = config_of("ernie4_5_moe")) {
+    CHECK(d->config.moe.router.scoring == moxie::RouterScoring::softmax);
+    CHECK(d->config.moe.router.norm_topk_prob);
+    CHECK(d->config.moe.router.norm_minimum == 1e-12f);
+    CHECK(d->config.moe.shared_intermediate_size == 96);
+    CHECK(d->tensors.layers[1].router_bias->tensor.shape == std::vector<std::int64_t>{8});  // [1, 8] in the file
+  }
   if (const auto d = config_of("deepseek_v2_lite")) {
     CHECK(d->config.attention.q_lora_rank == 0);
     CHECK(d->config.moe.router.n_group == 1);
@@ -370,7 +377,7 @@ TEST_CASE("every GGUF file of the families is described, and says what the model
       check_tensors(d);
       const ModelConfig& c = d.config;
       CHECK(moe_layers(c) == about["moe_layers"].get<std::vector<std::int64_t>>());
-      CHECK(d.tensors.output.has_value());
+      CHECK((d.tensors.output.has_value() || folder == "ernie4_5-moe"));  // whose embeddings are tied
       CHECK(c.attention.latent_norm_eps ==
             doctest::Approx(static_cast<double>(c.attention.kind == moxie::AttentionKind::mla ? c.rms_norm_eps : 1e-6f)));
       if (!about.contains("config")) return;
@@ -379,7 +386,7 @@ TEST_CASE("every GGUF file of the families is described, and says what the model
       CHECK(c.vocab_size == hf["vocab_size"].get<std::int64_t>());
       CHECK(c.context_length == hf["max_position_embeddings"].get<std::int64_t>());
       CHECK(c.attention.n_heads == hf["num_attention_heads"].get<std::int64_t>());
-      CHECK(c.moe.router.top_k == hf["num_experts_per_tok"].get<std::int64_t>());
+      CHECK(c.moe.router.top_k == hf[hf.contains("moe_k") ? "moe_k" : "num_experts_per_tok"].get<std::int64_t>());
       CHECK(c.moe.router.norm_topk_prob == hf.value("norm_topk_prob", true));
       CHECK(c.moe.router.routed_scaling_factor == doctest::Approx(hf.value("routed_scaling_factor", 1.0)));
       CHECK(c.moe.router.n_group == hf.value("n_group", 1));
@@ -738,6 +745,38 @@ TEST_CASE("options that would change the result are refused, not ignored") {
   CHECK(contains(refused("minimax_m2", {{"use_qk_norm", false}}), "use_qk_norm"));
   CHECK(contains(refused("gpt_oss", {{"swiglu_alpha", 1.5}}), "swiglu_alpha"));
   CHECK(contains(refused("gpt_oss", {{"quantization_config", {{"quant_method", "fp8"}}}}), "'mxfp4'"));
+}
+
+TEST_CASE("layers outside a range, and between multiples of an interval, are dense; tensors for predicting further tokens are left out") {
+  const auto folder = test::shared_path("models/ernie4_5_moe");
+  if (!folder) return;
+  const moxie::HfFolder opened = moxie::HfFolder::open(*folder);
+  const auto layers = [&](const json& change) {
+    json config = opened.config;
+    config.merge_patch(change);
+    moxie::Fields f(config, "config.json");
+    return moxie::families::read_hf_config(f, moxie::families::ernie4_5_moe).is_moe_layer;
+  };
+  CHECK(layers(json::object()) == std::vector<bool>{false, true, true});
+  CHECK(layers({{"moe_layer_end_index", -1}}) == std::vector<bool>{false, true, true});
+  CHECK(layers({{"moe_layer_end_index", 1}}) == std::vector<bool>{false, true, false});
+  CHECK(layers({{"moe_layer_start_index", 0}}) == std::vector<bool>{true, true, true});
+  CHECK(layers({{"moe_layer_start_index", 0}, {"moe_layer_interval", 2}}) == std::vector<bool>{false, true, false});
+  const auto added = [&](const char* name) {
+    return error_of([&] {
+      moxie::describe_hf(opened.config, with(opened.tensors(), [&](Views& views) { views[name] = views["model.norm.weight"]; }), *folder);
+    });
+  };
+  CHECK(added("model.mtp_hidden_norm.0.weight") == "");
+  CHECK(contains(added("model.other.weight"), "no place for"));
+}
+
+TEST_CASE("the step between MoE layers is found from the layers") {
+  CHECK(moxie::moe_layer_step({false, true, true}, 1) == 1);
+  CHECK(moxie::moe_layer_step({false, true, false, true}, 1) == 2);
+  CHECK(moxie::moe_layer_step({false, false, true, false, false, true}, 2) == 3);
+  CHECK(moxie::moe_layer_step({true, false, false}, 0) == 1);  // none fits
+  CHECK(moxie::moe_layer_step({}, 0) == 1);
 }
 
 TEST_CASE("heads are rotated by an even number of dimensions, more than none and no more than all") {

@@ -140,6 +140,14 @@ TEST_CASE("the added epsilon is part of the divisor") {
   CHECK(c.weights[0] == doctest::Approx(0.5 / 1.5).epsilon(1e-6));
 }
 
+TEST_CASE("the divisor is no less than the minimum") {
+  RouterConfig config{.n_experts = 2, .top_k = 2, .scoring = RouterScoring::sigmoid, .norm_topk_prob = true};
+  config.norm_minimum = 4.0f;
+  CHECK(choose(RoutingRule(config), {0.0f, 0.0f}).weights[0] == 0.125f);
+  config.norm_minimum = 0.25f;
+  CHECK(choose(RoutingRule(config), {0.0f, 0.0f}).weights[0] == 0.5f);
+}
+
 TEST_CASE("ties go to the lower index, experts and groups alike") {
   CHECK(choose(RoutingRule({.n_experts = 6, .top_k = 3}), {0, 1, 1, 0, 1, 1}).ids == std::vector<std::int32_t>{1, 2, 4});
   CHECK(choose(RoutingRule({.n_experts = 6, .top_k = 6}), {0, 0, 0, 0, 0, 0}).ids == std::vector<std::int32_t>{0, 1, 2, 3, 4, 5});
@@ -247,6 +255,7 @@ TEST_CASE("a routing configuration that cannot be is refused, and the message na
   refused({.n_experts = 8, .top_k = 3, .n_group = 4, .topk_group = 1}, "top_k must be at most the experts of topk_group groups (2)");
   refused({.n_experts = 4, .top_k = 1, .n_group = 4, .topk_group = 2}, "at least 2 experts each");
   refused({.n_experts = 4, .top_k = 1, .norm_epsilon = -1.0f}, "norm_epsilon");
+  refused({.n_experts = 4, .top_k = 1, .norm_minimum = -1.0f}, "norm_minimum");
   refused({.n_experts = 4, .top_k = 1, .routed_scaling_factor = std::numeric_limits<float>::infinity()}, "routed_scaling_factor");
   refused({.n_experts = 4, .top_k = 1}, "must have n_experts (4) elements, got 3", {0, 0, 0});
   refused({.n_experts = 2, .top_k = 1}, "bias of expert 1 is not finite", {0, std::numeric_limits<float>::quiet_NaN()});

@@ -21,6 +21,7 @@
 #include <moxie/model/families/deepseek_v2.hpp>
 #include <moxie/model/families/deepseek_v3.hpp>
 #include <moxie/model/families/dots1.hpp>
+#include <moxie/model/families/ernie4_5_moe.hpp>
 #include <moxie/model/families/glm4_moe.hpp>
 #include <moxie/model/families/gpt_oss.hpp>
 #include <moxie/model/families/minimax_m2.hpp>
@@ -42,7 +43,7 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe, &mixtral, &olmoe, &gpt_oss, &glm4_moe, &dots1, &minimax_m2,
+    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe, &mixtral, &olmoe, &gpt_oss, &glm4_moe, &dots1, &minimax_m2, &ernie4_5_moe,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."

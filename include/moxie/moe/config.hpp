@@ -26,9 +26,10 @@ struct RouterConfig {
   std::int64_t n_group = 1;
   std::int64_t topk_group = 1;
   GroupScore group_score = GroupScore::best_two;
-  bool norm_topk_prob = false;         ///< divide the weights by (their sum + norm_epsilon)
+  bool norm_topk_prob = false;         ///< divide the weights by max(their sum + norm_epsilon, norm_minimum)
   float norm_epsilon = 0.0f;           ///< 1e-20 in DeepSeek-V3
   float routed_scaling_factor = 1.0f;  ///< multiplies the weights at the end
+  float norm_minimum = 0.0f;           ///< 1e-12 in ERNIE 4.5
 };
 
 /// y = sum over the chosen experts of weight * down(silu(gate(x)) * up(x)), plus the shared experts. gpt-oss: see swiglu_limit.

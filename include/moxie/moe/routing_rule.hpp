@@ -5,7 +5,7 @@
 //   selection = scores + bias
 //   groups    the experts lie in n_group groups of neighbours; the topk_group groups of the highest group score stay
 //   ids       the top_k highest selection scores of the groups that stay, highest first; ties to the lower index, groups too
-//   weights   = scores of the chosen, / (their sum in slot order + norm_epsilon), * routed_scaling_factor
+//   weights   = scores of the chosen, / max(their sum in slot order + norm_epsilon, norm_minimum), * routed_scaling_factor
 //               where the logits are the scores: softmax over the chosen, its sum in slot order, * routed_scaling_factor
 //
 // All in f32, as Hugging Face transformers computes it; the two sums are taken in f64, in index and slot order.
@@ -56,6 +56,7 @@ class RoutingRule {
     need(config.n_group == 1 || config.group_score != GroupScore::best_two || group_size >= 2,
          concat("groups scored by their two best experts need at least 2 experts each, n_group ", config.n_group, " leaves 1"));
     need(is_finite(config.norm_epsilon) && config.norm_epsilon >= 0, "norm_epsilon must be finite and not negative");
+    need(is_finite(config.norm_minimum) && config.norm_minimum >= 0, "norm_minimum must be finite and not negative");
     need(is_finite(config.routed_scaling_factor), "routed_scaling_factor must be finite");
     need(bias_.size() == 0 || bias_.size() == config.n_experts,
          concat("the selection bias must have n_experts (", experts, ") elements, got ", bias_.size()));
@@ -140,7 +141,7 @@ class RoutingRule {
     }
     if (config_.norm_topk_prob && config_.scoring != RouterScoring::chosen_softmax) {
       // Every chosen score may be 0 (far below the largest logit, chosen by bias or replay); their weights are then 0, not NaN.
-      const float divisor = static_cast<float>(sum) + config_.norm_epsilon;
+      const float divisor = std::max(static_cast<float>(sum) + config_.norm_epsilon, config_.norm_minimum);
       if (divisor > 0.0f)
         for (Index s = 0; s < config_.top_k; ++s) weights[s] /= divisor;
     }

@@ -130,7 +130,10 @@ struct HfRules {
   enum class Dense {
     none,
     sparse_step,  ///< mlp_only_layers, and layers i where i + 1 is no multiple of decoder_sparse_step
-    first_k       ///< the first first_k_dense_replace layers
+    first_k,      ///< the first first_k_dense_replace layers
+    /// layers before moe_layer_start_index or after moe_layer_end_index (-1: the last one), and layers i where i + 1 is no
+    /// multiple of moe_layer_interval
+    outside_range
   };
 
   const TensorNames* names = nullptr;
@@ -155,6 +158,7 @@ struct HfRules {
   std::int64_t first_k_default = 0;
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: norm_topk_prob
   bool topk_norm_default = false;
+  const char* norm_minimum = nullptr;  ///< of RouterConfig::norm_minimum
   bool groups = false;                 ///< routed_scaling_factor, n_group and topk_group count
   double scaling_default = 1.0;        ///< of routed_scaling_factor
   const char* group_method = nullptr;  ///< topk_method with this value means groups, "greedy" none; nullptr: groups always count
@@ -169,6 +173,8 @@ struct GgufRules {
   RopeLayout layout = RopeLayout::half;
   const char* expert_width = "expert_feed_forward_length";
   const char* shared = nullptr;           ///< count or width of the shared experts
+  const char* shared_width = nullptr;     ///< the width too where `shared` is the count; llama.cpp reads it
+  const char* moe_layer_step = nullptr;   ///< of what follows the leading dense layers; llama.cpp reads it
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: expert_weights_norm, absent: no
   bool qkv_bias = false;                  ///< required; elsewhere used where the file has them
   bool o_bias = false;                    ///< the same of o
@@ -185,6 +191,7 @@ struct Family {
   bool selection_bias = false;  ///< the router has a bias for the choice
   GroupScore group_score = GroupScore::best_two;
   float norm_epsilon = 0.0f;
+  float norm_minimum = 0.0f;
   SharedExperts shared = SharedExperts::none;
   bool sinks = false;           ///< of attention
   bool expert_biases = false;   ///< MoeConfig::biases

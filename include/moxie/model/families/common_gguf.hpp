@@ -212,6 +212,7 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
                   concat("is ", found, "; moxie has ", gating, " (", names[gating - 1], ") for this architecture"));
   router.norm_topk_prob = f.boolean("expert_weights_norm", family.gguf.topk_norm == TopkNorm::always);
   router.norm_epsilon = family.norm_epsilon;
+  router.norm_minimum = static_cast<float>(own.number("expert_norm_minimum", 0.0, 1.0, static_cast<double>(family.norm_minimum)));
   const double scale = f.number("expert_weights_scale", 0.0, 1e6, 0.0);
   router.routed_scaling_factor = scale == 0.0 ? 1.0f : static_cast<float>(scale);
   router.n_group = std::max<std::int64_t>(1, f.integer("expert_group_count", 0, max_experts, 1));

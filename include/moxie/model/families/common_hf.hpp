@@ -199,6 +199,9 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   router.norm_topk_prob =
       hf.topk_norm == TopkNorm::always || (hf.topk_norm == TopkNorm::by_key && f.boolean("norm_topk_prob", hf.topk_norm_default));
   router.norm_epsilon = family.norm_epsilon;
+  router.norm_minimum = family.norm_minimum;
+  if (hf.norm_minimum)
+    router.norm_minimum = static_cast<float>(f.number(hf.norm_minimum, 0.0, 1.0, static_cast<double>(family.norm_minimum)));
   router.group_score = family.group_score;
   moe.biases = family.expert_biases;
   if (family.swiglu_limit != 0.0f)
@@ -228,6 +231,13 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   if (hf.dense == HfRules::Dense::first_k) {
     const std::int64_t k = f.integer("first_k_dense_replace", 0, max_layers, hf.first_k_default);
     for (std::int64_t i = 0; i < std::min(k, c.n_layers); ++i) c.is_moe_layer[static_cast<std::size_t>(i)] = false;
+  }
+  if (hf.dense == HfRules::Dense::outside_range) {
+    const std::int64_t first = f.integer("moe_layer_start_index", 0, max_layers, 1),
+                       last = f.integer("moe_layer_end_index", -1, max_layers, -1),
+                       interval = f.integer("moe_layer_interval", 1, max_layers, 1);
+    for (std::int64_t i = 0; i < c.n_layers; ++i)
+      if (i < first || (last >= 0 && i > last) || (i + 1) % interval != 0) c.is_moe_layer[static_cast<std::size_t>(i)] = false;
   }
   if (hf.dense == HfRules::Dense::sparse_step) {
     const std::int64_t step = f.integer("decoder_sparse_step", 1, max_layers, 1);

@@ -270,7 +270,8 @@ class DecoderFinder {
   }
 
   /// Whether a tensor that nobody asked for is part of the decoder: all of GGUF's; of Hugging Face's those of the model and the
-  /// output matrix, but the rotation's frequencies, which are computed. Layers for multi-token prediction are left out.
+  /// output matrix, but the rotation's frequencies, which are computed. What is for multi-token prediction (in ERNIE 4.5
+  /// "model.mtp_..") is left out.
   bool belongs(std::string_view name) const {
     const std::string_view prefix = n_.layer_prefix;
     const bool gguf = !prefix.starts_with("model.");
@@ -281,7 +282,7 @@ class DecoderFinder {
         layer = 10 * layer + (name[i] - '0');
       if (layer >= c_.n_layers && (layer < c_.n_layers + rules_.prediction_layers || predicts(layer))) return false;
     }
-    if (name.ends_with("rotary_emb.inv_freq")) return false;
+    if (name.ends_with("rotary_emb.inv_freq") || name.starts_with("model.mtp_")) return false;
     return gguf || name.starts_with("model.") || name.starts_with("lm_head.");
   }
   bool predicts(std::int64_t layer) const {

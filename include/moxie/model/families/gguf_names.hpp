@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <numbers>
 #include <numeric>
 #include <optional>
@@ -129,6 +130,18 @@ inline void write_gguf_rope(const ModelConfig& c, const std::string& a, nlohmann
 
 }  // namespace families
 
+/// The step s with which layer i from `leading` on is a MoE layer where i + 1 is a multiple of s; 1 where there is none. Readers
+/// of moxie's files go by the tensors.
+inline std::int64_t moe_layer_step(const std::vector<bool>& is_moe_layer, std::int64_t leading) {
+  const std::int64_t n = std::ssize(is_moe_layer);
+  for (std::int64_t step = 1; step <= n; ++step) {
+    bool fits = true;
+    for (std::int64_t i = leading; i < n; ++i) fits = fits && is_moe_layer[static_cast<std::size_t>(i)] == ((i + 1) % step == 0);
+    if (fits) return step;
+  }
+  return 1;
+}
+
 /// Metadata that describe_gguf() turns back into `config` (general.architecture, general.name, the keys of the architecture).
 /// `split_kv_b`: the file has attn_k_b and attn_v_b rather than attn_kv_b. Throws ArgumentError for an unknown family.
 inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) {
@@ -187,6 +200,7 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   out[a + family.gguf.expert_width] = moe.moe_intermediate_size;
   if (family.shared == families::SharedExperts::counted)
     out[a + family.gguf.shared] = moe.shared_intermediate_size / moe.moe_intermediate_size;
+  if (family.gguf.shared_width) out[a + family.gguf.shared_width] = moe.shared_intermediate_size;
   if (family.shared == families::SharedExperts::gated) out[a + family.gguf.shared] = moe.shared_intermediate_size;
   if (router.norm_topk_prob != (family.gguf.topk_norm == families::TopkNorm::always))
     out[concat(a, "expert_weights_norm")] = router.norm_topk_prob;
@@ -194,9 +208,12 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
     out[concat(a, "expert_weights_scale")] = static_cast<double>(router.routed_scaling_factor);
   if (family.hf.groups || router.scoring == RouterScoring::sigmoid)
     out[concat(a, "expert_gating_func")] = families::gguf_gating(router.scoring);
-  if (family.hf.dense == families::HfRules::Dense::first_k) {
+  if (router.norm_minimum != family.norm_minimum) out["moxie.expert_norm_minimum"] = static_cast<double>(router.norm_minimum);
+  using Dense = families::HfRules::Dense;
+  if (family.hf.dense == Dense::first_k || family.hf.dense == Dense::outside_range) {
     while (leading < config.n_layers && !config.is_moe_layer[static_cast<std::size_t>(leading)]) ++leading;
     out[concat(a, "leading_dense_block_count")] = leading;
+    if (family.gguf.moe_layer_step) out[a + family.gguf.moe_layer_step] = moe_layer_step(config.is_moe_layer, leading);
   }
   if (router.n_group > 1) {
     out[concat(a, "expert_group_count")] = router.n_group;
