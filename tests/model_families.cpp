@@ -377,7 +377,7 @@ TEST_CASE("every GGUF file of the families is described, and says what the model
       check_tensors(d);
       const ModelConfig& c = d.config;
       CHECK(moe_layers(c) == about["moe_layers"].get<std::vector<std::int64_t>>());
-      CHECK((d.tensors.output.has_value() || folder == "ernie4_5-moe"));  // whose embeddings are tied
+      CHECK(d.tensors.output.has_value() == (folder != "ernie4_5-moe" || !path.ends_with("BF16.gguf")));  // where the embeddings are tied
       CHECK(c.attention.latent_norm_eps ==
             doctest::Approx(static_cast<double>(c.attention.kind == moxie::AttentionKind::mla ? c.rms_norm_eps : 1e-6f)));
       if (!about.contains("config")) return;
@@ -740,7 +740,8 @@ TEST_CASE("options that would change the result are refused, not ignored") {
   CHECK(contains(refused("deepseek_v3_fp8", {{"quantization_config", {{"weight_block_size", {64, 64}}}}}), "weight_block_size"));
   CHECK(contains(refused("qwen3_moe", {{"rope_parameters", {{"partial_rotary_factor", 0.5}}}}), "partial_rotary_factor"));
   CHECK(contains(refused("mixtral", {{"partial_rotary_factor", 0.5}}), "partial_rotary_factor"));
-  CHECK(contains(refused("dots1", {{"sliding_window", 4096}}), "sliding_window"));
+  CHECK(contains(refused("deepseek_v3", {{"layer_types", {"full_attention", "sliding_attention", "full_attention"}}}), "only full_attention"));
+  CHECK(contains(refused("deepseek_v3_fp8", {{"quantization_config", {{"fmt", "e5m2"}}}}), "float8_e4m3fn"));
   CHECK(contains(refused("minimax_m2", {{"scoring_func", "softmax"}}), "scoring_func"));
   CHECK(contains(refused("minimax_m2", {{"use_qk_norm", false}}), "use_qk_norm"));
   CHECK(contains(refused("gpt_oss", {{"swiglu_alpha", 1.5}}), "swiglu_alpha"));
@@ -772,11 +773,51 @@ TEST_CASE("layers outside a range, and between multiples of an interval, are den
 }
 
 TEST_CASE("the step between MoE layers is found from the layers") {
-  CHECK(moxie::moe_layer_step({false, true, true}, 1) == 1);
-  CHECK(moxie::moe_layer_step({false, true, false, true}, 1) == 2);
-  CHECK(moxie::moe_layer_step({false, false, true, false, false, true}, 2) == 3);
-  CHECK(moxie::moe_layer_step({true, false, false}, 0) == 1);  // none fits
-  CHECK(moxie::moe_layer_step({}, 0) == 1);
+  using moxie::families::moe_layer_step;
+  CHECK(moe_layer_step({false, true, true}, 1) == 1);
+  CHECK(moe_layer_step({false, true, false, true}, 1) == 2);
+  CHECK(moe_layer_step({false, false, true, false, false, true}, 2) == 3);
+  CHECK(moe_layer_step({true, true, false}, 0) == 0);  // none fits
+  if (const auto path = test::shared_path("models/ernie4_5_moe")) {
+    ModelDescription d = open_hf(*path);
+    d.config.is_moe_layer = {false, true, false};
+    CHECK(moxie::gguf_metadata(d.config, false)["ernie4_5-moe.interleave_moe_layer_step"] == 2);
+    d.config.is_moe_layer = {true, true, false};
+    CHECK_THROWS_WITH_AS(moxie::gguf_metadata(d.config, false), doctest::Contains("which layers are dense"), moxie::UnsupportedError);
+  }
+}
+
+TEST_CASE("published forms of config.json: FP8 under its other name, windows of late layers, tied embeddings and rotation by default") {
+  if (!test::shared_path("models/minimax_m2")) return;
+  const auto config_of = [](const char* name, const json& change, std::initializer_list<const char*> without = {}) {
+    const auto path = test::shared_path(std::string("models/") + name);
+    REQUIRE(path);
+    const moxie::HfFolder opened = moxie::HfFolder::open(*path);
+    json config = opened.config;
+    config.merge_patch(change);
+    for (const char* key : without) config.erase(key);
+    return moxie::describe_hf(config, opened.tensors(), *path);
+  };
+  const json fp8 = {{"quantization_config",
+                     {{"quant_method", "fp8"}, {"fmt", "float8_e4m3fn"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {128, 128}},
+                      {"modules_to_not_convert", {"gate", "e_score_correction_bias", "lm_head"}}}}};
+  CHECK(config_of("minimax_m2", fp8).config.attention.rope.dims == 16);
+  CHECK(config_of("minimax_m2", {{"partial_rotary_factor", 0.25}}).config.attention.rope.dims == 8);  // before rotary_dim
+  CHECK(config_of("minimax_m2", json::object(), {"rotary_dim"}).config.attention.rope.dims == 32);
+  CHECK(config_of("glm4_moe_air", {{"rotary_dim", 4}}).config.attention.rope.dims == 8);  // no key of this family
+  CHECK(config_of("glm4_moe_air", json::object(), {"partial_rotary_factor"}).config.attention.rope.dims == 8);
+  CHECK_FALSE(config_of("ernie4_5_moe", json::object(), {"tie_word_embeddings"}).tensors.output.has_value());
+  using Windows = std::vector<std::int64_t>;
+  const auto windows = [&](const json& change, std::initializer_list<const char*> without = {}) {
+    const ModelConfig c = config_of("dots1", change, without).config;
+    return Windows{c.sliding_window(0), c.sliding_window(1), c.sliding_window(2)};
+  };
+  CHECK(windows(json::object()) == Windows{0, 0, 0});
+  CHECK(windows({{"sliding_window", 64}}) == Windows{0, 0, 0});  // layer_types has none
+  CHECK(windows({{"sliding_window", 64}, {"layer_types", {"full_attention", "full_attention", "sliding_attention"}}}) == Windows{0, 0, 64});
+  CHECK(windows({{"sliding_window", 64}, {"max_window_layers", 1}}, {"layer_types"}) == Windows{0, 64, 64});
+  CHECK(windows({{"max_window_layers", 2}}, {"layer_types", "sliding_window"}) == Windows{0, 0, 4096});
+  CHECK(windows(json::object(), {"layer_types", "sliding_window", "max_window_layers"}) == Windows{0, 0, 0});
 }
 
 TEST_CASE("heads are rotated by an even number of dimensions, more than none and no more than all") {
@@ -784,7 +825,7 @@ TEST_CASE("heads are rotated by an even number of dimensions, more than none and
   if (!folder || !path) return;
   const moxie::HfFolder opened = moxie::HfFolder::open(*folder);
   for (const json& change : {json{{"partial_rotary_factor", 0.0}}, json{{"partial_rotary_factor", 0.2}}, json{{"partial_rotary_factor", 1.5}},
-                             json{{"rotary_dim", 17}}, json{{"rotary_dim", 18}}, json{{"rotary_dim", 0}}}) {
+                             json{{"partial_rotary_factor", 0.07}}}) {
     json config = opened.config;
     config.merge_patch(change);
     CAPTURE(change.dump());

@@ -91,6 +91,7 @@ inline OddSizes odd_sizes(moxie::Dtype type) {
   switch (moxie::dtype_info(type).block_elements) {
     case 1: return {76, 52, 6, 3, 22, 3, 20, 12, 28, 44, 36};
     case 32: return {96, 160, 12, 3, 24, 3, 32, 16, 32, 64, 32};
+    case 64: return {192, 320, 12, 3, 24, 3, 32, 16, 32, 64, 64};
     default: return {256, 256, 12, 3, 24, 3, 32, 16, 32, 64, 64};
   }
 }

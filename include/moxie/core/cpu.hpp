@@ -18,10 +18,10 @@ namespace moxie {
 ///
 /// Fetching ahead. All do it where there are many rows. With one or two, little is done with each line, and the processor's own
 /// prefetchers may follow the stream of weights better alone (Zen 4), or fall behind.
-/// Staging of 6- and 3-bit codes, which are unpacked to bytes for all rows: from 8 rows on (Xeon: 16 rows from memory
-/// 7 to 17% faster, 12 rows 4 to 20%, 8 rows 2 to 7%, from the first-level cache), from 24 (Zen 5: 16 rows 9% slower), or of 3
-/// bits alone from 12 (Zen 4: of 6 bits 16 rows 10% slower, 32 rows 4%, 96 rows 1% faster). All but Zen 4's before codes lay in
-/// planes.
+/// Staging of codes in halves (Q6_K, Q3_K, IQ1, IQ2, NVFP4), which are unpacked to bytes for all rows: from 8 rows on (Xeon: 16
+/// rows from memory 7 to 17% faster, 12 rows 4 to 20%, 8 rows 2 to 7%, from the first-level cache), from 24 (Zen 5: 16 rows 9%
+/// slower), or of Q3_K, IQ1 and IQ2 alone from 12 (Zen 4: of Q6_K 16 rows 10% slower, 32 rows 4%, 96 rows 1% faster; of NVFP4 12
+/// rows 12% slower, 96 the same). Xeon and Zen 5: of Q6_K and Q3_K, before codes lay in planes.
 enum class TunedFor {
   zen4,  ///< nothing ahead for one and two rows: 2 cores read 4- and 6-bit codes for one row at 55 GB/s so, and at 43 with it;
          ///< for three and four to the second-level cache, but 8-bit codes to the first, 4 KB ahead

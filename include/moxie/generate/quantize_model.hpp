@@ -241,8 +241,7 @@ inline void write_quantized(GgufWriter& writer, std::vector<TensorSource>& sourc
   for (TensorSource& source : sources) {
     source.dtype = quantized_type(mix, options.pure, model, source.name, source.shape);
     for (const Weight& weight : source.weights)
-      with_format(
-          weight.tensor.dtype, [](auto) {}, weight.tensor.place());  // throws where it cannot be decoded
+      detail::format_info(weight.tensor.dtype, weight.tensor.place());  // throws where it cannot be decoded
     report.parameters += static_cast<std::uint64_t>(source.rows() * source.columns());
     report.bytes_out +=
         static_cast<std::uint64_t>(source.rows()) * row_bytes(source.dtype, static_cast<std::uint64_t>(source.columns()));

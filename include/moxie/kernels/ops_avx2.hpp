@@ -11,6 +11,7 @@
 //   u5 around 16           16                16 * 16 * 127 = 32512     likewise
 //   u5                      8                 8 * 31 * 127 = 31496     two such sums
 //   u6 around 32            8                 8 * 32 * 127 = 32512     each half of 16 has its own start and scale
+//   u5 around 16            8                 8 * 16 * 127 = 16256     likewise, in halves (IQ1, NVFP4)
 //   u3 around 4, u2         8                 8 *  4 * 127 =  4064     likewise
 //   s8                      2                 2 * 128 * 127 = 32512    |code| times the activation with the code's sign
 //   s7                      4                 4 *  64 * 127 = 32512    likewise

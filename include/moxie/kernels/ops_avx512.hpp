@@ -114,7 +114,8 @@ struct Avx512Ops {
   static constexpr bool fours = halved(kind) && !offset;
   static constexpr int unfetched = 2;
   /// Unpacking takes shifts and masks, which mostly run beside the products: only of codes in halves they are so many that it may
-  /// be worth it to keep unpacked bytes. On a Xeon it is, from 8 tokens on, on Zen 4 only that of Q3_K (TunedFor).
+  /// be worth it to keep unpacked bytes. On a Xeon it is, from 8 tokens on, on Zen 4 only for Q3_K, IQ1 and IQ2
+  /// (TunedFor).
   template <int kind, bool offset>
   static constexpr int staged_from = !halved(kind) || offset ? 1 << 20 : 8;
 

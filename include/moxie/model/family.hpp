@@ -119,7 +119,7 @@ inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMa
   ModelDescription model;
   model.config = read_hf_config(f, *family);
   const bool bias = family->hf.bias_key && f.boolean(family->hf.bias_key, family->hf.bias_default);
-  const bool tied = f.boolean("tie_word_embeddings", false);
+  const bool tied = f.boolean("tie_word_embeddings", family->hf.tied_default);
   const Presence biases = bias ? Presence::required : Presence::absent;
   const TensorRules rules{
       .names = family->hf.names,

@@ -56,11 +56,17 @@ decltype(auto) with_format(Dtype dtype, F&& f, Place place = {}) {
 }
 
 namespace detail {
-template <class Format>
-void check_row_length(std::int64_t n) {
-  if (n < 0 || n % Format::block != 0)
+/// Block and name of a type that has a format. Throws UnsupportedError at `place` when it has none.
+inline const DtypeInfo& format_info(Dtype dtype, Place place = {}) {
+  with_format(
+      dtype, [](auto) {}, std::move(place));
+  return dtype_info(dtype);
+}
+inline void check_row_length(Dtype dtype, std::int64_t n) {
+  const DtypeInfo& format = format_info(dtype);
+  if (const auto block = static_cast<std::int64_t>(format.block_elements); n < 0 || n % block != 0)
     throw ArgumentError(
-        concat("a row of ", n, " elements cannot be ", Format::name, ": its length must be a multiple of ", Format::block));
+        concat("a row of ", n, " elements cannot be ", format.name, ": its length must be a multiple of ", block));
 }
 template <class Format>
 void check_encodable() {
@@ -75,18 +81,16 @@ void check_encodable() {
 /// One row: src is n elements as they lie in a file, at any alignment; dst is n floats.
 /// Throws UnsupportedError, or ArgumentError when n is not a multiple of the type's block.
 [[gnu::noinline]] inline void decode_row(Dtype dtype, const std::byte* src, float* dst, std::int64_t n) {
-  with_format(dtype, [&]<class Format>(Format) {
-    detail::check_row_length<Format>(n);
-    Format::decode(src, dst, n);
-  });
+  detail::check_row_length(dtype, n);
+  with_format(dtype, [&]<class Format>(Format) { Format::decode(src, dst, n); });
 }
 
 /// One row of n finite floats to the type's blocks (row_bytes(dtype, n) bytes). What NaN, infinity and magnitudes beyond f16
 /// become in block formats is unspecified; encode_rows of quant/quantize.hpp rejects them.
 /// Throws UnsupportedError, or ArgumentError when n is not a multiple of the type's block.
 [[gnu::noinline]] inline void encode_row(Dtype dtype, const float* src, std::byte* dst, std::int64_t n) {
+  detail::check_row_length(dtype, n);
   with_format(dtype, [&]<class Format>(Format) {
-    detail::check_row_length<Format>(n);
     detail::check_encodable<Format>();
     if constexpr (EncodableFormat<Format>) Format::encode(src, dst, n);
   });

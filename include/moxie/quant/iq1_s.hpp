@@ -4,8 +4,7 @@
 //
 //   0   f16     d
 //   2   u8[32]  the lower 8 bits of the grid's entry of 8 elements each
-//   34  u16[8]  of 32 elements: the upper 3 bits of its 4 entries in bits 0..11, the factor in bits 12..14, bit 15 where delta is
-//   -1/8
+//   34  u16[8]  of 32 elements: the upper 3 bits of its 4 entries in bits 0..11, the factor in bits 12..14, bit 15: delta is -1/8
 //
 //   x[i] = (d * (1 + 2 * factor)) * (value[i] + delta)
 //

@@ -7,9 +7,9 @@
 //
 //   x[i] = (ue4m3(e) / 2) * value[q[i]]      value as MXFP4 has it, twice E2M1
 //
-// e = 0x7F, E4M3's NaN, is 0, as in ggml; bit 7 of e counts for nothing else. All products are exact in f32 (4 and 4 significant
-// bits). The scale that NVIDIA's checkpoints have for a whole tensor is another tensor of a file, no part of this format. Source:
-// ggml-quants.c. Not written here.
+// e = 0x7F, E4M3's NaN, is 0, as in ggml; of other values bit 7 is left out, so 0xFF is 480. All products are exact in f32 (4 and
+// 4 significant bits). The scale that NVIDIA's checkpoints have for a whole tensor is another tensor of a file (".scale"), which
+// moxie does not read: it refuses such files. Source: ggml-quants.c. Not written here.
 
 #include <cstddef>
 #include <cstdint>

@@ -47,9 +47,10 @@ struct LayoutOf<Format> {
 };
 
 template <class Panel>
-inline constexpr bool has_float_halves = requires {
-  Panel::float_halves;
-};
+inline constexpr bool has_float_halves = [] {
+  if constexpr (requires { Panel::float_halves; }) return Panel::float_halves;
+  return false;
+}();
 
 namespace panel {
 

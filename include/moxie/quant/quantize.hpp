@@ -30,10 +30,8 @@ constexpr float largest_encodable(Dtype dtype) noexcept {
 
 namespace detail {
 inline void check_encoding(Dtype dtype, Index columns) {
-  with_format(dtype, [&]<class Format>(Format) {
-    check_row_length<Format>(columns);
-    check_encodable<Format>();
-  });
+  check_row_length(dtype, columns);
+  with_format(dtype, [&]<class Format>(Format) { check_encodable<Format>(); });
 }
 }  // namespace detail
 
@@ -65,7 +63,7 @@ inline std::vector<std::byte> encode_matrix(Dtype dtype, const ConstRows& x, Thr
 /// Rows as they lie in a file, each row_bytes(dtype, columns) bytes, to x [rows, columns].
 /// Throws UnsupportedError, or ArgumentError when columns is no multiple of the type's block.
 inline void decode_rows(Dtype dtype, const std::byte* src, MutRows x, Threads threads = Threads(1)) {
-  with_format(dtype, [&]<class Format>(Format) { detail::check_row_length<Format>(x.cols()); });
+  detail::check_row_length(dtype, x.cols());
   threads.for_each(x.rows(), [&](std::int64_t r, int) {
     const std::uint64_t stride = row_bytes(dtype, static_cast<std::uint64_t>(x.cols()));
     decode_row(dtype, src + static_cast<std::uint64_t>(r) * stride, x.data() + r * x.outerStride(), x.cols());
@@ -78,21 +76,17 @@ inline void check_tensor_rows(const TensorView& tensor) {
   if (tensor.panel_bytes != 0)
     throw UnsupportedError(tensor.place(),
                            "lies packed in the file, and its rows cannot be read one by one; use the model it was packed from");
-  with_format(
-      tensor.dtype,
-      [&]<class Format>(Format) {
-        std::uint64_t expected = Format::block_bytes;
-        bool whole = tensor.columns() % Format::block == 0;
-        for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
-          const std::int64_t size = i + 1 < tensor.shape.size() ? tensor.shape[i] : tensor.shape[i] / Format::block;
-          whole = whole && size >= 0 && !__builtin_mul_overflow(expected, static_cast<std::uint64_t>(size), &expected);
-        }
-        if (!whole || expected != tensor.bytes)
-          throw FormatError(tensor.place(),
-                            concat("shape ", tensor.shape_text(), " of ", Format::name, " does not fit its ", tensor.bytes,
-                                   " bytes; rows must be a multiple of ", Format::block, " elements"));
-      },
-      tensor.place());
+  const DtypeInfo& format = format_info(tensor.dtype, tensor.place());
+  const auto block = static_cast<std::int64_t>(format.block_elements);
+  std::uint64_t expected = format.block_bytes;
+  bool whole = tensor.columns() % block == 0;
+  for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
+    const std::int64_t size = i + 1 < tensor.shape.size() ? tensor.shape[i] : tensor.shape[i] / block;
+    whole = whole && size >= 0 && !__builtin_mul_overflow(expected, static_cast<std::uint64_t>(size), &expected);
+  }
+  if (!whole || expected != tensor.bytes)
+    throw FormatError(tensor.place(), concat("shape ", tensor.shape_text(), " of ", format.name, " does not fit its ",
+                                             tensor.bytes, " bytes; rows must be a multiple of ", block, " elements"));
 }
 }  // namespace detail
 

@@ -6,7 +6,7 @@
 //
 // where `unit`, a power of two, makes all values integers. All products are exact in f32: 11, 5 and 6 significant bits.
 //
-// In a file a code is an index into a grid of 8 or 4 elements. A block of 32 inputs x 16 rows would take 64 or 128 lookups, of
+// A file has entries of a grid, 8 or 4 elements each. A block of 32 inputs x 16 rows would take 64 or 128 lookups, of
 // which a core does two or three a cycle, and more to bring what they find into registers, where the products of a row take 8
 // cycles on AVX-512. So panels hold the codes of elements, in 2 to 4 bits each: more than the file has, but read as fast as other
 // formats.

@@ -125,7 +125,8 @@ struct HfRules {
     everywhere,     ///< sliding_window in every layer, null: none
     switched,       ///< the same when use_sliding_window is true
     by_layer_type,  ///< in the layers that layer_types names, when use_sliding_window is true
-    alternating     ///< in the layers that layer_types names; absent: in layers 0, 2, ..
+    alternating,    ///< in the layers that layer_types names; absent: in layers 0, 2, ..
+    late            ///< the same; absent: in layers from max_window_layers on
   };
   enum class Dense {
     none,
@@ -141,8 +142,9 @@ struct HfRules {
   double rms_norm_eps = 1e-6;
   std::int64_t context_length = 4096;
   Layout layout = Layout::half;
-  double rotary_factor =
-      1.0;  ///< 1: whole heads are rotated; else the default of partial_rotary_factor, which rotary_dim overrules
+  bool partial_rotation = false;     ///< a part of each head may be rotated: partial_rotary_factor
+  double rotary_factor = 1.0;        ///< its default
+  const char* rotary_dim = nullptr;  ///< the dimensions themselves, where that factor is absent
   Window window = Window::none;
   bool clip_qkv = false;           ///< the key of this name may limit q, k and v
   const char* bias_key = nullptr;  ///< q, k, v (or q_a and kv_a) have biases when this is true
@@ -159,6 +161,7 @@ struct HfRules {
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: norm_topk_prob
   bool topk_norm_default = false;
   const char* norm_minimum = nullptr;  ///< of RouterConfig::norm_minimum
+  bool tied_default = false;           ///< of tie_word_embeddings
   bool groups = false;                 ///< routed_scaling_factor, n_group and topk_group count
   double scaling_default = 1.0;        ///< of routed_scaling_factor
   const char* group_method = nullptr;  ///< topk_method with this value means groups, "greedy" none; nullptr: groups always count

@@ -45,9 +45,10 @@ inline void check_hf_quantization(const Fields& f, const Family& family) {
     q.unsupported("quant_method", concat("is ", Fields::show(method), "; moxie reads unquantized checkpoints and '",
                                          family.hf.quantization, "' (for others: convert the model to GGUF)"));
   if (method != "fp8") return;
-  static constexpr FixedOption options[] = {
-      {"fmt", "\"e4m3\""}, {"weight_block_size", "[128, 128]"}, {"activation_scheme", "\"dynamic\""}};
+  static constexpr FixedOption options[] = {{"weight_block_size", "[128, 128]"}, {"activation_scheme", "\"dynamic\""}};
   check_fixed(q, options);
+  if (const std::string fmt = q.text("fmt", "e4m3"); fmt != "e4m3" && fmt != "float8_e4m3fn")
+    q.unsupported("fmt", concat("is ", Fields::show(fmt), "; moxie has 'e4m3', also called 'float8_e4m3fn'"));
 }
 
 /// `rope.dims` is the size of a head, or of its part that may be rotated. Returns DeepSeek's factor m on the softmax scale before
@@ -68,13 +69,17 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
   rope.layout = family.hf.layout == HfRules::Layout::half                                                ? RopeLayout::half
                 : family.hf.layout == HfRules::Layout::interleaved || f.boolean("rope_interleave", true) ? RopeLayout::interleaved
                                                                                                          : RopeLayout::half;
-  if (family.hf.rotary_factor == 1.0) {
+  if (!family.hf.partial_rotation) {
     if (r.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0)
       r.unsupported("partial_rotary_factor", "is not 1; this family rotates whole heads");
   } else {
-    const double factor =
-        r.number("partial_rotary_factor", 0.0, 1.0, f.number("partial_rotary_factor", 0.0, 1.0, family.hf.rotary_factor));
-    rope.dims = f.integer("rotary_dim", 1, max_head_dim, static_cast<std::int64_t>(static_cast<double>(rope.dims) * factor));
+    const auto dims = [&](double factor) { return static_cast<std::int64_t>(static_cast<double>(rope.dims) * factor); };
+    if (r.contains("partial_rotary_factor"))
+      rope.dims = dims(r.number("partial_rotary_factor", 0.0, 1.0));
+    else if (f.contains("partial_rotary_factor") || !family.hf.rotary_dim)
+      rope.dims = dims(f.number("partial_rotary_factor", 0.0, 1.0, family.hf.rotary_factor));
+    else
+      rope.dims = f.integer(family.hf.rotary_dim, 1, max_head_dim, dims(family.hf.rotary_factor));
   }
 
   const std::string kind = r.text("rope_type|type", "default");
@@ -160,25 +165,29 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
   };
   if (rule == Window::none) {
     if (f.boolean("use_sliding_window", false)) f.unsupported("use_sliding_window", "is true; this family has no sliding window");
+    for (std::int64_t i = 0; types && i < c.n_layers; ++i)
+      if (const std::string type = type_of(i); type != "full_attention")
+        f.unsupported("layer_types", concat("names ", Fields::show(type), "; this family has only full_attention"));
     return;
   }
-  const bool alternating = rule == Window::alternating;
-  const bool in_use = rule == Window::everywhere || alternating || f.boolean("use_sliding_window", false);
+  const bool alternating = rule == Window::alternating, late = rule == Window::late;
+  const bool in_use = rule == Window::everywhere || alternating || late || f.boolean("use_sliding_window", false);
   const bool absent = !f.mentions("sliding_window") && rule != Window::everywhere;
   const std::int64_t fallback = !absent ? 0 : alternating ? 128 : 4096;
   const std::int64_t window = in_use ? f.integer("sliding_window", 0, max_context, fallback) : 0;
-  const std::int64_t max_window_layers = f.integer("max_window_layers", 0, max_context, 28);
+  const std::int64_t max_window_layers = f.integer("max_window_layers", 0, max_context, late ? 62 : 28);
   std::vector<std::int64_t> windows;
   for (std::int64_t i = 0; i < c.n_layers; ++i) {
     bool sliding = in_use;
     if (rule == Window::by_layer_type && !types) sliding = in_use && i % 2 == 0 && i < max_window_layers;
     if (alternating && !types) sliding = i % 2 == 0;
+    if (late && !types) sliding = i >= max_window_layers;
     if (types) {
       const std::string type = type_of(i);
       if (type != "sliding_attention" && type != "full_attention")
         f.unsupported("layer_types",
                       concat("names ", Fields::show(type), "; moxie has full_attention and sliding_attention for this family"));
-      if (rule == Window::by_layer_type || alternating) sliding = type == "sliding_attention";
+      if (rule == Window::by_layer_type || alternating || late) sliding = type == "sliding_attention";
       if (sliding != (type == "sliding_attention") && window != 0)
         f.unsupported("layer_types", "disagrees with sliding_window, which this family uses in all layers or none");
     }
@@ -258,7 +267,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
 
 inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   check_fixed(f, hf_fixed_options);
-  if (family.hf.rotary_factor == 1.0) check_fixed(f, hf_whole_rotation);
+  if (!family.hf.partial_rotation) check_fixed(f, hf_whole_rotation);
   if (!family.hf.clip_qkv) check_fixed(f, hf_without_clipping);
   check_fixed(f, family.hf.fixed);
   check_hf_quantization(f, family);

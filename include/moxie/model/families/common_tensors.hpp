@@ -270,7 +270,7 @@ class DecoderFinder {
   }
 
   /// Whether a tensor that nobody asked for is part of the decoder: all of GGUF's; of Hugging Face's those of the model and the
-  /// output matrix, but the rotation's frequencies, which are computed. What is for multi-token prediction (in ERNIE 4.5
+  /// output matrix, but the rotation's frequencies, which are computed. What is for multi-token prediction (layers, or
   /// "model.mtp_..") is left out.
   bool belongs(std::string_view name) const {
     const std::string_view prefix = n_.layer_prefix;

@@ -7,8 +7,6 @@
 
 namespace moxie::families {
 
-inline constexpr FixedOption dots1_fixed[] = {{"sliding_window", "null"}};
-
 inline constexpr Family dots1{
     .name = "dots1",
     .architecture = "dots1",
@@ -19,14 +17,14 @@ inline constexpr Family dots1{
     .shared = SharedExperts::counted,
     .hf = {.names = &glm4_moe_hf_names,
            .context_length = 2048,
+           .window = HfRules::Window::late,
            .bias_key = "attention_bias",
            .o_bias = true,
            .n_experts = "n_routed_experts|num_local_experts",
            .shared = "n_shared_experts",
            .dense = HfRules::Dense::first_k,
            .topk_norm = TopkNorm::by_key,
-           .groups = true,
-           .fixed = dots1_fixed},
+           .groups = true},
     .gguf = {.shared = "expert_shared_count", .topk_norm = TopkNorm::by_key},
 };
 

@@ -34,6 +34,7 @@ inline constexpr Family ernie4_5_moe{
            .shared_default = 2,
            .dense = HfRules::Dense::outside_range,
            .norm_minimum = "moe_norm_min",
+           .tied_default = true,
            .fixed = ernie4_5_moe_fixed},
     .gguf = {.layout = RopeLayout::interleaved,
              .shared = "expert_shared_count",

@@ -128,10 +128,7 @@ inline void write_gguf_rope(const ModelConfig& c, const std::string& a, nlohmann
     out[concat(a, "attention.scale")] = static_cast<double>(attention.scale);
 }
 
-}  // namespace families
-
-/// The step s with which layer i from `leading` on is a MoE layer where i + 1 is a multiple of s; 1 where there is none. Readers
-/// of moxie's files go by the tensors.
+/// The step s with which layer i from `leading` on is a MoE layer where i + 1 is a multiple of s; 0 where there is none.
 inline std::int64_t moe_layer_step(const std::vector<bool>& is_moe_layer, std::int64_t leading) {
   const std::int64_t n = std::ssize(is_moe_layer);
   for (std::int64_t step = 1; step <= n; ++step) {
@@ -139,11 +136,14 @@ inline std::int64_t moe_layer_step(const std::vector<bool>& is_moe_layer, std::i
     for (std::int64_t i = leading; i < n; ++i) fits = fits && is_moe_layer[static_cast<std::size_t>(i)] == ((i + 1) % step == 0);
     if (fits) return step;
   }
-  return 1;
+  return 0;
 }
 
+}  // namespace families
+
 /// Metadata that describe_gguf() turns back into `config` (general.architecture, general.name, the keys of the architecture).
-/// `split_kv_b`: the file has attn_k_b and attn_v_b rather than attn_kv_b. Throws ArgumentError for an unknown family.
+/// `split_kv_b`: the file has attn_k_b and attn_v_b rather than attn_kv_b. Throws ArgumentError for an unknown family,
+/// UnsupportedError for what GGUF cannot say.
 inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) {
   const families::Family& family = family_of(config);
   const AttentionConfig& attention = config.attention;
@@ -213,7 +213,14 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   if (family.hf.dense == Dense::first_k || family.hf.dense == Dense::outside_range) {
     while (leading < config.n_layers && !config.is_moe_layer[static_cast<std::size_t>(leading)]) ++leading;
     out[concat(a, "leading_dense_block_count")] = leading;
-    if (family.gguf.moe_layer_step) out[a + family.gguf.moe_layer_step] = moe_layer_step(config.is_moe_layer, leading);
+    if (family.gguf.moe_layer_step) {
+      const std::int64_t step = families::moe_layer_step(config.is_moe_layer, leading);
+      if (step == 0)
+        throw UnsupportedError(
+            "GGUF files of this family cannot say which layers are dense: after the first ones, MoE layers are those of "
+            "each n-th layer, which is not so here");
+      out[a + family.gguf.moe_layer_step] = step;
+    }
   }
   if (router.n_group > 1) {
     out[concat(a, "expert_group_count")] = router.n_group;

@@ -35,6 +35,7 @@ inline constexpr Family glm4_moe{
     .hf = {.names = &glm4_moe_hf_names,
            .rms_norm_eps = 1e-5,
            .context_length = 131072,
+           .partial_rotation = true,
            .rotary_factor = 0.5,
            .bias_key = "attention_bias",
            .qk_norm_key = "use_qk_norm",
