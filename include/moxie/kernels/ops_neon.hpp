@@ -70,7 +70,9 @@ struct Ops<Neon> : MinusSums {
   MOXIE_INLINE static Bytes spread(panel::Bytes16 x) noexcept {
     const auto row = vreinterpretq_u8_u32(uint32x4_t{0x00000000, 0x01010101, 0x02020202, 0x03030303});
     Bytes y;
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { y.v[i] = vqtbl1q_u8((uint8x16_t)x, vaddq_u8(row, vdupq_n_u8(4 * i))); });
+    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+      y.v[i] = vqtbl1q_u8((uint8x16_t)x, vaddq_u8(row, vdupq_n_u8(static_cast<std::uint8_t>(4 * i))));
+    });
     return y;
   }
 
