@@ -439,10 +439,12 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
       return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
   }
   constexpr int panels = W::panels, tile = W::template tile<false>;
-  constexpr int largest = least < tile ? least - 1 : tile;
+  constexpr bool few_tiles = has_few_tiles<Panel<Format>>;
+  constexpr int most = few_tiles && tile > 4 ? 4 : tile, largest = least < most ? least - 1 : most;
   constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;  // over all panels
   const int passes = W::fours ? (count + 1) / 4 : (count + rows_a_pass - 1) / rows_a_pass;  // fours: of more than 4 rows
-  const bool few = panels == 1 ? passes == 1 : count <= 4;
+  constexpr int alone = few_tiles ? 2 : 4;  // rows up to which panels are read one by one
+  const bool few = panels == 1 ? passes == 1 : count <= alone;
   if (!few) ahead.lines = (panels * block_bytes<Format> + 64 * passes - 1) / (64 * passes);
   for_tiles<largest, panels, W::fours>(rows, first, count, [&](std::int64_t row, int height) MOXIE_INLINE_LAMBDA {
     float* to = out + (row - first) * out_stride;
@@ -456,7 +458,7 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
         if (panels == 1 || !few) return pass(Constant<panels>{}, group, to);
       }
       // Few rows wait for memory, which is read faster from one panel than from two.
-      if constexpr (panels > 1 && (tokens.value <= 4 || tokens.value >= 12))
+      if constexpr (panels > 1 && (tokens.value <= alone || tokens.value >= 12))
         for (int p = 0; p < (group.step == 0 ? 1 : panels); ++p)
           pass(Constant<1>{}, {group.panel + p * group.step, 0}, to + p * panel_rows);
     });

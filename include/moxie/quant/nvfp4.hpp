@@ -52,7 +52,7 @@ struct Panel<NVFP4> {
   static constexpr int chunk = 64, chunk_bytes = 576;
   static constexpr Codes codes = Codes::u5;
   static constexpr int zero = 16;
-  static constexpr bool has_offset = false, has_halves = true, float_halves = true;
+  static constexpr bool has_offset = false, has_halves = true, float_halves = true, few_tiles = true;
   static constexpr int block_bytes = 288, scales = 256;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {

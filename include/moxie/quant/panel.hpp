@@ -11,6 +11,7 @@
 //                                                       offset have an integer factor for each 16 inputs
 //   float_halves                                        optional, true: the factors are floats of up to 4 significant bits
 //   code<O, j>(chunk, b), scale<O>, offset<O>, half<O>, half_offset<O>      parts of block b of 32 inputs
+//   few_tiles                optional, true: kernels have fewer shapes of tiles, at most 4 rows, and so take less to compile
 //   layout                   optional: a format with panels of the same form, whose kernels read these too
 //
 // and of float formats
@@ -49,6 +50,11 @@ struct LayoutOf<Format> {
 template <class Panel>
 inline constexpr bool has_float_halves = [] {
   if constexpr (requires { Panel::float_halves; }) return Panel::float_halves;
+  return false;
+}();
+template <class Panel>
+inline constexpr bool has_few_tiles = [] {
+  if constexpr (requires { Panel::few_tiles; }) return Panel::few_tiles;
   return false;
 }();
 

@@ -53,7 +53,7 @@ struct Panel<Q5_1> {
   static constexpr int chunk = 32, chunk_bytes = 384;
   static constexpr Codes codes = Codes::u5;
   static constexpr int zero = 0;
-  static constexpr bool has_offset = true, has_halves = false;
+  static constexpr bool has_offset = true, has_halves = false, few_tiles = true;
 
   MOXIE_INLINE static void pack(const std::byte* const* rows, std::byte* chunk_data) noexcept {
     // the file pairs inputs i and i + 16 in a byte, as nibbles do

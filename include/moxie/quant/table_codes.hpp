@@ -50,9 +50,9 @@ MOXIE_INLINE void decode(const std::byte* src, float* dst, std::int64_t n) noexc
     for (int b = 0; b < 8; ++b, dst += 32) {
       std::uint8_t code[32];
       Format::codes(src, b, code);
-      for (int i = 0; i < 32; ++i) {
-        const int factor = 1 + 2 * Format::factor(src, (32 * b + i) / run<Format>);
-        dst[i] = d * static_cast<float>(factor) * static_cast<float>(value[code[i]]);
+      for (int i = 0; i < 32; i += run<Format>) {
+        const float scale = d * static_cast<float>(1 + 2 * Format::factor(src, (32 * b + i) / run<Format>));
+        for (int j = i; j < i + run<Format>; ++j) dst[j] = scale * static_cast<float>(value[code[j]]);
       }
     }
   }
@@ -77,7 +77,7 @@ MOXIE_INLINE void place_factors(const std::byte* const* rows, int n, std::uint8_
 /// What Panel2 and Panel3 share: one factor for each 16 inputs.
 struct PanelOfHalves {
   static constexpr int chunk = 256;
-  static constexpr bool has_offset = false, has_halves = true;
+  static constexpr bool has_offset = false, has_halves = true, few_tiles = true;
   static constexpr int values = 32, factors = 64, after_factors = factors + 128;
 
   template <class Format>
@@ -161,7 +161,7 @@ struct Panel4 {
   static constexpr int chunk = 256, chunk_bytes = 2176;
   static constexpr Codes codes = Codes::s7;
   static constexpr int zero = 0;
-  static constexpr bool has_offset = false, has_halves = false;
+  static constexpr bool has_offset = false, has_halves = false, few_tiles = true;
   static constexpr int values = 32, factors = 64, blocks = factors + 64, block_bytes = 256;
 
   template <class Format>
