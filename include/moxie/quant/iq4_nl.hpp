@@ -48,7 +48,6 @@ struct Panel<IQ4_NL> : Panel<Q4_0> {
   static_assert(IQ4_NL::block_bytes == Q4_0::block_bytes);
   static constexpr Codes codes = Codes::s8;
   static constexpr int zero = 0;
-  static constexpr bool few_tiles = true;
 
   template <class O, int j>
   MOXIE_INLINE static typename O::Bytes code(const std::byte* p, int) noexcept {
