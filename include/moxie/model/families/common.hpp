@@ -85,6 +85,15 @@ inline constexpr TensorNames hf_names = [] {
   return names;
 }();
 
+/// The same with ungated shared experts, as DeepSeek has them.
+inline constexpr TensorNames hf_names_with_shared_experts = [] {
+  TensorNames names = hf_names;
+  names.shared_gate = "model.layers.{i}.mlp.shared_experts.gate_proj.weight";
+  names.shared_up = "model.layers.{i}.mlp.shared_experts.up_proj.weight";
+  names.shared_down = "model.layers.{i}.mlp.shared_experts.down_proj.weight";
+  return names;
+}();
+
 /// "blk.{i}.ffn_gate.{e}.weight" for layer and expert.
 inline std::string tensor_name(std::string_view pattern, std::int64_t layer = -1, std::int64_t expert = -1) {
   std::string name;

@@ -9,7 +9,7 @@ namespace moxie::families {
 
 /// Of V2 and V3.
 inline constexpr TensorNames deepseek_hf_names = [] {
-  TensorNames names = hf_names;
+  TensorNames names = hf_names_with_shared_experts;
   names.k = names.v = nullptr;
   names.q_a = "model.layers.{i}.self_attn.q_a_proj.weight";
   names.q_a_norm = "model.layers.{i}.self_attn.q_a_layernorm.weight";
@@ -18,9 +18,6 @@ inline constexpr TensorNames deepseek_hf_names = [] {
   names.kv_a_norm = "model.layers.{i}.self_attn.kv_a_layernorm.weight";
   names.kv_b = "model.layers.{i}.self_attn.kv_b_proj.weight";
   names.router_bias = "model.layers.{i}.mlp.gate.e_score_correction_bias";
-  names.shared_gate = "model.layers.{i}.mlp.shared_experts.gate_proj.weight";
-  names.shared_up = "model.layers.{i}.mlp.shared_experts.up_proj.weight";
-  names.shared_down = "model.layers.{i}.mlp.shared_experts.down_proj.weight";
   return names;
 }();
 

@@ -7,11 +7,8 @@
 namespace moxie::families {
 
 inline constexpr TensorNames ernie4_5_moe_hf_names = [] {
-  TensorNames names = hf_names;
+  TensorNames names = hf_names_with_shared_experts;
   names.router_bias = "model.layers.{i}.mlp.moe_statics.e_score_correction_bias";
-  names.shared_gate = "model.layers.{i}.mlp.shared_experts.gate_proj.weight";
-  names.shared_up = "model.layers.{i}.mlp.shared_experts.up_proj.weight";
-  names.shared_down = "model.layers.{i}.mlp.shared_experts.down_proj.weight";
   return names;
 }();
 

@@ -9,13 +9,10 @@ namespace moxie::families {
 
 /// Of GLM-4.5 and dots1: Qwen3's attention over DeepSeek's networks.
 inline constexpr TensorNames glm4_moe_hf_names = [] {
-  TensorNames names = hf_names;
+  TensorNames names = hf_names_with_shared_experts;
   names.q_norm = "model.layers.{i}.self_attn.q_norm.weight";
   names.k_norm = "model.layers.{i}.self_attn.k_norm.weight";
   names.router_bias = "model.layers.{i}.mlp.gate.e_score_correction_bias";
-  names.shared_gate = "model.layers.{i}.mlp.shared_experts.gate_proj.weight";
-  names.shared_up = "model.layers.{i}.mlp.shared_experts.up_proj.weight";
-  names.shared_down = "model.layers.{i}.mlp.shared_experts.down_proj.weight";
   return names;
 }();
 inline constexpr TensorNames glm4_moe_gguf_names = [] {
