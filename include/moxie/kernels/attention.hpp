@@ -50,20 +50,24 @@ MOXIE_INLINE void attention_block(const AttentionProduct& t, std::int64_t r, std
   const float* b = t.b + column;
   for (std::int64_t k = 0; k < t.depth; ++k, b += t.b_stride) {
     F x[V];
-    unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = F::load_unaligned(b + v * lanes); });
-    unroll<R>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int v = 0; v < V; ++v) x[v] = F::load_unaligned(b + v * lanes);
+    MOXIE_UNROLL
+    for (int i = 0; i < R; ++i) {
       const F y(a[i * t.a_stride + k]);
-      unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { sum[i][v] = madd(y, x[v], sum[i][v]); });
-    });
+      MOXIE_UNROLL
+      for (int v = 0; v < V; ++v) sum[i][v] = madd(y, x[v], sum[i][v]);
+    }
   }
-  unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int j = 0; j < R * V; ++j) {
     const int i = j / V, v = j % V;
     float* c = t.c + (r + i) * t.c_stride + column + v * lanes;
     if (t.alpha)
       madd(F::load_unaligned(c), F(t.alpha[r + i]), sum[i][v] * F(t.beta[r + i])).store_unaligned(c);
     else
       sum[i][v].store_unaligned(c);
-  });
+  }
 }
 
 template <class A, int R, int V>

@@ -130,10 +130,11 @@ void code_key_rows(const Rows<A, type>& rows, std::int32_t* codes, float* scales
       for (std::int64_t r = 0; r < L; ++r) scales[b * kv_page + j + r] = rows.scale(j + r, b);
       for (std::int64_t i = 0; i < kv_pairs; i += L) {
         Words<A> x[L];
-        unroll<static_cast<int>(L)>([&](int r) MOXIE_INLINE_LAMBDA { x[r] = rows.pairs(j + r, b, i); });
+        MOXIE_UNROLL
+        for (int r = 0; r < static_cast<int>(L); ++r) x[r] = rows.pairs(j + r, b, i);
         PairOps<A>::transpose(x);
-        unroll<static_cast<int>(L)>(
-            [&](int p) MOXIE_INLINE_LAMBDA { x[p].store_aligned(codes + (b * kv_pairs + i + p) * kv_page + j); });
+        MOXIE_UNROLL
+        for (int p = 0; p < static_cast<int>(L); ++p) x[p].store_aligned(codes + (b * kv_pairs + i + p) * kv_page + j);
       }
     }
 }

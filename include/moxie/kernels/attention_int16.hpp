@@ -47,15 +47,14 @@ MOXIE_INLINE void sum_pairs(const std::int32_t* a, std::int64_t a_stride, const 
   constexpr int ask = 4;     // steps between fetches: evenly enough for few queries, seldom enough for many (RESULTS, "On Zen 5")
   static_assert(pairs % steps == 0);
   if constexpr (pairs > steps) clear(sum);
-  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel)
-    unroll_constant<steps>([&](auto i) MOXIE_INLINE_LAMBDA {
-      if (i.value % ask == 0) ahead.fetch(ahead.bytes_due(ask * R * V));
-      W x[V];
-      PairOps<A>::load(b + i.value * kv_panel, x);
-      unroll<R>([&](int r) MOXIE_INLINE_LAMBDA {
-        PairOps<A>::template add<pairs == steps && i.value == 0>(sum[r], x, W(a[r * a_stride + i.value]));
-      });
-    });
+  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) MOXIE_UNROLL
+  for (int i = 0; i < steps; ++i) {
+    if (i % ask == 0) ahead.fetch(ahead.bytes_due(ask * R * V));
+    W x[V];
+    PairOps<A>::load(b + i * kv_panel, x);
+    MOXIE_UNROLL
+    for (int r = 0; r < R; ++r) PairOps<A>::add(pairs == steps && i == 0, sum[r], x, W(a[r * a_stride + i]));
+  }
 }
 
 /// Scores of queries with 64 keys over up to 128 dimensions.
@@ -79,17 +78,20 @@ struct Scores {
     for (std::int64_t b = 0; b < blocks; ++b) {
       W sum[R][V];
       sum_pairs<A, kv_pairs>(q + r * q_words + b * kv_pairs, q_words, keys + b * kv_pairs * kv_page + key, ahead, sum);
-      unroll<V>([&](int v) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int v = 0; v < V; ++v) {
         const F scale = F::load_aligned(key_scale + b * kv_page + key + v * lanes<A>);
-        unroll<R>([&](int i) MOXIE_INLINE_LAMBDA { total[i][v] = madd(xsimd::to_float(sum[i][v]), scale, total[i][v]); });
-      });
+        MOXIE_UNROLL
+        for (int i = 0; i < R; ++i) total[i][v] = madd(xsimd::to_float(sum[i][v]), scale, total[i][v]);
+      }
     }
-    unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int j = 0; j < R * V; ++j) {
       const int i = j / V;
       const std::int64_t column = key + j % V * lanes<A>;
       float* to = scores + (r + i) * kv_page + column;
       madd(total[i][j % V], F(q_scale[r + i]), F::load_aligned(start ? start + column : to)).store_aligned(to);
-    });
+    }
   }
 };
 
@@ -110,7 +112,8 @@ struct Values {
     using W = Words<A>;
     W sum[R][V];
     sum_pairs<A, kv_page_pairs>(p + r * kv_page_pairs, kv_page_pairs, values + column, ahead, sum);
-    unroll<R * V>([&](int j) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int j = 0; j < R * V; ++j) {
       const int i = j / V;
       float* to = out + (r + i) * out_stride + column + j % V * lanes<A>;
       const F x = xsimd::to_float(sum[i][j % V]);
@@ -118,7 +121,7 @@ struct Values {
         madd(F::load_aligned(to), F(alpha[r + i]), x * F(beta[r + i])).store_aligned(to);
       else
         x.store_aligned(to);
-    });
+    }
   }
 };
 
@@ -204,11 +207,12 @@ MOXIE_INLINE void softmax(const float* scores, std::int64_t n, const float* inve
       const F most(largest[i]);
       for (std::int64_t w = 0; w < vectors / 2; ++w) {  // vectors of words
         F p[2];
-        unroll<2>([&](int half) MOXIE_INLINE_LAMBDA {
+        MOXIE_UNROLL
+        for (int half = 0; half < 2; ++half) {
           const std::int64_t v = w / halves * 2 * halves + w % halves + half * halves;
           p[half] = exp2_fixed(F::load_aligned(s + v * L) - most);
           total = madd(p[half], F::load_aligned(inverses + v * L), total);
-        });
+        }
         pair<A>(code<A>(p[0], F(largest_code)), code<A>(p[1], F(largest_code))).store_aligned(codes + i * kv_page_pairs + w * L);
       }
     }

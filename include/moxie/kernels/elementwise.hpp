@@ -46,23 +46,24 @@ template <class A, class Fn>
 MOXIE_INLINE void each(const float* x, std::int64_t n, float neutral, Fn&& f) noexcept {
   constexpr int step = 4 * lanes<A>;
   std::int64_t i = 0;
-  for (; i + step <= n; i += step)
-    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { f(Floats<A>::load_unaligned(x + i + t * lanes<A>), t); });
-  if (i < n)
-    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA {
-      const std::int64_t rest = n - i - t * lanes<A>;
-      f(rest >= lanes<A> ? Floats<A>::load_unaligned(x + i + t * lanes<A>) : load_part<A>(x + i + t * lanes<A>, rest, neutral),
-        t);
-    });
+  for (; i + step <= n; i += step) MOXIE_UNROLL
+  for (int t = 0; t < 4; ++t) f(Floats<A>::load_unaligned(x + i + t * lanes<A>), t);
+  if (i < n) MOXIE_UNROLL
+  for (int t = 0; t < 4; ++t) {
+    const std::int64_t rest = n - i - t * lanes<A>;
+    f(rest >= lanes<A> ? Floats<A>::load_unaligned(x + i + t * lanes<A>) : load_part<A>(x + i + t * lanes<A>, rest, neutral), t);
+  }
 }
 
 template <class A>
 MOXIE_INLINE double sum(const Floats<A> (&parts)[4]) noexcept {
   alignas(64) float values[4][lanes<A>];
-  unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { parts[t].store_aligned(values[t]); });
+  MOXIE_UNROLL
+  for (int t = 0; t < 4; ++t) parts[t].store_aligned(values[t]);
   double total[4] = {};
   for (int i = 0; i < lanes<A>; ++i)  // four chains of additions beside each other
-    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { total[t] += static_cast<double>(values[t][i]); });
+    MOXIE_UNROLL
+  for (int t = 0; t < 4; ++t) total[t] += static_cast<double>(values[t][i]);
   return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
@@ -121,13 +122,16 @@ void axpy_rows(const float* a, const float* x, std::int64_t n_rows, std::int64_t
   std::int64_t i = 0;
   for (; i + step <= n; i += step) {
     F sums[4];
-    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = F::load_unaligned(y + i + t * lanes); });
+    MOXIE_UNROLL
+    for (int t = 0; t < 4; ++t) sums[t] = F::load_unaligned(y + i + t * lanes);
     for (std::int64_t r = 0; r < n_rows; ++r) {
       const F factor(a[r]);
       const float* row = x + r * stride + i;
-      unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { sums[t] = madd(factor, F::load_unaligned(row + t * lanes), sums[t]); });
+      MOXIE_UNROLL
+      for (int t = 0; t < 4; ++t) sums[t] = madd(factor, F::load_unaligned(row + t * lanes), sums[t]);
     }
-    unroll<4>([&](int t) MOXIE_INLINE_LAMBDA { sums[t].store_unaligned(y + i + t * lanes); });
+    MOXIE_UNROLL
+    for (int t = 0; t < 4; ++t) sums[t].store_unaligned(y + i + t * lanes);
   }
   if (i == n) return;
   for (std::int64_t r = 0; r < n_rows; ++r) axpy<A>(a[r], x + r * stride + i, n - i, y + i);

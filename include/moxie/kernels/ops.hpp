@@ -23,7 +23,7 @@
 //   dot<kind, zero>(code, half, x, sums)      sums[p][t], of panel p: float(sum over the block of (code - zero) * x[t].q), exact.
 //                              With halves, the sums of 16 are multiplied by half(p, 0) and half(p, 1) first; those of floats
 //                              give fma(float(second sum), half(p, 1), float(first sum) * half(p, 0)), of which only the end may
-//                              be rounded. code(p, Constant<j>) gives register j.
+//                              be rounded. code(p, j) gives register j.
 //   offset_sums(x, h)          -float(h[0] * sum of the first 16 of x.q + h[1] * sum of the last 16), exact
 //   staged_from<kind, offset>  the least number of tokens for which unpacked codes are kept in the first-level cache, if they are
 //                              no fewer than Tuning::stage_from

@@ -187,56 +187,62 @@ struct Ops<Avx2> {
     Ints sums[T];
     const __m256i ones = _mm256_set1_epi16(1);
     if constexpr (kind == signed_codes) {
-      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int j = 0; j < 8; ++j) {
         const Bytes code = w(0, j);
         const Bytes size{_mm256_abs_epi8(code.lo), _mm256_abs_epi8(code.hi)};
-        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-          const __m256i a = broadcast(x[t].q + 4 * j.value);
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) {
+          const __m256i a = broadcast(x[t].q + 4 * j);
           const __m256i lo = _mm256_madd_epi16(_mm256_maddubs_epi16(size.lo, _mm256_sign_epi8(a, code.lo)), ones);
           const __m256i hi = _mm256_madd_epi16(_mm256_maddubs_epi16(size.hi, _mm256_sign_epi8(a, code.hi)), ones);
-          if constexpr (j.value == 0)
+          if (j == 0)
             sums[t] = {lo, hi};
           else
             sums[t] = {sum32(sums[t].lo, lo), sum32(sums[t].hi, hi)};
-        });
-      });
+        }
+      }
     } else if constexpr (kind == signed_pairs || kind == signed_pairs_in_halves) {
-      unroll_constant<4>([&](auto pair) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int pair = 0; pair < 4; ++pair) {
         Bytes lanes[T];
-        unroll_constant<2>([&](auto i) MOXIE_INLINE_LAMBDA {
-          const auto j = Constant<2 * pair.value + i.value>{};
+        MOXIE_UNROLL
+        for (int j = 2 * pair; j < 2 * pair + 2; ++j) {
           const Bytes code = w(0, j);
           const Bytes size{_mm256_abs_epi8(code.lo), _mm256_abs_epi8(code.hi)};
-          unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-            const __m256i a = broadcast(x[t].q + 4 * j.value);
+          MOXIE_UNROLL
+          for (int t = 0; t < T; ++t) {
+            const __m256i a = broadcast(x[t].q + 4 * j);
             const __m256i lo = _mm256_maddubs_epi16(size.lo, _mm256_sign_epi8(a, code.lo));
             const __m256i hi = _mm256_maddubs_epi16(size.hi, _mm256_sign_epi8(a, code.hi));
-            if constexpr (i.value == 0)
+            if (j == 2 * pair)
               lanes[t] = {lo, hi};
             else
               lanes[t] = {sum16(lanes[t].lo, lo), sum16(lanes[t].hi, hi)};
-          });
-        });
-        const Bytes factor = kind == signed_pairs ? Bytes{ones, ones} : half(0, pair.value / 2);
-        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+          }
+        }
+        const Bytes factor = kind == signed_pairs ? Bytes{ones, ones} : half(0, pair / 2);
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) {
           const __m256i lo = _mm256_madd_epi16(lanes[t].lo, factor.lo), hi = _mm256_madd_epi16(lanes[t].hi, factor.hi);
-          if constexpr (pair.value == 0)
+          if (pair == 0)
             sums[t] = {lo, hi};
           else
             sums[t] = {_mm256_add_epi32(sums[t].lo, lo), _mm256_add_epi32(sums[t].hi, hi)};
-        });
-      });
+        }
+      }
     } else {
-      // `registers` registers of codes from the first on, summed in int16, then widened into `sums`
-      const auto add_group = [&](auto first, auto registers, int part, Bytes factor,
-                                 bool more) MOXIE_INLINE_LAMBDA {
+      // Registers [first, end) of codes, summed in int16, then widened into `sums`
+      const auto add_group = [&](int first, int end, int part, Bytes factor, bool more) MOXIE_INLINE_LAMBDA {
         Bytes lanes[T];
-        unroll_constant<registers.value>([&](auto j) MOXIE_INLINE_LAMBDA {
-          const Bytes code = w(0, Constant<first.value + j.value>{});
-          unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-            const __m256i a = broadcast(x[t].q + 4 * (first.value + j.value));
+        MOXIE_UNROLL
+        for (int j = first; j < end; ++j) {
+          const Bytes code = w(0, j);
+          MOXIE_UNROLL
+          for (int t = 0; t < T; ++t) {
+            const __m256i a = broadcast(x[t].q + 4 * j);
             const __m256i lo = _mm256_maddubs_epi16(code.lo, a), hi = _mm256_maddubs_epi16(code.hi, a);
-            if constexpr (j.value == 0) {
+            if (j == first) {
               if constexpr (zero != 0) {
                 const __m256i s = _mm256_slli_epi16(_mm256_set1_epi32(x[t].minus[part]), __builtin_ctz(zero == 0 ? 1 : zero));
                 lanes[t] = {sum16(s, lo), sum16(s, hi)};
@@ -246,30 +252,34 @@ struct Ops<Avx2> {
             } else {
               lanes[t] = {sum16(lanes[t].lo, lo), sum16(lanes[t].hi, hi)};
             }
-          });
-        });
-        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+          }
+        }
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) {
           const __m256i lo = _mm256_madd_epi16(lanes[t].lo, factor.lo), hi = _mm256_madd_epi16(lanes[t].hi, factor.hi);
           if (more)
             sums[t] = {_mm256_add_epi32(sums[t].lo, lo), _mm256_add_epi32(sums[t].hi, hi)};
           else
             sums[t] = {lo, hi};
-        });
+        }
       };
       if constexpr (kind == in_float_halves) {
-        add_group(Constant<0>{}, Constant<4>{}, 1, Bytes{ones, ones}, false);
-        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[0][t] = mul(to_float(sums[t]), half(0, 0)); });
-        add_group(Constant<4>{}, Constant<4>{}, 2, Bytes{ones, ones}, false);
-        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[0][t] = fma(to_float(sums[t]), half(0, 1), sums_out[0][t]); });
+        add_group(0, 4, 1, Bytes{ones, ones}, false);
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) sums_out[0][t] = mul(to_float(sums[t]), half(0, 0));
+        add_group(4, 8, 2, Bytes{ones, ones}, false);
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) sums_out[0][t] = fma(to_float(sums[t]), half(0, 1), sums_out[0][t]);
         return;
       } else if constexpr (kind == eight_sums) {
-        add_group(Constant<0>{}, Constant<8>{}, 0, Bytes{ones, ones}, false);
+        add_group(0, 8, 0, Bytes{ones, ones}, false);
       } else {
-        add_group(Constant<0>{}, Constant<4>{}, 1, kind == in_halves ? half(0, 0) : Bytes{ones, ones}, false);
-        add_group(Constant<4>{}, Constant<4>{}, 2, kind == in_halves ? half(0, 1) : Bytes{ones, ones}, true);
+        add_group(0, 4, 1, kind == in_halves ? half(0, 0) : Bytes{ones, ones}, false);
+        add_group(4, 8, 2, kind == in_halves ? half(0, 1) : Bytes{ones, ones}, true);
       }
     }
-    unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums_out[0][t] = to_float(sums[t]); });
+    MOXIE_UNROLL
+    for (int t = 0; t < T; ++t) sums_out[0][t] = to_float(sums[t]);
   }
 
  private:

@@ -140,28 +140,37 @@ struct Avx512Ops {
   template <int kind, int zero, class Code, class Half, int P, int T>
   MOXIE_INLINE static void dot(Code&& code, Half&& half, const Int8Block* x, F (&sums)[P][T]) noexcept {
     Ints to[P][T];
-    const auto start = [&](int part) MOXIE_INLINE_LAMBDA {
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+    const auto add_registers = [&](int part, int first, int end) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int t = 0; t < T; ++t) {
         Ints s = zero == 0 ? _mm512_setzero_si512() : _mm512_set1_epi32(x[t].minus[part]);
         if constexpr (zero != 0 && !halved(kind)) s = _mm512_slli_epi32(s, __builtin_ctz(zero));
         if constexpr (zero != 0 && halved(kind) && zero < halves_zero)
           s = _mm512_srai_epi32(s, __builtin_ctz(halves_zero / zero));
         if constexpr (halved(kind) && zero > halves_zero) s = _mm512_slli_epi32(s, __builtin_ctz(zero / halves_zero));
-        unroll<P>([&](int p) MOXIE_INLINE_LAMBDA { to[p][t] = s; });
-      });
-    };
-    const auto add_register = [&](auto j) MOXIE_INLINE_LAMBDA {
-      Bytes codes[P];
-      unroll<P>([&](int p) MOXIE_INLINE_LAMBDA { codes[p] = code(p, j); });
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-        const std::int8_t* q = x[t].q + 4 * j.value;
-        if constexpr (P == 1) {
-          to[0][t] = add_broadcast(to[0][t], codes[0], q);
-        } else {
-          const Ints four = broadcast(q);
-          unroll<P>([&](int p) MOXIE_INLINE_LAMBDA { to[p][t] = _mm512_dpbusd_epi32(to[p][t], codes[p], four); });
+        MOXIE_UNROLL
+        for (int p = 0; p < P; ++p) to[p][t] = s;
+      }
+      MOXIE_UNROLL
+      for (int j = first; j < end; ++j) {
+        Bytes codes[P];
+        MOXIE_UNROLL
+        for (int p = 0; p < P; ++p) codes[p] = code(p, j);
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) {
+          const std::int8_t* q = x[t].q + 4 * j;
+          if constexpr (P == 1) {
+            to[0][t] = add_broadcast(to[0][t], codes[0], q);
+          } else {
+            const Ints four = broadcast(q);
+            MOXIE_UNROLL
+            for (int p = 0; p < P; ++p) {
+              to[p][t] = _mm512_dpbusd_epi32(to[p][t], codes[p], four);
+              if constexpr (halved(kind)) __asm__("" : "+v"(to[p][t]));
+            }
+          }
         }
-      });
+      }
     };
     const auto factor = [&](int p, int h) MOXIE_INLINE_LAMBDA {
       if constexpr (kind == in_halves)
@@ -173,25 +182,28 @@ struct Avx512Ops {
       // Products of a sum and its scale are exact in f32, as is their sum: below 2 * 128 * 16 * 32 * 127 < 2^24 (Q6_K), and
       // 2 * 31 * 16 * 64 * 127 of 7-bit codes from a table (quant/table_codes.hpp).
       F low[P][T];
-      start(1);
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(j); });
-      unroll<P>([&](int p) MOXIE_INLINE_LAMBDA {
+      add_registers(1, 0, 4);
+      MOXIE_UNROLL
+      for (int p = 0; p < P; ++p) {
         const F h0 = factor(p, 0);
-        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) {
           low[p][t] = _mm512_mul_ps(_mm512_cvtepi32_ps(to[p][t]), h0);
           if constexpr (P * T > 8) __asm__("" : "+m"(low[p][t]));
-        });
-      });
-      start(2);
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(Constant<j.value + 4>{}); });
-      unroll<P>([&](int p) MOXIE_INLINE_LAMBDA {
+        }
+      }
+      add_registers(2, 4, 8);
+      MOXIE_UNROLL
+      for (int p = 0; p < P; ++p) {
         const F h1 = factor(p, 1);
-        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(to[p][t]), h1, low[p][t]); });
-      });
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) sums[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(to[p][t]), h1, low[p][t]);
+      }
     } else {
-      start(0);
-      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(j); });
-      unroll<P * T>([&](int i) MOXIE_INLINE_LAMBDA { sums[i / T][i % T] = _mm512_cvtepi32_ps(to[i / T][i % T]); });
+      add_registers(0, 0, 8);
+      MOXIE_UNROLL
+      for (int p = 0; p < P; ++p) MOXIE_UNROLL
+      for (int t = 0; t < T; ++t) sums[p][t] = _mm512_cvtepi32_ps(to[p][t]);
     }
   }
 

@@ -83,16 +83,19 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
       F low[T];
       dot_registers<0, 4, 1, zero, T>(w, x, whole);
       const F h0 = factor(0);
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int t = 0; t < T; ++t) {
         low[t] = mul(to_float(whole[t]), h0);
         __asm__("" : "+m"(low[t]));  // waits in memory: the registers are for the sums of the other half
-      });
+      }
       dot_registers<4, 4, 2, zero, T>(w, x, whole);
       const F h1 = factor(1);
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[0][t] = fma(to_float(whole[t]), h1, low[t]); });
+      MOXIE_UNROLL
+      for (int t = 0; t < T; ++t) sums[0][t] = fma(to_float(whole[t]), h1, low[t]);
     } else {
       dot_registers<0, 8, 0, zero, T>(w, x, whole);
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA { sums[0][t] = to_float(whole[t]); });
+      MOXIE_UNROLL
+      for (int t = 0; t < T; ++t) sums[0][t] = to_float(whole[t]);
     }
   }
 
@@ -100,20 +103,23 @@ struct AvxVnniOps : Ops<Avx2>, MinusSums {
   /// Sums over `n` registers of codes from the first on, which start at zero * minus[part].
   template <int first, int n, int part, int zero, int T, class W>
   MOXIE_INLINE static void dot_registers(W&& w, const Int8Block* x, Ints (&sums)[T]) noexcept {
-    unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int t = 0; t < T; ++t) {
       __m256i start = _mm256_setzero_si256();
       if constexpr (zero != 0) start = _mm256_slli_epi32(_mm256_set1_epi32(x[t].minus[part]), __builtin_ctz(zero));
       sums[t] = {start, start};
-    });
-    unroll_constant<n>([&](auto j) MOXIE_INLINE_LAMBDA {
-      const Bytes code = w(0, Constant<first + j.value>{});
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+    }
+    MOXIE_UNROLL
+    for (int j = first; j < first + n; ++j) {
+      const Bytes code = w(0, j);
+      MOXIE_UNROLL
+      for (int t = 0; t < T; ++t) {
         std::int32_t four;
-        __builtin_memcpy(&four, x[t].q + 4 * (first + j.value), 4);
+        __builtin_memcpy(&four, x[t].q + 4 * j, 4);
         const __m256i a = _mm256_set1_epi32(four);
         sums[t] = {_mm256_dpbusd_avx_epi32(sums[t].lo, code.lo, a), _mm256_dpbusd_avx_epi32(sums[t].hi, code.hi, a)};
-      });
-    });
+      }
+    }
   }
 };
 

@@ -73,7 +73,8 @@ struct Ops : MinusSums {
   template <class Fn>
   MOXIE_INLINE static F each(Fn&& f) noexcept {
     F x;
-    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i] = f(i); });
+    MOXIE_UNROLL
+    for (int i = 0; i < parts; ++i) x.v[i] = f(i);
     return x;
   }
   template <class Fn>
@@ -86,7 +87,8 @@ struct Ops : MinusSums {
     return each([&](int i) MOXIE_INLINE_LAMBDA { return V::load_unaligned(p + i * static_cast<int>(V::size)); });
   }
   MOXIE_INLINE static void store(float* p, const F& x) noexcept {
-    unroll<parts>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i].store_unaligned(p + i * static_cast<int>(V::size)); });
+    MOXIE_UNROLL
+    for (int i = 0; i < parts; ++i) x.v[i].store_unaligned(p + i * static_cast<int>(V::size));
   }
   MOXIE_INLINE static F set1(float x) noexcept {
     return each([&](int) MOXIE_INLINE_LAMBDA { return V(x); });
@@ -154,8 +156,9 @@ struct Ops : MinusSums {
   static constexpr int tile = 4;
   template <class P>
   static constexpr int zero = P::zero;
+  /// Its registers of codes are memory anyway, and so much less is compiled.
   template <int kind, bool offset>
-  static constexpr int staged_from = 5;
+  static constexpr int staged_from = 1;
   template <int kind, bool offset>
   static constexpr bool fours = false;
   template <class P>
@@ -177,43 +180,46 @@ struct Ops : MinusSums {
       const std::int32_t first = zero * x[t].minus[halved ? 1 : 0];
       for (std::int32_t& s : sums[t].v) s = first;
     }
-    const auto add_register = [&](const Bytes& codes, int j) MOXIE_INLINE_LAMBDA {
-      for (int t = 0; t < T; ++t) {
-        std::int32_t a[4];
-        for (int i = 0; i < 4; ++i) a[i] = x[t].q[4 * j + i];
-        for (int r = 0; r < 16; ++r) {
-          std::int32_t s = 0;
-          for (int i = 0; i < 4; ++i) {
-            const std::uint8_t code = codes.v[4 * r + i];
-            s += (is_signed ? static_cast<std::int8_t>(code) : code) * a[i];
+    const auto add_registers = [&](int first, int end) MOXIE_INLINE_LAMBDA {
+      for (int j = first; j < end; ++j) {
+        const Bytes codes = w(0, j);
+        for (int t = 0; t < T; ++t) {
+          std::int32_t a[4];
+          for (int i = 0; i < 4; ++i) a[i] = x[t].q[4 * j + i];
+          for (int r = 0; r < 16; ++r) {
+            std::int32_t s = 0;
+            for (int i = 0; i < 4; ++i) {
+              const std::uint8_t code = codes.v[4 * r + i];
+              s += (is_signed ? static_cast<std::int8_t>(code) : code) * a[i];
+            }
+            sums[t].v[r] += s;
           }
-          sums[t].v[r] += s;
         }
       }
     };
     if constexpr (kind == in_float_halves) {
       F low[T];
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, j), j.value); });
+      add_registers(0, 4);
       for (int t = 0; t < T; ++t) {
         low[t] = mul(to_float(sums[t]), half(0, 0));
         for (std::int32_t& s : sums[t].v) s = zero * x[t].minus[2];
       }
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, Constant<j.value + 4>{}), j.value + 4); });
+      add_registers(4, 8);
       for (int t = 0; t < T; ++t) sums_out[0][t] = fma(to_float(sums[t]), half(0, 1), low[t]);
       return;
     } else if constexpr (halved) {
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, j), j.value); });
+      add_registers(0, 4);
       const Ints h[2] = {half(0, 0), half(0, 1)};
       Ints low[T];
       for (int t = 0; t < T; ++t) {
         const std::int32_t second = zero * x[t].minus[2];
         for (int r = 0; r < 16; ++r) low[t].v[r] = sums[t].v[r] * h[0].v[r], sums[t].v[r] = second;
       }
-      unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, Constant<j.value + 4>{}), j.value + 4); });
+      add_registers(4, 8);
       for (int t = 0; t < T; ++t)
         for (int r = 0; r < 16; ++r) sums[t].v[r] = low[t].v[r] + sums[t].v[r] * h[1].v[r];
     } else {
-      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA { add_register(w(0, j), j.value); });
+      add_registers(0, 8);
     }
     for (int t = 0; t < T; ++t) sums_out[0][t] = to_float(sums[t]);
   }

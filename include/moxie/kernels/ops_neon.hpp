@@ -40,53 +40,59 @@ struct Ops<Neon> : MinusSums {
 
   MOXIE_INLINE static Bytes load_bytes(const std::byte* p) noexcept {
     Bytes x;
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i] = vld1q_u8(as_u8(p) + 16 * i); });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) x.v[i] = vld1q_u8(as_u8(p) + 16 * i);
     return x;
   }
   MOXIE_INLINE static void store_bytes(std::byte* p, const Bytes& x) noexcept {
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { vst1q_u8(as_u8(p) + 16 * i, x.v[i]); });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) vst1q_u8(as_u8(p) + 16 * i, x.v[i]);
   }
   template <int shift, int mask>
   MOXIE_INLINE static Bytes bits(Bytes x) noexcept {
     constexpr int right = shift > 0 ? shift : 0, left = shift < 0 ? -shift : 0;
     constexpr int kept = 0xff >> right << left & 0xff;  // what a shift alone leaves
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) {
       if constexpr (right > 0) x.v[i] = vshrq_n_u8(x.v[i], right);
       if constexpr (left > 0) x.v[i] = vshlq_n_u8(x.v[i], left);
       if constexpr ((kept & ~mask) != 0) x.v[i] = vandq_u8(x.v[i], vdupq_n_u8(mask));
-    });
+    }
     return x;
   }
   MOXIE_INLINE static Bytes merge(Bytes a, const Bytes& b) noexcept {
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { a.v[i] = vorrq_u8(a.v[i], b.v[i]); });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) a.v[i] = vorrq_u8(a.v[i], b.v[i]);
     return a;
   }
 
   MOXIE_INLINE static Bytes lookup(panel::Bytes16 table, Bytes x) noexcept {
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i] = vqtbl1q_u8((uint8x16_t)table, x.v[i]); });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) x.v[i] = vqtbl1q_u8((uint8x16_t)table, x.v[i]);
     return x;
   }
 
   MOXIE_INLINE static Bytes spread(panel::Bytes16 x) noexcept {
     const auto row = vreinterpretq_u8_u32(uint32x4_t{0x00000000, 0x01010101, 0x02020202, 0x03030303});
     Bytes y;
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
-      y.v[i] = vqtbl1q_u8((uint8x16_t)x, vaddq_u8(row, vdupq_n_u8(static_cast<std::uint8_t>(4 * i))));
-    });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) y.v[i] = vqtbl1q_u8((uint8x16_t)x, vaddq_u8(row, vdupq_n_u8(static_cast<std::uint8_t>(4 * i))));
     return y;
   }
 
   template <class Fn>
   MOXIE_INLINE static F each(Fn&& f) noexcept {
     F x;
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i] = f(i); });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) x.v[i] = f(i);
     return x;
   }
   MOXIE_INLINE static F load(const float* p) noexcept {
     return each([&](int i) MOXIE_INLINE_LAMBDA { return vld1q_f32(p + 4 * i); });
   }
   MOXIE_INLINE static void store(float* p, const F& x) noexcept {
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { vst1q_f32(p + 4 * i, x.v[i]); });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.v[i]);
   }
   MOXIE_INLINE static F set1(float x) noexcept {
     return each([&](int) MOXIE_INLINE_LAMBDA { return vdupq_n_f32(x); });
@@ -159,11 +165,13 @@ struct Ops<Neon> : MinusSums {
   MOXIE_INLINE static F halves_float(const Ints& x) noexcept { return to_float(x); }
   MOXIE_INLINE static Ints load_ints(const std::byte* p) noexcept {
     Ints x;
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { x.v[i] = vreinterpretq_s32_u8(vld1q_u8(as_u8(p) + 16 * i)); });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) x.v[i] = vreinterpretq_s32_u8(vld1q_u8(as_u8(p) + 16 * i));
     return x;
   }
   MOXIE_INLINE static void store_ints(std::byte* p, const Ints& x) noexcept {
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { vst1q_u8(as_u8(p) + 16 * i, vreinterpretq_u8_s32(x.v[i])); });
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) vst1q_u8(as_u8(p) + 16 * i, vreinterpretq_u8_s32(x.v[i]));
   }
   template <int i, bool is_signed>
   MOXIE_INLINE static F code_floats(const Bytes& x) noexcept {
@@ -219,26 +227,30 @@ struct Ops<Neon> : MinusSums {
       unroll_constant<2>([&](auto part) MOXIE_INLINE_LAMBDA {
         constexpr int of = halved(kind) ? part.value : 0;  // the sums of the two halves of the block, or one for both
         int8x16_t a[T];
-        unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) {
           a[t] = vld1q_s8(x[t].q + 16 * part.value);
           if constexpr (part.value == of) {
             int32x4_t start = vdupq_n_s32(0);
             if constexpr (zero != 0) start = vshlq_n_s32(vdupq_n_s32(x[t].minus[halved(kind) ? 1 + of : 0]), __builtin_ctz(zero));
-            unroll<together>([&](int r) MOXIE_INLINE_LAMBDA { sum[of][t][r] = start; });
+            MOXIE_UNROLL
+            for (int r = 0; r < together; ++r) sum[of][t][r] = start;
+          }
+        }
+        unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA {
+          const Bytes code = w(0, 4 * part.value + j.value);
+          MOXIE_UNROLL
+          for (int r = 0; r < together; ++r) {
+            MOXIE_UNROLL
+            for (int t = 0; t < T; ++t)
+              sum[of][t][r] = in_order(vdotq_laneq_s32(sum[of][t][r], vreinterpretq_s8_u8(code.v[row + r]), a[t], j.value));
           }
         });
-        unroll_constant<4>([&](auto j) MOXIE_INLINE_LAMBDA {
-          const Bytes code = w(0, Constant<4 * part.value + j.value>{});
-          unroll<together>([&](int r) MOXIE_INLINE_LAMBDA {
-            unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-              sum[of][t][r] =
-                  in_order(vdotq_laneq_s32(sum[of][t][r], vreinterpretq_s8_u8(code.v[row + r]), a[t], j.value));
-            });
-          });
-        });
       });
-      unroll<T>([&](int t) MOXIE_INLINE_LAMBDA {
-        unroll<together>([&](int r) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int t = 0; t < T; ++t) {
+        MOXIE_UNROLL
+        for (int r = 0; r < together; ++r) {
           int32x4_t total = sum[0][t][r];
           if constexpr (kind == in_float_halves) {
             const float32x4_t low = vmulq_f32(vcvtq_f32_s32(total), h[0].v[row + r]);
@@ -247,8 +259,8 @@ struct Ops<Neon> : MinusSums {
             if constexpr (kind == in_halves) total = vmlaq_s32(vmulq_s32(total, h[0].v[row + r]), sum[1][t][r], h[1].v[row + r]);
             sums[0][t].v[row + r] = vcvtq_f32_s32(total);
           }
-        });
-      });
+        }
+      }
     });
   }
 

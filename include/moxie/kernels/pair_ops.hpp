@@ -1,7 +1,7 @@
 #pragma once
 // Primitives of products of 16-bit codes: vectors of 32-bit words, each a pair of codes (the low half first), exact 32-bit sums.
 //
-//   add<first>(sum, x, y)   sum[v] + x[v].low * y.low + x[v].high * y.high for V vectors; `first`: without sum
+//   add(first, sum, x, y)   sum[v] + x[v].low * y.low + x[v].high * y.high for V vectors; `first`: without sum
 //   load(p, x)       V consecutive vectors
 //   load_i8(p)       consecutive int8, one a word
 //   join(low, high)  words of the low halves of both
@@ -44,32 +44,36 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
 
   template <int V>
   MOXIE_INLINE static void load(const std::int32_t* p, W (&x)[V]) noexcept {
-    unroll<V>([&](int v) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int v = 0; v < V; ++v) {
       __m256i y = W::load_aligned(p + 8 * v);
       __asm__("" : "+x"(y));  // else compilers load it for each product, and loads are as dear as products
       x[v] = y;
-    });
+    }
   }
-  template <bool first, int V>
-  MOXIE_INLINE static void add(W (&sum)[V], const W (&x)[V], const W& y) noexcept {
+  template <int V>
+  MOXIE_INLINE static void add(bool first, W (&sum)[V], const W (&x)[V], const W& y) noexcept {
     // Two products, then two sums: on Zen 3 the loop of attention is 3% faster so than in turns.
     constexpr int together = V < 2 ? V : 2;
     static_assert(V % together == 0);
-    unroll<V / together>([&](int g) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int g = 0; g < V / together; ++g) {
       __m256i product[together];
-      unroll<together>([&](int i) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int i = 0; i < together; ++i) {
         product[i] = _mm256_madd_epi16(x[together * g + i], y);
-        if constexpr (!first) __asm__("" : "+x"(product[i]));
-      });
-      unroll<together>([&](int i) MOXIE_INLINE_LAMBDA {
+        if (!first) __asm__("" : "+x"(product[i]));
+      }
+      MOXIE_UNROLL
+      for (int i = 0; i < together; ++i) {
         __m256i total = product[i];
-        if constexpr (!first) {
+        if (!first) {
           total = _mm256_add_epi32(sum[together * g + i], total);
           __asm__("" : "+x"(total));  // or compilers balance a sum's additions into a tree, whose leaves no register holds
         }
         sum[together * g + i] = total;
-      });
-    });
+      }
+    }
   }
   MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
     const __m256i even = low, odd = _mm256_slli_epi32(high, 16);  // without optimization the blend is a macro that casts
@@ -81,30 +85,34 @@ struct PairOps<A, xsimd::fma3<xsimd::avx2>> {
   template <class Op>
   MOXIE_INLINE static W reduce(const W (&x)[8], Op op) noexcept {
     W y[4], z[2];
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i)
       y[i] = op(W(_mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1])), W(_mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1])));
-    });
-    unroll<2>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int i = 0; i < 2; ++i)
       z[i] = op(W(_mm256_unpacklo_epi64(y[2 * i], y[2 * i + 1])), W(_mm256_unpackhi_epi64(y[2 * i], y[2 * i + 1])));
-    });
     return op(W(_mm256_permute2x128_si256(z[0], z[1], 0x20)), W(_mm256_permute2x128_si256(z[0], z[1], 0x31)));
   }
   MOXIE_INLINE static void transpose(W (&x)[8]) noexcept {
     __m256i a[8], b[8];
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) {
       a[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
       a[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-    });
-    unroll<2>([&](int i) MOXIE_INLINE_LAMBDA {
-      unroll<2>([&](int j) MOXIE_INLINE_LAMBDA {
+    }
+    MOXIE_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      MOXIE_UNROLL
+      for (int j = 0; j < 2; ++j) {
         b[4 * i + 2 * j] = _mm256_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
         b[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
-      });
-    });
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+      }
+    }
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) {
       x[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
       x[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
-    });
+    }
   }
 };
 #endif
@@ -117,11 +125,13 @@ struct Avx512PairOps {
 
   template <int V>
   MOXIE_INLINE static void load(const std::int32_t* p, W (&x)[V]) noexcept {
-    unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { x[v] = W::load_aligned(p + 16 * v); });
+    MOXIE_UNROLL
+    for (int v = 0; v < V; ++v) x[v] = W::load_aligned(p + 16 * v);
   }
-  template <bool first, int V>
-  MOXIE_INLINE static void add(W (&sum)[V], const W (&x)[V], const W& y) noexcept {
-    unroll<V>([&](int v) MOXIE_INLINE_LAMBDA { sum[v] = _mm512_dpwssd_epi32(first ? W(0) : sum[v], x[v], y); });
+  template <int V>
+  MOXIE_INLINE static void add(bool first, W (&sum)[V], const W (&x)[V], const W& y) noexcept {
+    MOXIE_UNROLL
+    for (int v = 0; v < V; ++v) sum[v] = _mm512_dpwssd_epi32(first ? W(0) : sum[v], x[v], y);
   }
   MOXIE_INLINE static W join(const W& low, const W& high) noexcept {
     const __m512i even = low, odd = _mm512_slli_epi32(high, 16);
@@ -133,12 +143,12 @@ struct Avx512PairOps {
   template <class Op>
   MOXIE_INLINE static W reduce(const W (&x)[16], Op op) noexcept {
     W y[8], z[4];
-    unroll<8>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int i = 0; i < 8; ++i)
       y[i] = op(W(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1])), W(_mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1])));
-    });
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i)
       z[i] = op(W(_mm512_unpacklo_epi64(y[2 * i], y[2 * i + 1])), W(_mm512_unpackhi_epi64(y[2 * i], y[2 * i + 1])));
-    });
     const auto halve = [&](const W& a, const W& b) MOXIE_INLINE_LAMBDA {
       return op(W(_mm512_shuffle_i32x4(a, b, 0x88)), W(_mm512_shuffle_i32x4(a, b, 0xdd)));
     };
@@ -146,24 +156,28 @@ struct Avx512PairOps {
   }
   MOXIE_INLINE static void transpose(W (&x)[16]) noexcept {
     __m512i a[16], b[16];
-    unroll<8>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int i = 0; i < 8; ++i) {
       a[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
       a[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-    });
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {  // b[4 i + c], quarter q: word 4 q + c of vectors 4 i .. 4 i + 3
-      unroll<2>([&](int j) MOXIE_INLINE_LAMBDA {
+    }
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) {  // b[4 i + c], quarter q: word 4 q + c of vectors 4 i .. 4 i + 3
+      MOXIE_UNROLL
+      for (int j = 0; j < 2; ++j) {
         b[4 * i + 2 * j] = _mm512_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
         b[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
-      });
-    });
-    unroll<4>([&](int c) MOXIE_INLINE_LAMBDA {
+      }
+    }
+    MOXIE_UNROLL
+    for (int c = 0; c < 4; ++c) {
       const __m512i low = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), high = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
       const __m512i low1 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd), high1 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
       x[c] = _mm512_shuffle_i32x4(low, high, 0x88);
       x[8 + c] = _mm512_shuffle_i32x4(low, high, 0xdd);
       x[4 + c] = _mm512_shuffle_i32x4(low1, high1, 0x88);
       x[12 + c] = _mm512_shuffle_i32x4(low1, high1, 0xdd);
-    });
+    }
   }
 };
 #endif

@@ -66,25 +66,26 @@ template <class A, class Format>
   } else {
     int8::for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int n) MOXIE_INLINE_LAMBDA {
       float* to = out + n * block_k * stride;
-      unroll_constant<8>([&](auto j) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int j = 0; j < 8; ++j) {
         typename O::F scale = P::template scale<O>(chunk, b);
         if constexpr (has_float_halves<P>)
-          scale = O::mul(scale, P::template half<O>(chunk, b, j.value / 4));
+          scale = O::mul(scale, P::template half<O>(chunk, b, j / 4));
         else if constexpr (P::has_halves)
-          scale = O::mul(scale, O::halves_float(P::template half<O>(chunk, b, j.value / 4)));
+          scale = O::mul(scale, O::halves_float(P::template half<O>(chunk, b, j / 4)));
         typename O::F offset = O::set1(0);
         if constexpr (P::has_offset) offset = P::template offset<O>(chunk, b);
         if constexpr (P::has_offset && P::has_halves)
-          offset = O::mul(offset, O::halves_float(P::template half_offset<O>(chunk, b, j.value / 4)));
-        const auto code = P::template code<O, j.value>(chunk, b);
+          offset = O::mul(offset, O::halves_float(P::template half_offset<O>(chunk, b, j / 4)));
+        const auto code = int8::codes_of<A, Format>(chunk, b, j);
         unroll_constant<4>([&](auto i) MOXIE_INLINE_LAMBDA {
           typename O::F w = O::template code_floats<i.value, is_signed(P::codes)>(code);
           if constexpr (P::zero != 0) w = O::add(w, O::set1(-P::zero));
           w = O::mul(w, scale);  // exact, so a compiler that fuses it with the next addition changes nothing
           if constexpr (P::has_offset) w = O::add(w, offset);
-          O::store(to + stride * (4 * j.value + i.value), w);
+          O::store(to + stride * (4 * j + i.value), w);
         });
-      });
+      }
     });
   }
 }
@@ -93,22 +94,27 @@ template <class A, int tokens>
 [[gnu::noinline]] void run_tile(const float* w, int blocks, const float* const* x, float* sums) noexcept {
   using O = Ops<A>;
   typename O::F acc[tokens];
-  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { acc[t] = O::load(sums + panel_rows * t); });
+  MOXIE_UNROLL
+  for (int t = 0; t < tokens; ++t) acc[t] = O::load(sums + panel_rows * t);
   const float* row[tokens];
   for (int t = 0; t < tokens; ++t) row[t] = x[t];
   for (int b = 0; b < blocks; ++b, w += block_floats) {
     typename O::F sum[tokens];
-    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { sum[t] = O::set1(0); });
+    MOXIE_UNROLL
+    for (int t = 0; t < tokens; ++t) sum[t] = O::set1(0);
     for (int i = 0; i < block_k; ++i) {
       const typename O::F wi = O::load(w + panel_rows * i);
-      unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { sum[t] = O::fma(wi, O::set1(row[t][i]), sum[t]); });
+      MOXIE_UNROLL
+      for (int t = 0; t < tokens; ++t) sum[t] = O::fma(wi, O::set1(row[t][i]), sum[t]);
     }
-    unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int t = 0; t < tokens; ++t) {
       acc[t] = O::add(acc[t], sum[t]);
       row[t] += block_k;
-    });
+    }
   }
-  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA { O::store(sums + panel_rows * t, acc[t]); });
+  MOXIE_UNROLL
+  for (int t = 0; t < tokens; ++t) O::store(sums + panel_rows * t, acc[t]);
 }
 
 template <class A>

@@ -136,7 +136,8 @@ struct TileSums {
   using O = Ops<A>;
   typename O::F acc[n];
   MOXIE_INLINE explicit TileSums(const float* from) noexcept {
-    unroll<n>([&](int i) MOXIE_INLINE_LAMBDA { acc[i] = from ? O::load(from + panel_rows * i) : O::set1(0); });
+    MOXIE_UNROLL
+    for (int i = 0; i < n; ++i) acc[i] = from ? O::load(from + panel_rows * i) : O::set1(0);
   }
   MOXIE_INLINE typename O::F get(int i) const noexcept { return acc[i]; }
   MOXIE_INLINE void set(int i, typename O::F x) noexcept { acc[i] = x; }
@@ -175,20 +176,28 @@ MOXIE_INLINE void add_block(Code&& code, Scales&& scales, const Int8Block* x, Su
   };
   O::template dot<W::kind, W::zero>(code, half, x, sums);
   BlockScales<A> s[panels];  // only now: the registers were for the sums
-  if constexpr (!W::chunk_scale) unroll<panels>([&](int p) MOXIE_INLINE_LAMBDA { s[p] = scales(p); });
-  unroll<tokens>([&](int t) MOXIE_INLINE_LAMBDA {
+  if constexpr (!W::chunk_scale) {
+    MOXIE_UNROLL
+    for (int p = 0; p < panels; ++p) s[p] = scales(p);
+  }
+  MOXIE_UNROLL
+  for (int t = 0; t < tokens; ++t) {
     const typename O::F d = O::set1(x[t].d);
-    unroll<panels>([&](int p) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int p = 0; p < panels; ++p) {
       const int i = panels * t + p;
-      if constexpr (W::chunk_scale) return acc.set(i, O::fma(sums[p][t], d, acc.get(i)));
-      typename O::F y = O::fma(sums[p][t], O::mul(s[p].scale, d), acc.get(i));
-      if constexpr (W::offset && W::halves)
-        y = O::fma(O::offset_sums(x[t], s[p].offsets), O::mul(s[p].offset, d), y);
-      else if constexpr (W::offset)
-        y = O::fma(s[p].offset, O::set1(x[t].sum_d), y);
-      acc.set(i, y);
-    });
-  });
+      if constexpr (W::chunk_scale) {
+        acc.set(i, O::fma(sums[p][t], d, acc.get(i)));
+      } else {
+        typename O::F y = O::fma(sums[p][t], O::mul(s[p].scale, d), acc.get(i));
+        if constexpr (W::offset && W::halves)
+          y = O::fma(O::offset_sums(x[t], s[p].offsets), O::mul(s[p].offset, d), y);
+        else if constexpr (W::offset)
+          y = O::fma(s[p].offset, O::set1(x[t].sum_d), y);
+        acc.set(i, y);
+      }
+    }
+  }
 }
 
 /// Ends a chunk: the n totals get its sums times the scale of their panel, and the sums are 0 again.
@@ -196,11 +205,13 @@ template <class A, int panels, int n, class Scale, class Sums, class Totals>
 MOXIE_INLINE void end_chunk(Scale&& scale, Sums& acc, Totals& total) noexcept {
   using O = Ops<A>;
   typename O::F s[panels];
-  unroll<panels>([&](int p) MOXIE_INLINE_LAMBDA { s[p] = scale(p); });
-  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int p = 0; p < panels; ++p) s[p] = scale(p);
+  MOXIE_UNROLL
+  for (int i = 0; i < n; ++i) {
     total.set(i, O::fma(acc.get(i), s[i % panels], total.get(i)));
     acc.set(i, O::set1(0));
-  });
+  }
 }
 
 template <class A, class W>
@@ -233,8 +244,7 @@ template <class A, class W, int tokens>
     for (int b = 0; b < count; ++b, staged += panels * staged_bytes<W>, x += step) {
       for (int i = 0; i < ahead_step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
       ahead += ahead_step;
-      const auto code = [&](int p, auto j)
-                            MOXIE_INLINE_LAMBDA { return O::load_bytes(staged + p * staged_bytes<W> + 64 * j.value); };
+      const auto code = [&](int p, int j) MOXIE_INLINE_LAMBDA { return O::load_bytes(staged + p * staged_bytes<W> + 64 * j); };
       const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return staged_scales<A, W>(staged + p * staged_bytes<W>); };
       add_block<A, W, tokens, panels>(code, scales, x, acc);
     }
@@ -253,8 +263,10 @@ template <class A, class W, int tokens>
   } else {
     TileSums<A, n> acc(sums);
     run(blocks, acc);
-    if constexpr (O::sums_in_registers)
-      unroll<n>([&](int i) MOXIE_INLINE_LAMBDA { O::store(sums + panel_rows * i, acc.get(i)); });
+    if constexpr (O::sums_in_registers) {
+      MOXIE_UNROLL
+      for (int i = 0; i < n; ++i) O::store(sums + panel_rows * i, acc.get(i));
+    }
   }
 }
 
@@ -275,9 +287,33 @@ MOXIE_INLINE BlockScales<A> scales_of(const std::byte* chunk, int b) noexcept {
     }
   return s;
 }
-template <class A, class Format, int j>
-MOXIE_INLINE typename Ops<A>::Bytes operand_of(const std::byte* chunk, int b) noexcept {
-  return Ops<A>::template operand<Panel<Format>>(Panel<Format>::template code<Ops<A>, j>(chunk, b));
+/// Register j of a block's codes. j is known where loops over it are written out.
+template <class A, class Format>
+MOXIE_INLINE typename Ops<A>::Bytes codes_of(const std::byte* chunk, int b, int j) noexcept {
+  using O = Ops<A>;
+  using P = Panel<Format>;
+  switch (j) {
+    case 0:
+      return P::template code<O, 0>(chunk, b);
+    case 1:
+      return P::template code<O, 1>(chunk, b);
+    case 2:
+      return P::template code<O, 2>(chunk, b);
+    case 3:
+      return P::template code<O, 3>(chunk, b);
+    case 4:
+      return P::template code<O, 4>(chunk, b);
+    case 5:
+      return P::template code<O, 5>(chunk, b);
+    case 6:
+      return P::template code<O, 6>(chunk, b);
+    default:
+      return P::template code<O, 7>(chunk, b);
+  }
+}
+template <class A, class Format>
+MOXIE_INLINE typename Ops<A>::Bytes operand_of(const std::byte* chunk, int b, int j) noexcept {
+  return Ops<A>::template operand<Panel<Format>>(codes_of<A, Format>(chunk, b, j));
 }
 
 struct Nothing {
@@ -302,8 +338,8 @@ template <class A, class Format>
   using W = WayOf<A, Panel<Format>>;
   for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int i) MOXIE_INLINE_LAMBDA {
     std::byte* out = staged + i * step;
-    unroll_constant<8>([&](auto j)
-                           MOXIE_INLINE_LAMBDA { O::store_bytes(out + 64 * j.value, operand_of<A, Format, j.value>(chunk, b)); });
+    MOXIE_UNROLL
+    for (int j = 0; j < 8; ++j) O::store_bytes(out + 64 * j, operand_of<A, Format>(chunk, b, j));
     const BlockScales<A> s = scales_of<A, Format>(chunk, b);
     O::store(reinterpret_cast<float*>(out + staged_scale), s.scale);
     out += staged_extra;
@@ -348,9 +384,10 @@ struct Ahead {
       at += distance;
       if (few && lines == follow && __builtin_expect(at < end, 1)) return;
       at += at < end ? 0 : jump;
+      __asm__("" : "+r"(at));  // one address of all lines
       const auto bring = [at](auto locality) MOXIE_INLINE_LAMBDA {
-        unroll<(block_bytes<Format> + 63) / 64>([&](int i)
-                                                    MOXIE_INLINE_LAMBDA { __builtin_prefetch(at + 64 * i, 0, locality.value); });
+        MOXIE_UNROLL
+        for (int i = 0; i < (block_bytes<Format> + 63) / 64; ++i) __builtin_prefetch(at + 64 * i, 0, locality.value);
       };
       (fetching_is_tuned<A> && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
     } else {
@@ -375,11 +412,11 @@ template <class A, class Format, int tokens, int panels>
   TileSums<A, W::chunk_scale ? n : 1, total_in_registers> total(total_in_registers ? nullptr : totals);
   const auto add = [&](const std::byte* chunk, int b, int) MOXIE_INLINE_LAMBDA {
     ahead.template fetch<A, Format, tokens, panels>(chunk + b * block_bytes<Format>);
-    const auto code = [&](int p, auto j) MOXIE_INLINE_LAMBDA {
+    const auto code = [&](int p, int j) MOXIE_INLINE_LAMBDA {
       // One panel's codes are read from memory in order: with some of the last three planes loaded early, as compilers would,
       // that is up to a fifth slower.
-      if constexpr (panels == 1 && Panel<Format>::codes == Codes::u6 && j.value == 4) __asm__("" ::: "memory");
-      return operand_of<A, Format, j.value>(chunk + p * panel_step, b);
+      if (panels == 1 && Panel<Format>::codes == Codes::u6 && j == 4) __asm__("" ::: "memory");
+      return operand_of<A, Format>(chunk + p * panel_step, b, j);
     };
     const auto scales = [&](int p) MOXIE_INLINE_LAMBDA { return scales_of<A, Format>(chunk + p * panel_step, b); };
     add_block<A, W, tokens, panels>(code, scales, x, acc);
@@ -391,9 +428,9 @@ template <class A, class Format, int tokens, int panels>
       end_chunk<A, panels, n>(scale, acc, total);
     }
   });
-  unroll<n>([&](int i) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int i = 0; i < n; ++i)
     O::store(out + i / panels * out_stride + i % panels * panel_rows, W::chunk_scale ? total.get(i) : acc.get(i));
-  });
 }
 
 /// run_group() in pieces of stage_blocks blocks, unpacked for all rows; then comes the group at `then`.
@@ -427,17 +464,13 @@ MOXIE_INLINE void run_staged(const Group& group, const Int8Rows& rows, std::int6
   for (int t = 0; t < count; ++t) __builtin_memcpy(out + t * out_stride, sums + columns * t, columns * sizeof(float));
 }
 
-/// A group of panels for rows [first, first + count), row by row to out + i * out_stride.
+/// run_group() in tiles that unpack in registers.
 template <class A, class Format>
-void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
-               Ahead ahead, int stage_from) noexcept {
+MOXIE_INLINE void run_unstaged(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out,
+                               std::int64_t out_stride, Ahead ahead) noexcept {
   using W = WayOf<A, Panel<Format>>;
   const auto k_blocks = static_cast<int>(rows.k / block_k);
   constexpr int least = W::staged_from;
-  if constexpr (least < max_tokens) {
-    if (count >= least && count >= stage_from)
-      return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
-  }
   constexpr int panels = W::panels, tile = W::template tile<false>;
   constexpr bool few_tiles = has_few_tiles<Panel<Format>>;
   constexpr int most = few_tiles && tile > 4 ? 4 : tile, largest = least < most ? least - 1 : most;
@@ -465,8 +498,20 @@ void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int
   });
 }
 
+/// A group of panels for rows [first, first + count), row by row to out + i * out_stride.
+template <class A, class Format>
+void run_group(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out, std::int64_t out_stride,
+               const Ahead& ahead, int stage_from) noexcept {
+  constexpr int least = WayOf<A, Panel<Format>>::staged_from;
+  if constexpr (least < max_tokens) {
+    if (least <= 1 || (count >= least && count >= stage_from))
+      return run_staged<A, Format>(group, rows, first, count, out, out_stride, ahead.next);
+  }
+  if constexpr (least > 1) run_unstaged<A, Format>(group, rows, first, count, out, out_stride, ahead);
+}
+
 using RunGroup = void (*)(const Group& group, const Int8Rows& rows, std::int64_t first, int count, float* out,
-                          std::int64_t out_stride, Ahead ahead, int stage_from) noexcept;
+                          std::int64_t out_stride, const Ahead& ahead, int stage_from) noexcept;
 
 /// The rows in pieces that stay in cache, each over all panels of `bytes`.
 template <class A>

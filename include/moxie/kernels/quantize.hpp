@@ -64,18 +64,20 @@ template <int lanes>
 MOXIE_INLINE void tree_sums(const Lanes<float, lanes> (&v)[4][4], Four (&sums)[4]) noexcept {
   constexpr int together = lanes / 4;  // whose sums end in one register
   Lanes<float, lanes> out[4 / together];
-  unroll<4 / together>([&](int o) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int o = 0; o < 4 / together; ++o) {
     Lanes<float, lanes> x[4];
-    unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int i = 0; i < 4; ++i) {
       if constexpr (lanes == 16)
         x[i] = sum_apart<4, 16>(sum_apart<8, 16>(v[0][i], v[1][i]), sum_apart<8, 16>(v[2][i], v[3][i]));
       else if constexpr (lanes == 8)
         x[i] = sum_apart<4, 8>(v[2 * o][i], v[2 * o + 1][i]);
       else
         x[i] = v[o][i];
-    });
+    }
     out[o] = sum_apart<1, lanes>(sum_apart<2, lanes>(x[0], x[1]), sum_apart<2, lanes>(x[2], x[3]));
-  });
+  }
   __builtin_memcpy(sums, out, sizeof out);
 }
 
@@ -92,10 +94,11 @@ MOXIE_INLINE void narrow(const Lanes<std::int32_t, lanes> (&codes)[16 / lanes], 
     return;
   }
 #endif
-  unroll<16 / lanes>([&](int i) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int i = 0; i < 16 / lanes; ++i) {
     const auto bytes = __builtin_convertvector(codes[i], Lanes<std::int8_t, lanes>);
     __builtin_memcpy(q + lanes * i, &bytes, sizeof bytes);
-  });
+  }
 }
 
 /// The bits of the largest |x| of a block: the order of such integers is that of the values, with infinity and NaN above all.
@@ -105,16 +108,17 @@ MOXIE_INLINE FourInts most_bits(const float* x) noexcept {
   using I = xsimd::batch<std::int32_t, typename A::simd>;
   constexpr int lanes = static_cast<int>(F::size);
   I most(0);
-  unroll<block_k / lanes>([&](int i) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int i = 0; i < block_k / lanes; ++i)
     most = xsimd::max(xsimd::bitwise_cast<I>(F::load_unaligned(x + i * lanes)) & I(0x7fffffff), most);
-  });
   alignas(64) std::int32_t stored[lanes];
   most.store_aligned(stored);
   FourInts four = load_four<FourInts>(stored);
-  unroll<lanes / 4 - 1>([&](int i) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int i = 0; i < lanes / 4 - 1; ++i) {
     const auto more = load_four<FourInts>(stored + 4 * (i + 1));
     four = more > four ? more : four;
-  });
+  }
   return four;
 }
 /// Of four blocks.
@@ -122,7 +126,8 @@ template <class A>
 MOXIE_INLINE FourInts largest_bits(const float* x) noexcept {
   const auto larger = [](FourInts a, FourInts b) MOXIE_INLINE_LAMBDA { return a > b ? a : b; };
   FourInts m[4];
-  unroll<4>([&](int i) MOXIE_INLINE_LAMBDA { m[i] = most_bits<A>(x + i * block_k); });
+  MOXIE_UNROLL
+  for (int i = 0; i < 4; ++i) m[i] = most_bits<A>(x + i * block_k);
   const FourInts a = larger(__builtin_shufflevector(m[0], m[1], 0, 1, 4, 5), __builtin_shufflevector(m[0], m[1], 2, 3, 6, 7));
   const FourInts b = larger(__builtin_shufflevector(m[2], m[3], 0, 1, 4, 5), __builtin_shufflevector(m[2], m[3], 2, 3, 6, 7));
   return larger(__builtin_shufflevector(a, b, 0, 2, 4, 6), __builtin_shufflevector(a, b, 1, 3, 5, 7));
@@ -142,29 +147,34 @@ MOXIE_INLINE Scales best_scales(const float* x, FourInts bits) noexcept {
   const auto largest = __builtin_bit_cast(Four, bits);
   alignas(64) float inverse_of[4][4];  // of each candidate: of the blocks
   Scales s[4];
-  unroll<4>([&](int c) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int c = 0; c < 4; ++c) {
     const float one = 127.0f - static_cast<float>(c);
     const Four steps = {one, one, one, one};
     s[c] = {steps / largest, largest / steps};
     __builtin_memcpy(inverse_of[c], &s[c].inverse, sizeof inverse_of[c]);
-  });
+  }
   V errors[4][4];
-  unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int i = 0; i < 4; ++i) {
     const auto load = [&](int part) MOXIE_INLINE_LAMBDA { return F::load_unaligned(x + i * block_k + part * lanes); };
-    unroll<4>([&](int c) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int c = 0; c < 4; ++c) {
       const F factor(inverse_of[c][i]);
       V parts[half];
-      unroll<half>([&](int part) MOXIE_INLINE_LAMBDA {
+      MOXIE_UNROLL
+      for (int part = 0; part < half; ++part) {
         const F y = load(part) * factor, z = load(part + half) * factor;
         const F r = y - xsimd::nearbyint(y), t = z - xsimd::nearbyint(z);
         parts[part] = __builtin_bit_cast(V, madd(t, t, r * r));
-      });
+      }
       errors[c][i] = fold<lanes>(parts);
-    });
-  });
+    }
+  }
   Four error[4];
   tree_sums<lanes>(errors, error);
-  unroll<4>([&](int c) MOXIE_INLINE_LAMBDA { error[c] *= s[c].scale * s[c].scale; });
+  MOXIE_UNROLL
+  for (int c = 0; c < 4; ++c) error[c] *= s[c].scale * s[c].scale;
   const auto better = [&](FourInts is, const Scales& a, const Scales& b) MOXIE_INLINE_LAMBDA {
     return Scales{is ? a.inverse : b.inverse, is ? a.scale : b.scale};
   };
@@ -184,12 +194,14 @@ MOXIE_INLINE void code_blocks(const float* x, const Scales& s, Int8Block* to, st
   __builtin_memcpy(factor_of, &s.inverse, sizeof factor_of);
   // value times code, code squared, codes of the first and of the last 16: exact integers but the first
   V terms[4][4];
-  unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int i = 0; i < 4; ++i) {
     const auto load = [&](int part) MOXIE_INLINE_LAMBDA { return F::load_unaligned(x + i * block_k + part * lanes); };
     const F factor(factor_of[i]);
     V parts[4][half];
     Codes codes[2][half];
-    unroll<half>([&](int part) MOXIE_INLINE_LAMBDA {
+    MOXIE_UNROLL
+    for (int part = 0; part < half; ++part) {
       const F y = load(part) * factor, z = load(part + half) * factor;
       const F y_code = xsimd::nearbyint(y), z_code = xsimd::nearbyint(z);
       codes[0][part] = __builtin_bit_cast(Codes, xsimd::batch_cast<std::int32_t>(y_code));
@@ -198,21 +210,24 @@ MOXIE_INLINE void code_blocks(const float* x, const Scales& s, Int8Block* to, st
       parts[1][part] = __builtin_bit_cast(V, madd(z_code, z_code, y_code * y_code));
       parts[2][part] = __builtin_bit_cast(V, y_code);
       parts[3][part] = __builtin_bit_cast(V, z_code);
-    });
-    unroll<4>([&](int term) MOXIE_INLINE_LAMBDA { terms[term][i] = fold<lanes>(parts[term]); });
-    unroll<2>([&](int part) MOXIE_INLINE_LAMBDA { narrow<lanes>(codes[part], to[i * step].q + 16 * part); });
-  });
+    }
+    MOXIE_UNROLL
+    for (int term = 0; term < 4; ++term) terms[term][i] = fold<lanes>(parts[term]);
+    MOXIE_UNROLL
+    for (int part = 0; part < 2; ++part) narrow<lanes>(codes[part], to[i * step].q + 16 * part);
+  }
   Four totals[4];
   tree_sums<lanes>(terms, totals);
   const Four d = s.scale * (totals[0] / totals[1]);  // the largest code is at least 124
   const FourInts low = __builtin_convertvector(totals[2], FourInts), high = __builtin_convertvector(totals[3], FourInts);
   const Four sum_d = __builtin_convertvector(low + high, Four) * d;
-  unroll<4>([&](int i) MOXIE_INLINE_LAMBDA {
+  MOXIE_UNROLL
+  for (int i = 0; i < 4; ++i) {
     Int8Block& block = to[i * step];
     block.d = d[i];
     block.sum_d = sum_d[i];
     Ops<A>::minus_sums(block.q, low[i], high[i], block.minus);
-  });
+  }
 }
 
 MOXIE_INLINE FourInts regular(FourInts bits) noexcept {

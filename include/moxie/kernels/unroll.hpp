@@ -7,14 +7,18 @@
 
 namespace moxie::kernels {
 
-/// f(0), f(1), .., f(n - 1), written out. f takes an int, and must be always inlined: [&](int i) MOXIE_INLINE_LAMBDA { .. }.
-template <int n, class F>
-MOXIE_INLINE void unroll(F&& f) noexcept {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) { (f(i), ...); }
-  (std::make_integer_sequence<int, n>{});
-}
+/// Before a loop with a known number of passes, 64 at most: written out. A compiler sees the body once before that, not as often
+/// as it runs, which is half of the time that the kernels take to compile.
+#if defined(__clang__)
+#define MOXIE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define MOXIE_UNROLL _Pragma("GCC unroll 64")
+#endif
 
-/// The same with compile-time indices: f(Constant<0>{}), ..
+#define MOXIE_INLINE_LAMBDA __attribute__((always_inline))
+
+/// Where indices must be constants: f(Constant<0>{}), f(Constant<1>{}), .., f(Constant<n - 1>{}), written out. f must be always
+/// inlined: [&](auto i) MOXIE_INLINE_LAMBDA { .. }.
 template <int i>
 struct Constant {
   static constexpr int value = i;
@@ -25,12 +29,11 @@ MOXIE_INLINE void unroll_constant(F&& f) noexcept {
   (std::make_integer_sequence<int, n>{});
 }
 
-#define MOXIE_INLINE_LAMBDA __attribute__((always_inline))
-
 /// Zeros.
 template <class T, int R, int V>
 MOXIE_INLINE void clear(T (&x)[R][V]) noexcept {
-  unroll<R * V>([&](int i) MOXIE_INLINE_LAMBDA { x[i / V][i % V] = T(0); });
+  MOXIE_UNROLL
+  for (int i = 0; i < R * V; ++i) x[i / V][i % V] = T(0);
 }
 
 }  // namespace moxie::kernels
