@@ -66,23 +66,25 @@ template <class A, class Format>
   } else {
     int8::for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int n) MOXIE_INLINE_LAMBDA {
       float* to = out + n * block_k * stride;
-      MOXIE_UNROLL
-      for (int j = 0; j < 8; ++j) {
-        typename O::F scale = P::template scale<O>(chunk, b);
+      const int8::BlockScales<A> s = int8::scales_of<A, Format>(chunk, b);
+      typename O::F scale[2], offset[2];  // of both halves
+      for (int h = 0; h < 2; ++h) {
+        scale[h] = s.scale;
         if constexpr (has_float_halves<P>)
-          scale = O::mul(scale, P::template half<O>(chunk, b, j / 4));
+          scale[h] = O::mul(s.scale, s.float_halves[h]);
         else if constexpr (P::has_halves)
-          scale = O::mul(scale, O::halves_float(P::template half<O>(chunk, b, j / 4)));
-        typename O::F offset = O::set1(0);
-        if constexpr (P::has_offset) offset = P::template offset<O>(chunk, b);
-        if constexpr (P::has_offset && P::has_halves)
-          offset = O::mul(offset, O::halves_float(P::template half_offset<O>(chunk, b, j / 4)));
+          scale[h] = O::mul(s.scale, O::halves_float(s.halves[h]));
+        offset[h] = s.offset;
+        if constexpr (P::has_offset && P::has_halves)  // of minus the sums
+          offset[h] = O::mul(O::mul(s.offset, O::set1(-1)), O::halves_float(s.offsets[h]));
+      }
+      for (int j = 0; j < 8; ++j) {  // as fast as written out
         const auto code = int8::codes_of<A, Format>(chunk, b, j);
         unroll_constant<4>([&](auto i) MOXIE_INLINE_LAMBDA {
           typename O::F w = O::template code_floats<i.value, is_signed(P::codes)>(code);
           if constexpr (P::zero != 0) w = O::add(w, O::set1(-P::zero));
-          w = O::mul(w, scale);  // exact, so a compiler that fuses it with the next addition changes nothing
-          if constexpr (P::has_offset) w = O::add(w, offset);
+          w = O::mul(w, scale[j / 4]);  // exact, so a compiler that fuses it with the next addition changes nothing
+          if constexpr (P::has_offset) w = O::add(w, offset[j / 4]);
           O::store(to + stride * (4 * j + i.value), w);
         });
       }

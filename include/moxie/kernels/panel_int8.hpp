@@ -99,19 +99,25 @@ MOXIE_INLINE int next_tile(int rest) noexcept {
   if (largest >= 6 && rest >= 6 && rest != 7 && rest != 8) return 6;
   if (panels > 1 && largest >= 6 && rest == 5) return 5;
   if (largest >= 4 && rest >= 4 && (panels > 1 || rest != 5)) return 4;
-  return rest >= 3 ? 3 : rest;
+  const int least = largest < 3 ? largest : 3;
+  return rest < least ? rest : least;
 }
 /// f(Constant<n>{}) for the tile height n that next_tile() gave.
 template <int largest, int panels, class F>
 MOXIE_INLINE void with_tile(int n, F&& f) noexcept {
   switch (n) {
-    case 1: return f(Constant<1>{});
-    case 2: return f(Constant<2>{});
-    case 3: return f(Constant<3>{});
-    case 4: return f(Constant<4>{});
+    case 1:
+      return f(Constant<1>{});
+    case 2:
+      return f(Constant<2>{});
+    case 3:
+      return f(Constant<(largest < 3 ? 1 : 3)>{});
+    case 4:
+      return f(Constant<(largest < 4 ? 1 : 4)>{});
     case 5:
       return f(Constant<(largest < 6 || panels == 1 ? 1 : 5)>{});
-    case 6: return f(Constant<(largest < 6 ? 1 : 6)>{});
+    case 6:
+      return f(Constant<(largest < 6 ? 1 : 6)>{});
     case 8:
       return f(Constant<(largest < 8 ? 1 : 8)>{});
     default:
@@ -474,7 +480,7 @@ MOXIE_INLINE void run_unstaged(const Group& group, const Int8Rows& rows, std::in
   constexpr int panels = W::panels, tile = W::template tile<false>;
   constexpr bool few_tiles = has_few_tiles<Panel<Format>>;
   constexpr int most = few_tiles && tile > 4 ? 4 : tile, largest = least < most ? least - 1 : most;
-  constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;  // over all panels
+  constexpr int rows_a_pass = largest < 12 ? largest : largest / panels;                    // over all panels
   const int passes = W::fours ? (count + 1) / 4 : (count + rows_a_pass - 1) / rows_a_pass;  // fours: of more than 4 rows
   constexpr int alone = few_tiles ? 2 : 4;  // rows up to which panels are read one by one
   const bool few = panels == 1 ? passes == 1 : count <= alone;
