@@ -28,7 +28,8 @@ void compare_with_transformers(const std::string& name) {
     const std::string i = "." + std::to_string(s);
     CAPTURE(s);
     const auto ids = test::golden<std::int32_t>(golden, "ids" + i);
-    const test::ForwardResult result = test::run(model, ids);
+    test::ForwardResult result = test::run(model, ids);
+    for (float& x : result.hidden) x *= model.config().logits_scaling;
     CHECK(test::relative_difference(result.hidden, test::golden<float>(golden, "hidden" + i)) < 2e-5);
     CHECK(test::relative_difference(result.logits, test::golden<float>(golden, "logits" + i)) < 2e-5);
 
@@ -139,6 +140,11 @@ TEST_CASE("dots1 gives the results of transformers") { compare_with_transformers
 TEST_CASE("minimax_m2 gives the results of transformers") { compare_with_transformers("minimax_m2"); }
 TEST_CASE("ernie4_5_moe gives the results of transformers") { compare_with_transformers("ernie4_5_moe"); }
 
+TEST_CASE("granitemoe gives the results of transformers, with a shared expert and without") {
+  compare_with_transformers("granitemoe");
+  compare_with_transformers("granitemoeshared");
+}
+
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");
   if (!folder) return;
@@ -185,8 +191,8 @@ TEST_CASE("olmoe GGUF files give the logits of their dequantized weights, and in
 TEST_CASE("gpt-oss GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   compare_with_llama_cpp("gpt-oss");
 }
-TEST_CASE("glm4moe, dots1, minimax-m2 and ernie4_5-moe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
-  for (const char* name : {"glm4moe", "dots1", "minimax-m2", "ernie4_5-moe"}) compare_with_llama_cpp(name);
+TEST_CASE("glm4moe, dots1, minimax-m2, ernie4_5-moe and granitemoe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
+  for (const char* name : {"glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe"}) compare_with_llama_cpp(name);
 }
 TEST_CASE("deepseek2 GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   for (const char* name : {"deepseek2-lite", "deepseek2-v2", "deepseek2-v3"}) compare_with_llama_cpp(name);

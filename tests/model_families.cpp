@@ -181,11 +181,11 @@ void for_each_gguf(const std::string& folder, F&& f) {
     f(*path + "/" + name, about);
   }
 }
-const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2", "ernie4_5-moe"};
+const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe"};
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
                                   "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
-                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe"};
+                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -225,7 +225,7 @@ TEST_CASE("every Hugging Face folder of the families is described, with the MoE 
     const json golden = json::parse(test::read_text(*path + "/golden.json"));
     const ModelDescription d = open_hf(*path);
     check_tensors(d);
-    CHECK(d.config.family == golden["model_type"].get<std::string>());
+    CHECK(d.config.family == (name == "granitemoeshared" ? "granitemoe" : golden["model_type"].get<std::string>()));
     CHECK(d.config.n_layers == golden["n_layers"].get<std::int64_t>());
     CHECK(moe_layers(d.config) == golden["moe_layers"].get<std::vector<std::int64_t>>());
     CHECK(d.config.moe.router.top_k == golden["top_k"].get<std::int64_t>());
@@ -280,6 +280,19 @@ TEST_CASE("values of config.json in both of its forms arrive, defaults included"
     CHECK(d->tensors.layers[0].q_norm->tensor.shape == std::vector<std::int64_t>{64});
     CHECK(d->tensors.layers[0].k_norm->tensor.shape == std::vector<std::int64_t>{32});
     CHECK_FALSE(d->tensors.output.has_value());
+  }
+  if (const auto d = config_of("granitemoe")) {
+    CHECK(d->config.attention.scale == 0.125f);
+    CHECK(d->config.embedding_multiplier == 12.0f);
+    CHECK(d->config.residual_multiplier == 0.22f);
+    CHECK(d->config.logits_scaling == 0.125f);
+    CHECK(d->config.moe.shared_intermediate_size == 0);
+    CHECK(d->config.moe.router.norm_topk_prob);
+  }
+  if (const auto d = config_of("granitemoeshared")) {
+    CHECK(d->config.moe.shared_intermediate_size == 80);
+    CHECK_FALSE(d->config.moe.shared_expert_gate);
+    CHECK(d->tensors.layers[0].shared->up.tensor.shape == std::vector<std::int64_t>{80, 64});
   }
   if (const auto d = config_of("glm4_moe")) {
     CHECK(d->config.attention.rope.dims == 16);  // half of head_dim
@@ -434,7 +447,7 @@ TEST_CASE("the GGUF names and metadata written for a model describe the same mod
     CHECK(summary(back.config) == summary(d.config));
     if (d.config.moe.router.n_group > 1) CHECK(back.config.moe.router.group_score == d.config.moe.router.group_score);
     CHECK(back.tensors.output.has_value() == d.tensors.output.has_value());
-    CHECK(moxie::gguf_permutes_rows(d.config) == (d.config.family == "mixtral"));
+    CHECK(moxie::gguf_permutes_rows(d.config) == (d.config.family == "mixtral" || d.config.family == "granitemoe"));
   }
   CHECK(moxie::gguf_architecture(of_family("qwen3_moe")) == "qwen3moe");
   CHECK(contains(error_of([] { moxie::gguf_architecture(of_family("llama5")); }), "mixtral"));
@@ -863,6 +876,44 @@ TEST_CASE("clip_qkv must be a positive number, and GGUF's clamp_kqv, which llama
   metadata["olmoe.attention.clamp_kqv"] = 0.0;
   metadata["moxie.attention.clip_qkv"] = 8.0;
   CHECK(moxie::describe_gguf(metadata, file.tensors(), *path).config.attention.clip_qkv == 8.0f);
+}
+
+TEST_CASE("granitemoe's multipliers must be positive numbers, and other families' files must not have them") {
+  const auto granite = test::shared_path("models/granitemoe"), mixtral = test::shared_path("models/mixtral");
+  const auto granite_gguf = test::shared_path("gguf/granitemoe/BF16.gguf"), mixtral_gguf = test::shared_path("gguf/mixtral/BF16.gguf");
+  if (!granite || !mixtral || !granite_gguf || !mixtral_gguf) return;
+  const moxie::HfFolder opened = moxie::HfFolder::open(*granite), other = moxie::HfFolder::open(*mixtral);
+  for (const char* key : {"embedding_multiplier", "residual_multiplier", "logits_scaling", "attention_multiplier"}) {
+    CAPTURE(key);
+    json config = other.config;
+    config[key] = 2.0;
+    CHECK_THROWS_WITH_AS(moxie::describe_hf(config, other.tensors(), *mixtral), doctest::Contains(key), moxie::UnsupportedError);
+    config = opened.config;
+    for (const json& value : {json(0), json(-1.5), json("2"), json(true)}) {
+      config[key] = value;
+      CHECK_THROWS_WITH_AS(moxie::describe_hf(config, opened.tensors(), *granite), doctest::Contains(key), moxie::FormatError);
+    }
+    config.erase(key);
+    const ModelConfig c = moxie::describe_hf(config, opened.tensors(), *granite).config;
+    CHECK((c.embedding_multiplier == 1.0f) == (key == std::string_view("embedding_multiplier")));
+    CHECK((c.residual_multiplier == 1.0f) == (key == std::string_view("residual_multiplier")));
+    CHECK((c.logits_scaling == 1.0f) == (key == std::string_view("logits_scaling")));
+    CHECK((c.attention.scale == 1.0f) == (key == std::string_view("attention_multiplier")));
+  }
+  const moxie::GgufFile file = moxie::GgufFile::open(*granite_gguf), other_file = moxie::GgufFile::open(*mixtral_gguf);
+  for (const char* key : {"embedding_scale", "residual_scale", "logit_scale"}) {
+    CAPTURE(key);
+    json metadata = other_file.metadata();
+    metadata[std::string("llama.") + key] = 2.0;
+    CHECK_THROWS_WITH_AS(moxie::describe_gguf(metadata, other_file.tensors(), *mixtral_gguf), doctest::Contains(key), moxie::UnsupportedError);
+    metadata = file.metadata();
+    metadata[std::string("granitemoe.") + key] = -2.0;
+    CHECK_THROWS_WITH_AS(moxie::describe_gguf(metadata, file.tensors(), *granite_gguf), doctest::Contains(key), moxie::FormatError);
+  }
+  const TensorMap without = with(opened.tensors(), [](Views& views) {
+    std::erase_if(views, [](const auto& view) { return view.first.ends_with("input_linear.weight"); });
+  });
+  CHECK(contains(error_of([&] { moxie::describe_hf(opened.config, without, *granite); }), "model.layers.0.block_sparse_moe.input_linear.weight"));
 }
 
 TEST_CASE("dynamic NTK scaling, which begins beyond max_position_embeddings, leaves the frequencies of a context as they are") {

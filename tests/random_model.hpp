@@ -185,6 +185,20 @@ inline moxie::ModelConfig glm4_moe_config(moxie::Dtype type) {
   return c;
 }
 
+/// granitemoe: multipliers everywhere, a shared expert, interleaved rotation.
+inline moxie::ModelConfig granitemoe_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "granitemoe";
+  c.attention.qk_norm = moxie::QkNorm::none;
+  c.attention.rope.layout = moxie::RopeLayout::interleaved;
+  c.attention.scale *= 1.3f;
+  c.embedding_multiplier = 12.0f;
+  c.residual_multiplier = 0.22f;
+  c.logits_scaling = 6.0f;
+  c.moe.shared_intermediate_size = 2 * c.moe.moe_intermediate_size;
+  return c;
+}
+
 /// deepseek_v3: latent attention with a query rank, sigmoid scores with groups and a selection bias, a first dense layer.
 inline moxie::ModelConfig deepseek_v3_config(moxie::Dtype type) {
   const OddSizes s = odd_sizes(type);

@@ -13,7 +13,7 @@ namespace moxie {
 
 struct ModelConfig {
   std::string family;  ///< "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "glm4_moe",
-                       ///< "dots1", "minimax_m2", "ernie4_5_moe"
+                       ///< "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe"
   std::string name;    ///< what the file calls itself; may be empty
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
@@ -21,6 +21,9 @@ struct ModelConfig {
   std::int64_t context_length = 0;
   std::int64_t intermediate_size = 0;  ///< of dense layers
   float rms_norm_eps = 1e-6f;
+  float embedding_multiplier = 1.0f;  ///< of embeddings
+  float residual_multiplier = 1.0f;   ///< of what attention and feed-forward layers add
+  float logits_scaling = 1.0f;        ///< logits are divided by it: rows after the final norm are, before the output matrix
   AttentionConfig attention;
   MoeConfig moe;
   /// The rows of q and k that RoPE turns lie in interleaved pairs where Hugging Face's checkpoints of the model have halves.

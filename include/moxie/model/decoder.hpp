@@ -58,6 +58,7 @@ class Decoder {
       packed(layers_.back().bytes());
     }
     output_norm_ = load_vector(tensors.output_norm);
+    if (config_.logits_scaling != 1.0f) output_norm_ /= config_.logits_scaling;
     output_ = load_matrix(context, tensors.output.value_or(tensors.embedding), source_);
     packed(total);
   }
@@ -72,9 +73,10 @@ class Decoder {
     return {config_.n_layers, a.n_kv_heads, a.head_dim, a.head_dim, type};
   }
 
-  /// Runs rows through all layers: hidden [rows, hidden_size] after the final norm. Positions must be reserved in their
-  /// sequences, and a sequence's earlier positions must be written or be earlier rows of this call. `record` takes the routes of
-  /// these rows, `replay` replaces the choice of experts. Throws ArgumentError for an id outside the vocabulary.
+  /// Runs rows through all layers: hidden [rows, hidden_size] after the final norm, divided by logits_scaling. Positions must be
+  /// reserved in their sequences, and a sequence's earlier positions must be written or be earlier rows of this call. `record`
+  /// takes the routes of these rows, `replay` replaces the choice of experts. Throws ArgumentError for an id outside the
+  /// vocabulary.
   void forward(const Context& context, std::span<const DecoderRow> rows, float* hidden, DecoderScratch& scratch,
                RoutingTrace* record = nullptr, const RoutingTrace* replay = nullptr) const {
     const auto n = static_cast<Index>(rows.size());
@@ -206,6 +208,8 @@ class Decoder {
     } else {
       dequantize(embedding_.tensor.slice_rows(id, 1), to);
     }
+    if (const float by = config_.embedding_multiplier; by != 1.0f)
+      for (Index i = 0; i < config_.hidden_size; ++i) to[i] *= by;
   }
   void norm(const Context& context, const float* x, Index rows, const Vector& weight, float* y) const {
     const Index width = config_.hidden_size;
@@ -216,10 +220,19 @@ class Decoder {
         },
         16);
   }
+  /// What a branch gave to the residual stream.
   void add(const Context& context, const float* x, Index rows, float* y) const {
     const Index width = config_.hidden_size;
+    const float by = config_.residual_multiplier;
     context.threads.for_each(
-        rows, [&](std::int64_t r, int) { context.kernels->add(x + r * width, width, y + r * width); }, 16);
+        rows,
+        [&](std::int64_t r, int) {
+          if (by == 1.0f)
+            context.kernels->add(x + r * width, width, y + r * width);
+          else
+            context.kernels->axpy(by, x + r * width, width, y + r * width);
+        },
+        16);
   }
 
   ModelConfig config_;

@@ -24,6 +24,7 @@
 #include <moxie/model/families/ernie4_5_moe.hpp>
 #include <moxie/model/families/glm4_moe.hpp>
 #include <moxie/model/families/gpt_oss.hpp>
+#include <moxie/model/families/granitemoe.hpp>
 #include <moxie/model/families/minimax_m2.hpp>
 #include <moxie/model/families/mixtral.hpp>
 #include <moxie/model/families/olmoe.hpp>
@@ -43,7 +44,8 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe, &mixtral, &olmoe, &gpt_oss, &glm4_moe, &dots1, &minimax_m2, &ernie4_5_moe,
+    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe,  &mixtral,      &olmoe,
+    &gpt_oss,     &glm4_moe,    &dots1,     &minimax_m2, &ernie4_5_moe, &granitemoe,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."
@@ -114,7 +116,7 @@ inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMa
   const std::string type = f.text("model_type", "");
   const Family* family = nullptr;
   for (const Family* candidate : all_families)
-    if (candidate->name == type) family = candidate;
+    if (candidate->name == type || (candidate->other_name && candidate->other_name == type)) family = candidate;
   if (!family) f.unsupported("model_type", concat("is ", Fields::show(type), "; moxie has ", list_families(false)));
   ModelDescription model;
   model.config = read_hf_config(f, *family);

@@ -52,6 +52,7 @@ struct TensorNames {
   const char* experts_gate_up = nullptr;  ///< [experts, 2 * width, hidden], the gate's rows first, instead of the two
   const char* shared_gate = nullptr;
   const char* shared_up = nullptr;
+  const char* shared_gate_up = nullptr;  ///< [2 * width, hidden], the gate's rows first, instead of the two
   const char* shared_down = nullptr;
   const char* shared_expert_gate = nullptr;
   /// gpt-oss in Hugging Face's form: experts_gate_up [experts, hidden, 2 * width], gate and up alternating, and experts_down
@@ -123,7 +124,8 @@ enum class TopkNorm { never, always, by_key };
 enum class SharedExperts {
   none,
   counted,  ///< n shared experts, together n * moe_intermediate_size wide, added as they are
-  gated     ///< a width of their own; multiplied by sigmoid(gate . x)
+  gated,    ///< a width of their own; multiplied by sigmoid(gate . x)
+  optional  ///< a width of their own, absent or 0: none; added as they are
 };
 
 /// Rules of config.json (Hugging Face transformers).
@@ -197,6 +199,7 @@ struct GgufRules {
 struct Family {
   const char* name;          ///< also the model_type of config.json
   const char* architecture;  ///< general.architecture of GGUF
+  const char* other_name = nullptr;  ///< another model_type
   AttentionKind attention = AttentionKind::gqa;
   QkNorm qk_norm = QkNorm::none;
   RouterScoring scoring = RouterScoring::softmax;
@@ -208,6 +211,7 @@ struct Family {
   bool sinks = false;           ///< of attention
   bool expert_biases = false;   ///< MoeConfig::biases
   float swiglu_limit = 0.0f;    ///< where the file does not say it; 0: silu(gate) * up
+  bool multipliers = false;     ///< of embeddings, q . k, branches and logits
   bool dense_namesake = false;  ///< the GGUF architecture is also that of models without experts
   HfRules hf = {};
   GgufRules gguf = {};

@@ -76,21 +76,15 @@ inline const TensorNames& gguf_names_of(const Family& family) noexcept {
 
 /// Keys of other architectures that would change the result if one of ours had them.
 inline constexpr FixedOption gguf_fixed_options[] = {
-    {"logit_scale", "1"},
-    {"residual_scale", "1"},
-    {"embedding_scale", "1"},
-    {"attn_logit_softcapping", "0"},
-    {"final_logit_softcapping", "0"},
-    {"attention.causal", "true"},
-    {"attention.clamp_kqv", "0"},
-    {"attention.temperature_scale", "0"},
-    {"attention.chunk_size", "0"},
-    {"rope.scaling.yarn_ext_factor", "1"},
-    {"rope.scaling.yarn_attn_factor", "1"},
-    {"rope.scaling.alpha", "0"},
-    {"rope.dimension_sections", "null"},
-    {"use_parallel_residual", "false"},
+    {"attn_logit_softcapping", "0"},       {"final_logit_softcapping", "0"},       {"attention.causal", "true"},
+    {"attention.clamp_kqv", "0"},          {"attention.temperature_scale", "0"},   {"attention.chunk_size", "0"},
+    {"rope.scaling.yarn_ext_factor", "1"}, {"rope.scaling.yarn_attn_factor", "1"}, {"rope.scaling.alpha", "0"},
+    {"rope.dimension_sections", "null"},   {"use_parallel_residual", "false"},
 };
+
+/// The same in families without Family::multipliers.
+inline constexpr FixedOption gguf_without_multipliers[] = {
+    {"logit_scale", "1"}, {"residual_scale", "1"}, {"embedding_scale", "1"}};
 
 /// `rope.dims` is set. Returns DeepSeek's factor m on the softmax scale before it is squared.
 inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& family, std::int64_t context_length,
@@ -230,6 +224,7 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
     moe.shared_intermediate_size = f.integer(family.gguf.shared, 1, max_width);
     moe.shared_expert_gate = true;
   }
+  if (family.shared == SharedExperts::optional) moe.shared_intermediate_size = f.integer(family.gguf.shared, 0, max_width, 0);
 }
 
 /// The factors of rope_freqs.weight, [dims / 2], where the file has it: frequencies are divided by them (Llama 3.1's scaling).
@@ -273,6 +268,7 @@ inline std::vector<bool> find_moe_layers(const Fields& f, const TensorMap& tenso
 inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& all, const Family& family,
                                     const TensorMap& tensors) {
   check_fixed(f, gguf_fixed_options);
+  if (!family.multipliers) check_fixed(f, gguf_without_multipliers);
   ModelConfig c;
   c.family = family.name;
   c.name = all.text("general.name", "");
@@ -295,6 +291,15 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   // Files of models without dense layers may leave it out.
   c.intermediate_size =
       dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
+  if (family.multipliers) {
+    const auto multiplier = [&](const char* key) {  // 0: none, as in llama.cpp
+      const double value = f.number(key, 0.0, 1e6, 1.0);
+      return value == 0.0 ? 1.0f : static_cast<float>(value);
+    };
+    c.embedding_multiplier = multiplier("embedding_scale");
+    c.residual_multiplier = multiplier("residual_scale");
+    c.logits_scaling = multiplier("logit_scale");
+  }
   read_gguf_attention(f, own, family, tensors, c);
   c.permuted_rows = own.boolean("rope.permuted_rows",
                                 family.gguf.layout == RopeLayout::interleaved && family.hf.layout == HfRules::Layout::half);

@@ -24,11 +24,17 @@ namespace moxie::families {
 
 /// Options of other families that would change the result if one of ours had them.
 inline constexpr FixedOption hf_fixed_options[] = {
-    {"hidden_act", "\"silu\""},          {"attention_multiplier", "null"}, {"residual_multiplier", "1"},
-    {"embedding_multiplier", "1"},       {"logits_scaling", "1"},          {"attn_logit_softcapping", "null"},
-    {"final_logit_softcapping", "null"}, {"attention_chunk_size", "null"}, {"mlp_bias", "false"},
+    {"hidden_act", "\"silu\""},
+    {"attn_logit_softcapping", "null"},
+    {"final_logit_softcapping", "null"},
+    {"attention_chunk_size", "null"},
+    {"mlp_bias", "false"},
     {"lm_head_bias", "false"},
 };
+
+/// The same in families without Family::multipliers.
+inline constexpr FixedOption hf_without_multipliers[] = {
+    {"attention_multiplier", "null"}, {"residual_multiplier", "1"}, {"embedding_multiplier", "1"}, {"logits_scaling", "1"}};
 
 /// The same in families that rotate whole heads.
 inline constexpr FixedOption hf_whole_rotation[] = {{"partial_rotary_factor", "1"}};
@@ -151,6 +157,7 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
   }
   const double m = read_hf_rope(f, family, c.context_length, a.rope);
   a.scale = static_cast<float>((a.kind == AttentionKind::mla ? m * m : 1.0) / std::sqrt(width));
+  if (family.multipliers) a.scale = static_cast<float>(f.number("attention_multiplier", 1e-6, 1e6, 1.0));
 }
 
 inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& c) {
@@ -235,6 +242,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
     moe.shared_intermediate_size = f.integer(hf.shared, 1, max_width);
     moe.shared_expert_gate = true;
   }
+  if (family.shared == SharedExperts::optional) moe.shared_intermediate_size = f.integer(hf.shared, 0, max_width, 0);
 
   c.is_moe_layer.assign(static_cast<std::size_t>(c.n_layers), true);
   if (hf.dense == HfRules::Dense::first_k) {
@@ -267,6 +275,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
 
 inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   check_fixed(f, hf_fixed_options);
+  if (!family.multipliers) check_fixed(f, hf_without_multipliers);
   if (!family.hf.partial_rotation) check_fixed(f, hf_whole_rotation);
   if (!family.hf.clip_qkv) check_fixed(f, hf_without_clipping);
   check_fixed(f, family.hf.fixed);
@@ -280,6 +289,11 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   c.context_length = f.integer("max_position_embeddings", 1, max_context, family.hf.context_length);
   c.intermediate_size = f.integer("intermediate_size", 1, max_width);
   c.rms_norm_eps = static_cast<float>(f.number("rms_norm_eps", 1e-20, 1.0, family.hf.rms_norm_eps));
+  if (family.multipliers) {
+    c.embedding_multiplier = static_cast<float>(f.number("embedding_multiplier", 1e-6, 1e6, 1.0));
+    c.residual_multiplier = static_cast<float>(f.number("residual_multiplier", 1e-6, 1e6, 1.0));
+    c.logits_scaling = static_cast<float>(f.number("logits_scaling", 1e-6, 1e6, 1.0));
+  }
   read_hf_attention(f, family, c);
   read_hf_windows(f, family, c);
   read_hf_moe(f, family, c);

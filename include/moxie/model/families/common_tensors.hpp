@@ -149,13 +149,21 @@ class DecoderFinder {
     return FeedForwardTensors{std::move(*g), std::move(*u), std::move(*d)};
   }
 
+  std::optional<FeedForwardTensors> shared_experts(std::int64_t i, std::int64_t width) {
+    if (!n_.shared_gate_up) return feed_forward(n_.shared_gate, n_.shared_up, n_.shared_down, i, -1, width);
+    auto both = find_.matrix(tensor_name(n_.shared_gate_up, i), {2 * width, c_.hidden_size});
+    auto down = find_.matrix(tensor_name(n_.shared_down, i), {c_.hidden_size, width});
+    if (!both || !down) return std::nullopt;
+    return FeedForwardTensors{Weight{both->tensor.slice_rows(0, width), std::nullopt},
+                              Weight{both->tensor.slice_rows(width, width), std::nullopt}, std::move(*down)};
+  }
+
   void mixture(std::int64_t i, LayerTensors& t) {
     const MoeConfig& moe = c_.moe;
     const std::int64_t h = c_.hidden_size, experts = moe.router.n_experts;
     t.router = find_.matrix(tensor_name(n_.router, i), {experts, h});
     if (rules_.selection_bias) t.router_bias = find_.vector(tensor_name(n_.router_bias, i), experts);
-    if (moe.shared_intermediate_size != 0)
-      t.shared = feed_forward(n_.shared_gate, n_.shared_up, n_.shared_down, i, -1, moe.shared_intermediate_size);
+    if (moe.shared_intermediate_size != 0) t.shared = shared_experts(i, moe.shared_intermediate_size);
     if (moe.shared_expert_gate) t.shared_gate = find_.vector(tensor_name(n_.shared_expert_gate, i), h);
 
     const std::int64_t width = moe.moe_intermediate_size;
@@ -167,7 +175,8 @@ class DecoderFinder {
       alternating_experts(i, t);
       return;
     }
-    const bool fused = n_.experts_gate_up && find_.has(tensor_name(n_.experts_gate_up, i));
+    const bool fused =
+        n_.experts_gate_up && (find_.has(tensor_name(n_.experts_gate_up, i)) || (!n_.experts_gate && !n_.expert_gate));
     const bool single = n_.expert_gate && find_.has(tensor_name(n_.expert_gate, i, 0));
     if (!fused && (single || !n_.experts_gate)) {
       for (std::int64_t e = 0; e < experts && !find_.hopeless(); ++e)

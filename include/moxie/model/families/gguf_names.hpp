@@ -180,6 +180,11 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
       out["moxie.attention.latent_norm_epsilon"] = static_cast<double>(attention.latent_norm_eps);
   }
   families::write_gguf_rope(config, a, out);
+  if (family.multipliers) {
+    out[concat(a, "embedding_scale")] = static_cast<double>(config.embedding_multiplier);
+    out[concat(a, "residual_scale")] = static_cast<double>(config.residual_multiplier);
+    out[concat(a, "logit_scale")] = static_cast<double>(config.logits_scaling);
+  }
   // In the other families the architecture says it.
   if (family.hf.layout == families::HfRules::Layout::by_key && (gguf_permutes_rows(config) || config.permuted_rows))
     out["moxie.rope.permuted_rows"] = true;
@@ -201,7 +206,9 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   if (family.shared == families::SharedExperts::counted)
     out[a + family.gguf.shared] = moe.shared_intermediate_size / moe.moe_intermediate_size;
   if (family.gguf.shared_width) out[a + family.gguf.shared_width] = moe.shared_intermediate_size;
-  if (family.shared == families::SharedExperts::gated) out[a + family.gguf.shared] = moe.shared_intermediate_size;
+  if (family.shared == families::SharedExperts::gated ||
+      (family.shared == families::SharedExperts::optional && moe.shared_intermediate_size != 0))
+    out[a + family.gguf.shared] = moe.shared_intermediate_size;
   if (router.norm_topk_prob != (family.gguf.topk_norm == families::TopkNorm::always))
     out[concat(a, "expert_weights_norm")] = router.norm_topk_prob;
   if (family.hf.groups || router.routed_scaling_factor != 1.0f)
