@@ -145,6 +145,8 @@ TEST_CASE("granitemoe gives the results of transformers, with a shared expert an
   compare_with_transformers("granitemoeshared");
 }
 
+TEST_CASE("hunyuan_v1_moe gives the results of transformers") { compare_with_transformers("hunyuan_v1_moe"); }
+
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");
   if (!folder) return;
@@ -191,8 +193,8 @@ TEST_CASE("olmoe GGUF files give the logits of their dequantized weights, and in
 TEST_CASE("gpt-oss GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   compare_with_llama_cpp("gpt-oss");
 }
-TEST_CASE("glm4moe, dots1, minimax-m2, ernie4_5-moe and granitemoe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
-  for (const char* name : {"glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe"}) compare_with_llama_cpp(name);
+TEST_CASE("glm4moe, dots1, minimax-m2, ernie4_5-moe, granitemoe and hunyuan-moe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
+  for (const char* name : {"glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe", "hunyuan-moe"}) compare_with_llama_cpp(name);
 }
 TEST_CASE("deepseek2 GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   for (const char* name : {"deepseek2-lite", "deepseek2-v2", "deepseek2-v3"}) compare_with_llama_cpp(name);

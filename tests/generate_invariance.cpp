@@ -263,7 +263,7 @@ void check_all_types(const std::vector<ModelConfig (*)(Dtype)>& configs) {
 }  // namespace
 
 TEST_CASE("grouped-query attention: every weight type, activation form and KV type gives the same bits in any company") {
-  check_all_types({test::qwen3_moe_config, test::qwen2_moe_config, test::mixtral_config, test::olmoe_config, test::gpt_oss_config, test::glm4_moe_config, test::granitemoe_config});
+  check_all_types({test::qwen3_moe_config, test::qwen2_moe_config, test::mixtral_config, test::olmoe_config, test::gpt_oss_config, test::glm4_moe_config, test::granitemoe_config, test::hunyuan_config});
 }
 
 TEST_CASE("latent attention: every weight type, activation form and KV type gives the same bits in any company") {

@@ -181,11 +181,11 @@ void for_each_gguf(const std::string& folder, F&& f) {
     f(*path + "/" + name, about);
   }
 }
-const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe"};
+const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe", "hunyuan-moe"};
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
                                   "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
-                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared"};
+                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -280,6 +280,25 @@ TEST_CASE("values of config.json in both of its forms arrive, defaults included"
     CHECK(d->tensors.layers[0].q_norm->tensor.shape == std::vector<std::int64_t>{64});
     CHECK(d->tensors.layers[0].k_norm->tensor.shape == std::vector<std::int64_t>{32});
     CHECK_FALSE(d->tensors.output.has_value());
+  }
+  if (const auto d = config_of("hunyuan_v1_moe")) {
+    CHECK(d->config.attention.qk_norm == moxie::QkNorm::per_head_rotated);
+    CHECK(d->config.attention.rope.theta == doctest::Approx(10000.0 * std::pow(1000.0, 32.0 / 30.0)).epsilon(1e-12));
+    CHECK(d->config.attention.rope.scaling == moxie::RopeScaling::none);
+    CHECK(d->config.moe.shared_intermediate_size == 64);
+    const auto path = test::shared_path("models/hunyuan_v1_moe");
+    const moxie::HfFolder opened = moxie::HfFolder::open(*path);
+    json config = opened.config;
+    for (const char* key : {"moe_topk", "num_experts"}) config[key] = json::array({config[key], config[key], config[key]});
+    config["num_shared_expert"] = {1, 1, 1};
+    const ModelConfig c = moxie::describe_hf(config, opened.tensors(), *path).config;
+    CHECK(c.moe.router.n_experts == 8);
+    CHECK(c.moe.router.top_k == 2);
+    config["moe_topk"][1] = 3;
+    CHECK_THROWS_WITH_AS(moxie::describe_hf(config, opened.tensors(), *path), doctest::Contains("moe_topk"), moxie::UnsupportedError);
+    config["moe_topk"] = 2;
+    config["use_cla"] = true;
+    CHECK_THROWS_WITH_AS(moxie::describe_hf(config, opened.tensors(), *path), doctest::Contains("use_cla"), moxie::UnsupportedError);
   }
   if (const auto d = config_of("granitemoe")) {
     CHECK(d->config.attention.scale == 0.125f);
@@ -399,12 +418,16 @@ TEST_CASE("every GGUF file of the families is described, and says what the model
       CHECK(c.vocab_size == hf["vocab_size"].get<std::int64_t>());
       CHECK(c.context_length == hf["max_position_embeddings"].get<std::int64_t>());
       CHECK(c.attention.n_heads == hf["num_attention_heads"].get<std::int64_t>());
-      CHECK(c.moe.router.top_k == hf[hf.contains("moe_k") ? "moe_k" : "num_experts_per_tok"].get<std::int64_t>());
+      CHECK(c.moe.router.top_k == hf[hf.contains("moe_k") ? "moe_k" : hf.contains("moe_topk") ? "moe_topk" : "num_experts_per_tok"].get<std::int64_t>());
       CHECK(c.moe.router.norm_topk_prob == hf.value("norm_topk_prob", true));
       CHECK(c.moe.router.routed_scaling_factor == doctest::Approx(hf.value("routed_scaling_factor", 1.0)));
       CHECK(c.moe.router.n_group == hf.value("n_group", 1));
       CHECK(c.moe.router.topk_group == hf.value("topk_group", 1));
-      CHECK(c.attention.rope.theta == hf["rope_parameters"]["rope_theta"].get<double>());
+      const double theta = hf["rope_parameters"]["rope_theta"].get<double>(), dims = static_cast<double>(c.attention.rope.dims);
+      if (const double alpha = hf["rope_parameters"].value("alpha", 1.0); alpha == 1.0)
+        CHECK(c.attention.rope.theta == theta);
+      else
+        CHECK(c.attention.rope.theta == doctest::Approx(theta * std::pow(alpha, dims / (dims - 2.0))).epsilon(1e-6));
       CHECK(c.attention.rope.factor == hf["rope_parameters"].value("factor", 1.0));
       const bool stretched = hf["rope_parameters"]["rope_type"] == "yarn" && c.attention.kind == moxie::AttentionKind::gqa;
       CHECK(c.attention.rope.magnitude ==

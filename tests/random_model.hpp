@@ -185,6 +185,16 @@ inline moxie::ModelConfig glm4_moe_config(moxie::Dtype type) {
   return c;
 }
 
+/// hunyuan_v1_moe: norms of q and k after the rotation, a shared expert as wide as the others.
+inline moxie::ModelConfig hunyuan_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "hunyuan_v1_moe";
+  c.attention.qk_norm = moxie::QkNorm::per_head_rotated;
+  c.moe.router.norm_topk_prob = true;
+  c.moe.shared_intermediate_size = c.moe.moe_intermediate_size;
+  return c;
+}
+
 /// granitemoe: multipliers everywhere, a shared expert, interleaved rotation.
 inline moxie::ModelConfig granitemoe_config(moxie::Dtype type) {
   moxie::ModelConfig c = qwen3_moe_config(type);
@@ -270,7 +280,7 @@ class RandomModelWriter {
       matrix(at + "attn_v.weight", {kv, h}, type_);
       matrix(at + "attn_output.weight", {h, q}, type_);
       if (a.qk_norm != moxie::QkNorm::none) {
-        const bool per_head = a.qk_norm == moxie::QkNorm::per_head;
+        const bool per_head = a.qk_norm != moxie::QkNorm::all_heads;
         norm(at + "attn_q_norm.weight", per_head ? a.head_dim : q, 2.0f);
         norm(at + "attn_k_norm.weight", per_head ? a.head_dim : kv);
       }

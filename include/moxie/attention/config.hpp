@@ -11,7 +11,8 @@ enum class AttentionKind { gqa, mla };
 enum class QkNorm {
   none,
   per_head,
-  all_heads  ///< one root mean square over a whole row of q or k, before it is split into heads
+  per_head_rotated,  ///< the same, after the rotation
+  all_heads          ///< one root mean square over a whole row of q or k, before it is split into heads
 };
 
 struct AttentionConfig {

@@ -166,11 +166,15 @@ class AttentionBlock {
         [&](std::int64_t r, int) {
           const float *cos = rotations.cos.data() + r * rotations.half, *sin = rotations.sin.data() + r * rotations.half;
           const auto finish = [&](float* heads, Index width, const Vector& norm) {
-            if (norm.size() != 0)  // of one head, or of all together
-              for (float* part = heads; part < heads + width; part += norm.size())
+            const auto normalize = [&] {  // one head, or all together
+              for (float* part = heads; part < heads + width && norm.size() != 0; part += norm.size())
                 context.kernels->rms_norm(part, norm.data(), rms_norm_eps_, norm.size(), part);
+            };
+            const bool rotated_first = config_.qk_norm == QkNorm::per_head_rotated;
+            if (!rotated_first) normalize();
             clip(heads, width);
             for (float* head = heads; head < heads + width; head += d) rope.rotate(cos, sin, head);
+            if (rotated_first) normalize();
           };
           finish(q + r * q_width, q_width, q_norm_);
           finish(k + r * kv_width, kv_width, k_norm_);

@@ -25,6 +25,7 @@
 #include <moxie/model/families/glm4_moe.hpp>
 #include <moxie/model/families/gpt_oss.hpp>
 #include <moxie/model/families/granitemoe.hpp>
+#include <moxie/model/families/hunyuan_v1_moe.hpp>
 #include <moxie/model/families/minimax_m2.hpp>
 #include <moxie/model/families/mixtral.hpp>
 #include <moxie/model/families/olmoe.hpp>
@@ -44,8 +45,8 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3, &qwen2_moe, &qwen3_moe,  &mixtral,      &olmoe,
-    &gpt_oss,     &glm4_moe,    &dots1,     &minimax_m2, &ernie4_5_moe, &granitemoe,
+    &deepseek_v2, &deepseek_v3, &qwen2_moe,  &qwen3_moe,    &mixtral,    &olmoe,          &gpt_oss,
+    &glm4_moe,    &dots1,       &minimax_m2, &ernie4_5_moe, &granitemoe, &hunyuan_v1_moe,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."

@@ -156,6 +156,7 @@ struct HfRules {
   bool partial_rotation = false;     ///< a part of each head may be rotated: partial_rotary_factor
   double rotary_factor = 1.0;        ///< its default
   const char* rotary_dim = nullptr;  ///< the dimensions themselves, where that factor is absent
+  bool ntk_alpha = false;            ///< "dynamic" scaling with alpha is theta * alpha^(dims / (dims - 2))
   Window window = Window::none;
   bool clip_qkv = false;           ///< the key of this name may limit q, k and v
   const char* bias_key = nullptr;  ///< q, k, v (or q_a and kv_a) have biases when this is true

@@ -119,7 +119,10 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
   } else if (kind == "dynamic") {
     // NTK scaling that grows with the sequence beyond max_position_embeddings. Up to there, which is as far as a sequence goes
     // here, it is none.
-    r.number("factor", 1e-3, highest_factor);
+    const bool by_alpha = family.hf.ntk_alpha && r.contains("alpha");
+    if (!by_alpha) r.number("factor", 1e-3, highest_factor);
+    const double alpha = by_alpha ? r.number("alpha", 1e-3, 1e6) : 1.0, dims = static_cast<double>(rope.dims);
+    if (by_alpha && rope.dims > 2) rope.theta *= std::pow(alpha, dims / (dims - 2.0));
   } else if (kind != "default") {
     r.unsupported(r.contains("rope_type") ? "rope_type" : "type",
                   concat("is ", Fields::show(kind), "; moxie has default, linear, dynamic, yarn and llama3 for this family"));
@@ -209,8 +212,8 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   RouterConfig& router = moe.router;
   moe.hidden_size = c.hidden_size;
   moe.moe_intermediate_size = f.integer(hf.expert_width, 1, max_width);
-  router.n_experts = f.integer(hf.n_experts, 1, max_experts);
-  router.top_k = f.integer(hf.top_k, 1, max_experts);
+  router.n_experts = f.uniform(hf.n_experts, 1, max_experts);
+  router.top_k = f.uniform(hf.top_k, 1, max_experts);
   router.scoring = family.scoring;
   router.norm_topk_prob =
       hf.topk_norm == TopkNorm::always || (hf.topk_norm == TopkNorm::by_key && f.boolean("norm_topk_prob", hf.topk_norm_default));
@@ -237,7 +240,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
     }
   }
   if (family.shared == SharedExperts::counted)
-    moe.shared_intermediate_size = f.integer(hf.shared, 0, 1024, hf.shared_default) * moe.moe_intermediate_size;
+    moe.shared_intermediate_size = f.uniform(hf.shared, 0, 1024, hf.shared_default) * moe.moe_intermediate_size;
   if (family.shared == SharedExperts::gated) {
     moe.shared_intermediate_size = f.integer(hf.shared, 1, max_width);
     moe.shared_expert_gate = true;

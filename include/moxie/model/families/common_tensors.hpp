@@ -106,7 +106,7 @@ class DecoderFinder {
       t.v_bias = find_.vector(bias_name(v), kv_rows, rules_.qkv_bias);
     }
     if (a.qk_norm != QkNorm::none) {
-      const bool per_head = a.qk_norm == QkNorm::per_head;
+      const bool per_head = a.qk_norm != QkNorm::all_heads;
       t.q_norm = find_.vector(tensor_name(n_.q_norm, i), per_head ? a.head_dim : q_rows);
       t.k_norm = find_.vector(tensor_name(n_.k_norm, i), per_head ? a.head_dim : kv_rows);
     }
