@@ -81,6 +81,7 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
     using P = Panel<Format>;
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
     k.int8 = &matmul_int8<A, Layout>;
+    if (!int8::fetching_is_tuned<A>) cpu = TunedFor::xeon;  // others than AVX-512 are the same everywhere
     const bool xeon = cpu == TunedFor::xeon, zen4 = cpu == TunedFor::zen4, zen5 = cpu == TunedFor::zen5;
     // IQ1, IQ2 and Q3_K are dear to unpack; Q6_K and NVFP4 are faster without a stage at up to 96 rows
     const int zen4_stages = P::codes == Codes::u6 || has_float_halves<P> ? 1 << 20 : 12;

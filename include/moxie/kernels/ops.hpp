@@ -26,7 +26,7 @@
 //                              be rounded. code(p, j) gives register j.
 //   offset_sums(x, h)          -float(h[0] * sum of the first 16 of x.q + h[1] * sum of the last 16), exact
 //   staged_from<kind, offset>  the least number of tokens for which unpacked codes are kept in the first-level cache, if they are
-//                              no fewer than Tuning::stage_from
+//                              no fewer than Tuning::stage_from; 1: always
 //   sums_in_registers          whether the float sums of a tile fit in registers beside the integer ones
 //   panels                     panels of which a tile may take all at once
 //   tile<kind, offset, staged> tokens of a full tile: as many as the registers hold
