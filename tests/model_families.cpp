@@ -78,6 +78,9 @@ json summary(const ModelConfig& c) {
           {"context", c.context_length},
           {"dense", c.intermediate_size},
           {"eps", digits(static_cast<double>(c.rms_norm_eps))},
+          {"embedding_multiplier", digits(static_cast<double>(c.embedding_multiplier))},
+          {"residual_multiplier", digits(static_cast<double>(c.residual_multiplier))},
+          {"logits_scaling", digits(static_cast<double>(c.logits_scaling))},
           {"mla", a.kind == moxie::AttentionKind::mla},
           {"heads", a.n_heads},
           {"kv_heads", a.n_kv_heads},
@@ -933,6 +936,28 @@ TEST_CASE("granitemoe's multipliers must be positive numbers, and other families
     metadata[std::string("granitemoe.") + key] = -2.0;
     CHECK_THROWS_WITH_AS(moxie::describe_gguf(metadata, file.tensors(), *granite_gguf), doctest::Contains(key), moxie::FormatError);
   }
+  json unrotated = file.metadata();
+  unrotated["granitemoe.rope.scaling.finetuned"] = false;
+  CHECK_THROWS_WITH_AS(moxie::describe_gguf(unrotated, file.tensors(), *granite_gguf), doctest::Contains("rope.scaling.finetuned"), moxie::UnsupportedError);
+  const auto shared = test::shared_path("models/granitemoeshared");
+  if (!shared) return;
+  const moxie::HfFolder fp8 = moxie::HfFolder::open(*shared);
+  const float scales[2] = {1.0f, 2.0f};
+  const TensorMap coded = with(fp8.tensors(), [&](Views& views) {
+    const std::string name = "model.layers.1.shared_mlp.input_linear.weight";
+    TensorView& view = views.at(name);
+    view.dtype = moxie::Dtype::F8_E4M3;
+    view.bytes /= 2;
+    TensorView scale = view;
+    scale.name = name + "_scale_inv";
+    scale.dtype = moxie::Dtype::F32;
+    scale.shape = {2, 1};
+    scale.data = reinterpret_cast<const std::byte*>(scales);
+    scale.bytes = sizeof scales;
+    views[std::string(scale.name)] = scale;
+  });
+  CHECK(contains(error_of([&] { moxie::describe_hf(fp8.config, coded, *shared); }), "holds several matrices in FP8"));
+
   const TensorMap without = with(opened.tensors(), [](Views& views) {
     std::erase_if(views, [](const auto& view) { return view.first.ends_with("input_linear.weight"); });
   });

@@ -47,13 +47,15 @@ MOXIE_INLINE void sum_pairs(const std::int32_t* a, std::int64_t a_stride, const 
   constexpr int ask = 4;     // steps between fetches: evenly enough for few queries, seldom enough for many (RESULTS, "On Zen 5")
   static_assert(pairs % steps == 0);
   if constexpr (pairs > steps) clear(sum);
-  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) MOXIE_UNROLL
-  for (int i = 0; i < steps; ++i) {
-    if (i % ask == 0) ahead.fetch(ahead.bytes_due(ask * R * V));
-    W x[V];
-    PairOps<A>::load(b + i * kv_panel, x);
+  for (std::int64_t k = 0; k < pairs; k += steps, a += steps, b += steps * kv_panel) {
     MOXIE_UNROLL
-    for (int r = 0; r < R; ++r) PairOps<A>::add(pairs == steps && i == 0, sum[r], x, W(a[r * a_stride + i]));
+    for (int i = 0; i < steps; ++i) {
+      if (i % ask == 0) ahead.fetch(ahead.bytes_due(ask * R * V));
+      W x[V];
+      PairOps<A>::load(b + i * kv_panel, x);
+      MOXIE_UNROLL
+      for (int r = 0; r < R; ++r) PairOps<A>::add(pairs == steps && i == 0, sum[r], x, W(a[r * a_stride + i]));
+    }
   }
 }
 

@@ -46,9 +46,12 @@ template <class A, class Fn>
 MOXIE_INLINE void each(const float* x, std::int64_t n, float neutral, Fn&& f) noexcept {
   constexpr int step = 4 * lanes<A>;
   std::int64_t i = 0;
-  for (; i + step <= n; i += step) MOXIE_UNROLL
-  for (int t = 0; t < 4; ++t) f(Floats<A>::load_unaligned(x + i + t * lanes<A>), t);
-  if (i < n) MOXIE_UNROLL
+  for (; i + step <= n; i += step) {
+    MOXIE_UNROLL
+    for (int t = 0; t < 4; ++t) f(Floats<A>::load_unaligned(x + i + t * lanes<A>), t);
+  }
+  if (i == n) return;
+  MOXIE_UNROLL
   for (int t = 0; t < 4; ++t) {
     const std::int64_t rest = n - i - t * lanes<A>;
     f(rest >= lanes<A> ? Floats<A>::load_unaligned(x + i + t * lanes<A>) : load_part<A>(x + i + t * lanes<A>, rest, neutral), t);
@@ -61,9 +64,10 @@ MOXIE_INLINE double sum(const Floats<A> (&parts)[4]) noexcept {
   MOXIE_UNROLL
   for (int t = 0; t < 4; ++t) parts[t].store_aligned(values[t]);
   double total[4] = {};
-  for (int i = 0; i < lanes<A>; ++i)  // four chains of additions beside each other
+  for (int i = 0; i < lanes<A>; ++i) {  // four chains of additions beside each other
     MOXIE_UNROLL
-  for (int t = 0; t < 4; ++t) total[t] += static_cast<double>(values[t][i]);
+    for (int t = 0; t < 4; ++t) total[t] += static_cast<double>(values[t][i]);
+  }
   return (total[0] + total[1]) + (total[2] + total[3]);
 }
 

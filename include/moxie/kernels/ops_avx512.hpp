@@ -166,7 +166,7 @@ struct Avx512Ops {
             MOXIE_UNROLL
             for (int p = 0; p < P; ++p) {
               to[p][t] = _mm512_dpbusd_epi32(to[p][t], codes[p], four);
-              if constexpr (halved(kind)) __asm__("" : "+v"(to[p][t]));
+              if constexpr (halved(kind)) keep_order(to[p][t]);
             }
           }
         }
@@ -202,8 +202,10 @@ struct Avx512Ops {
     } else {
       add_registers(0, 0, 8);
       MOXIE_UNROLL
-      for (int p = 0; p < P; ++p) MOXIE_UNROLL
-      for (int t = 0; t < T; ++t) sums[p][t] = _mm512_cvtepi32_ps(to[p][t]);
+      for (int p = 0; p < P; ++p) {
+        MOXIE_UNROLL
+        for (int t = 0; t < T; ++t) sums[p][t] = _mm512_cvtepi32_ps(to[p][t]);
+      }
     }
   }
 
@@ -218,6 +220,13 @@ struct Avx512Ops {
     std::int32_t four;
     __builtin_memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
+  }
+  /// Products stay in the order in which they are written: else GCC takes all of a sum's together, and keeps broadcasts and codes
+  /// for the other sums in memory.
+  MOXIE_INLINE static void keep_order([[maybe_unused]] Ints& sum) noexcept {
+#if defined(MOXIE_AVX512)
+    __asm__("" : "+v"(sum));
+#endif
   }
   /// The product with its operand broadcast by the same instruction, which GCC does not do by itself: 16 instructions instead of
   /// 24 for a row's block of Q4_K, 12 x 1; on a Xeon 2.8 ns instead of 2.9, or 3.2 instead of 4.2 while its other hyperthread

@@ -86,6 +86,9 @@ inline constexpr FixedOption gguf_fixed_options[] = {
 inline constexpr FixedOption gguf_without_multipliers[] = {
     {"logit_scale", "1"}, {"residual_scale", "1"}, {"embedding_scale", "1"}};
 
+/// In families with them, for which llama.cpp takes this key as whether there is a rotation.
+inline constexpr FixedOption gguf_with_multipliers[] = {{"rope.scaling.finetuned", "true"}};
+
 /// `rope.dims` is set. Returns DeepSeek's factor m on the softmax scale before it is squared.
 inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& family, std::int64_t context_length,
                              RopeConfig& rope) {
@@ -218,8 +221,10 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   moe.biases = family.expert_biases;
   if (family.swiglu_limit != 0.0f)
     moe.swiglu_limit = static_cast<float>(own.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
-  if (family.shared == SharedExperts::counted)
-    moe.shared_intermediate_size = f.integer(family.gguf.shared, 0, 1024, 0) * moe.moe_intermediate_size;
+  if (family.shared == SharedExperts::counted) {
+    const std::int64_t width = f.integer(family.gguf.shared, 0, 1024, 0) * moe.moe_intermediate_size;
+    moe.shared_intermediate_size = family.gguf.shared_width ? f.integer(family.gguf.shared_width, 0, max_width, width) : width;
+  }
   if (family.shared == SharedExperts::gated) {
     moe.shared_intermediate_size = f.integer(family.gguf.shared, 1, max_width);
     moe.shared_expert_gate = true;
@@ -268,7 +273,7 @@ inline std::vector<bool> find_moe_layers(const Fields& f, const TensorMap& tenso
 inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& all, const Family& family,
                                     const TensorMap& tensors) {
   check_fixed(f, gguf_fixed_options);
-  if (!family.multipliers) check_fixed(f, gguf_without_multipliers);
+  check_fixed(f, family.multipliers ? std::span<const FixedOption>(gguf_with_multipliers) : gguf_without_multipliers);
   ModelConfig c;
   c.family = family.name;
   c.name = all.text("general.name", "");
