@@ -326,7 +326,7 @@ TEST_CASE("the largest codes and activations do not saturate") {
             const std::size_t scale_bytes = dtype == Dtype::MXFP4 ? 1 : dtype == Dtype::NVFP4 ? 4 : 0;
             std::copy_n(scales.begin() + static_cast<std::ptrdiff_t>(i), scale_bytes, file.bytes.begin() + static_cast<std::ptrdiff_t>(i));
             if (dtype == Dtype::IQ1_M)
-              for (const std::size_t at : {49, 51, 53, 55}) file.bytes[i + at] = static_cast<std::uint8_t>(scales[i + at] / 16 * 16 + fill % 16);
+              for (const std::size_t at : {49u, 51u, 53u, 55u}) file.bytes[i + at] = static_cast<std::uint8_t>(scales[i + at] / 16 * 16 + fill % 16);
           }
           CHECK(std::isfinite(test::int8_model(dtype, file.row(0), test::int8_rows(std::vector<std::int8_t>(256), 10), 0, k)));
           const test::Int8Rows a = test::int8_rows(q, 10);
@@ -460,6 +460,32 @@ TEST_CASE("F8_E4M3 weights are multiplied by the scale of their 128 inputs") {
       }
     CHECK(wrong == 0);
   }
+}
+
+TEST_CASE("every f16 and bf16 code is decoded exactly, subnormal ones, infinities and NaN too") {
+  const std::int64_t n = 16, k = 4096;
+  std::vector<std::uint16_t> codes(static_cast<std::size_t>(n * k));
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint16_t>(i);
+  for (const Tested& t : tables())
+    for (const Dtype dtype : {Dtype::F16, Dtype::BF16}) {
+      CAPTURE(t.table->arch);
+      CAPTURE(static_cast<int>(dtype));
+      const FormatKernels* kernels = t.table->find(dtype);
+      AlignedBuffer<std::byte> panel(static_cast<std::size_t>(kernels->panel_bytes(k)));
+      AlignedBuffer<float> out(codes.size());
+      const std::byte* rows[16];
+      for (std::int64_t r = 0; r < n; ++r) rows[r] = reinterpret_cast<const std::byte*>(codes.data() + r * k);
+      kernels->pack(rows, k, panel.data());
+      kernels->unpack(panel.data(), k, 0, static_cast<int>(k / 32), out.data(), n);
+      int wrong = 0;
+      for (std::int64_t r = 0; r < n; ++r)
+        for (std::int64_t i = 0; i < k; ++i) {
+          const std::uint16_t code = codes[static_cast<std::size_t>(r * k + i)];
+          const float want = dtype == Dtype::F16 ? f16_to_f32(code) : bf16_to_f32(code), got = out.data()[i * n + r];
+          wrong += std::isnan(want) ? !std::isnan(got) : std::bit_cast<std::uint32_t>(got) != std::bit_cast<std::uint32_t>(want);
+        }
+      CHECK(wrong == 0);
+    }
 }
 
 TEST_CASE("every e4m3 code is decoded exactly, NaN too") {
