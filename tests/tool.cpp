@@ -193,7 +193,7 @@ TEST_CASE("inspect says what the model is, in words and as JSON") {
   CHECK(model["moe"]["n_experts"] == 8);
   CHECK(model["moe"]["top_k"] == 2);
   CHECK(model["attention"]["kind"] == "mla");
-  CHECK(model["chat_format"] == "deepseek_v3");
+  CHECK(model["chat_format"] == "template");
   CHECK(model["tokenizer"]["tokens"] == 384);
   std::uint64_t bytes = 0;
   for (const json& format : model["formats"]) bytes += format["bytes"].get<std::uint64_t>();

@@ -81,8 +81,9 @@ class Conversation {
     int forgotten = 0;
     for (; ids.size() > context - context / 8 && forget_oldest(kept); ++forgotten) ids = model_.chat(kept);
     if (ids.size() >= context)
-      throw moxie::ArgumentError("the question alone takes " + std::to_string(ids.size()) + " tokens with what the chat format " +
-                                 "adds; the model's context has " + std::to_string(context) + ": ask a shorter one");
+      throw moxie::ArgumentError("the question alone takes " + std::to_string(ids.size()) +
+                                 " tokens with what the chat template " + "adds; the model's context has " +
+                                 std::to_string(context) + ": ask a shorter one");
     messages_ = std::move(kept);
     if (forgotten > 0)
       std::fprintf(stderr, "[the context of %zu tokens is full: the oldest %s forgotten; /reset forgets all]\n", context,
@@ -125,7 +126,7 @@ class Conversation {
     }
     view.finish();
     output_.write("\n");
-    messages_.push_back(moxie::answer_message(model_.chat_format(), generation.text()));
+    messages_.push_back(model_.answer_message(generation.text()));
     const double seconds = seconds_since(start);
     const auto n = static_cast<std::int64_t>(generation.samples().size());
     const bool dimmed = ::isatty(STDERR_FILENO) == 1;
@@ -151,8 +152,7 @@ class Conversation {
 
 inline int chat(const ChatCommand& command) {
   const moxie::Model model = load_model(command.model, command.common, command.adapter);
-  model.tokenizer();  // throws where there is none
-  model.chat_format();
+  model.require_chat();
   take_interrupts();
   Conversation conversation(command, model);
   const bool asks = ::isatty(STDIN_FILENO) == 1 && ::isatty(STDERR_FILENO) == 1;

@@ -112,10 +112,13 @@ OrderedJson inspect_tokenizer(const std::string& kind, Make&& make) {
   return out;
 }
 
+/// "template": the model's own; else the format that is usual for its family; null where there is neither.
 inline OrderedJson inspect_chat_format(const std::string& chat_template, const std::string& family) {
   try {
-    return moxie::chat_format_name(moxie::detect_chat_format(chat_template, family));
-  } catch (const moxie::UnsupportedError&) {
+    if (chat_template.empty()) return moxie::chat_format_name(moxie::usual_chat_format(family));
+    const moxie::ChatTemplate readable(chat_template);
+    return "template";
+  } catch (const moxie::Error&) {
     return nullptr;
   }
 }
@@ -266,7 +269,9 @@ inline std::string inspect_text(const OrderedJson& j) {
   line("rope", fields(j["rope"], false));
   line("experts", fields(j["moe"], false));
   formats();
-  line("chat format", j["chat_format"].is_null() ? "unknown" : j["chat_format"].get<std::string>());
+  line("chat format", j["chat_format"].is_null()       ? "unknown"
+                      : j["chat_format"] == "template" ? "the model's own template"
+                                                       : j["chat_format"].get<std::string>());
   return out;
 }
 

@@ -19,8 +19,7 @@ namespace tool {
 
 struct Prompt {
   std::size_t line = 0;
-  nlohmann::json given;  ///< a text, messages, or null
-  std::vector<moxie::Message> messages{};
+  nlohmann::ordered_json given;  ///< a text, messages, or null
   std::vector<std::int32_t> ids{};
   std::string others{};  ///< fields of the line that mean nothing here, as JSON members with a comma before each
 
@@ -28,7 +27,7 @@ struct Prompt {
   void encode(const moxie::Model& model, const JsonLines& lines) {
     try {
       if (given.is_string()) ids = model.encode(given.get_ref<const std::string&>());
-      if (given.is_array()) ids = model.chat(messages);
+      if (given.is_array()) ids = model.chat(given);
       if (ids.empty()) throw moxie::ArgumentError("the prompt has no tokens");
     } catch (const moxie::ArgumentError& error) {
       throw moxie::FormatError({lines.place(line), {}, {}}, error.what());
@@ -50,18 +49,10 @@ inline std::vector<Prompt> read_prompts(JsonLines& lines, const std::vector<std:
       prompt.ids = read_ids(lines, object, "prompt_ids");
     } else {
       const char* key = object.contains("prompt") ? "prompt" : "messages";
-      prompt.given = object[key];
-      if (prompt.given.is_array()) {
-        try {
-          for (const nlohmann::json& message : prompt.given)
-            prompt.messages.push_back(moxie::message_from_json(nlohmann::ordered_json(message)));
-        } catch (const moxie::ArgumentError& error) {
-          lines.fail(error.what());
-        }
-      } else if (!prompt.given.is_string() || std::string_view(key) == "messages") {
+      prompt.given = nlohmann::ordered_json::parse(lines.text())[key];  // templates see the fields in their order
+      if (!prompt.given.is_array() && (!prompt.given.is_string() || std::string_view(key) == "messages"))
         lines.fail(std::string("\"") + key + "\" must be " + (std::string_view(key) == "prompt" ? "a text or " : "") +
                    "an array of messages, is " + prompt.given.type_name());
-      }
     }
     for (const auto& [key, value] : object.items())
       if (key != "messages" && std::find(own.begin(), own.end(), key) == own.end()) {

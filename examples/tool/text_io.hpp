@@ -42,11 +42,10 @@ class JsonLines {
 
   /// The next object; false at the end. Throws FormatError that names file and line.
   bool next(nlohmann::json& object) {
-    std::string text;
-    while (std::getline(*in_, text)) {
+    while (std::getline(*in_, text_)) {
       ++line_;
-      if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
-      parse(text, object);
+      if (text_.find_first_not_of(" \t\r") == std::string::npos) continue;
+      parse(text_, object);
       if (!object.is_object()) fail(std::string("must be a JSON object, is ") + object.type_name());
       return true;
     }
@@ -55,6 +54,7 @@ class JsonLines {
   }
 
   std::size_t line() const noexcept { return line_; }
+  const std::string& text() const noexcept { return text_; }  ///< the object's, as it stands in the file
   std::string place(std::size_t line) const { return name_ + ":" + std::to_string(line); }
   [[noreturn]] void fail(const std::string& message) const { throw moxie::FormatError({place(line_), {}, {}}, message); }
 
@@ -77,6 +77,7 @@ class JsonLines {
   std::string name_;
   std::ifstream file_;
   std::istream* in_;
+  std::string text_;
   std::size_t line_ = 0;
 };
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <concepts>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
@@ -28,6 +29,7 @@
 #include <moxie/model/decoder.hpp>
 #include <moxie/model/family.hpp>
 #include <moxie/text/chat.hpp>
+#include <moxie/text/chat_template.hpp>
 #include <moxie/text/tokenizer.hpp>
 #include <moxie/text/tokenizer_gguf.hpp>
 
@@ -131,23 +133,43 @@ class Model {
 
   /// Ids of a text, with the beginning-of-sequence token where the tokenizer adds one.
   std::vector<std::int32_t> encode(std::string_view text) const { return tokenizer().encode(text, true, true); }
-  /// Ids of a conversation in the model's chat format, ready for the assistant's answer.
+  /// Ids of a conversation as the model's chat template writes it, ready for the assistant's answer. A model without template
+  /// takes the format that is usual for its family. Throws UnsupportedError where there is neither, or the template is not Jinja
+  /// that moxie knows; ArgumentError for conversations that the template refuses.
   std::vector<std::int32_t> chat(std::span<const Message> messages, const ChatOptions& options = {}) const {
     return tokenizer().encode(chat_text(messages, options), true, false);
   }
   std::vector<std::int32_t> chat(std::initializer_list<Message> messages, const ChatOptions& options = {}) const {
     return chat(std::span<const Message>(messages.begin(), messages.size()), options);
   }
-  std::string chat_text(std::span<const Message> messages, ChatOptions options = {}) const {
-    const Tokenizer& t = tokenizer();
-    if (!options.bos && t.bos_id()) options.bos = std::string(t.piece(*t.bos_id()));
-    if (!options.eos && t.eos_id()) options.eos = std::string(t.piece(*t.eos_id()));
-    return render_chat(chat_format(), messages, options);
+  /// Messages as Hugging Face and OpenAI write them, whose fields the template sees as they are and in their order.
+  template <std::same_as<nlohmann::ordered_json> Json>
+  std::vector<std::int32_t> chat(const Json& messages, const ChatOptions& options = {}) const {
+    return tokenizer().encode(chat_text(messages, options), true, false);
   }
-  /// Throws UnsupportedError when the model's chat template is none that moxie knows.
-  ChatFormat chat_format() const {
-    if (!state_->chat_format) throw UnsupportedError({state_->info.path, {}, {}}, state_->no_chat_format);
-    return *state_->chat_format;
+  std::string chat_text(std::span<const Message> messages, const ChatOptions& options = {}) const {
+    require_chat();
+    return state_->chat_template ? state_->chat_template->render(messages, with_tokens(options))
+                                 : render_chat(*state_->chat_format, messages, with_tokens(options));
+  }
+  template <std::same_as<nlohmann::ordered_json> Json>
+  std::string chat_text(const Json& messages, const ChatOptions& options = {}) const {
+    require_chat();
+    return state_->chat_template ? state_->chat_template->render(messages, with_tokens(options))
+                                 : render_chat(*state_->chat_format, messages_from_json(messages), with_tokens(options));
+  }
+  /// The model's answer as a message of the conversation.
+  Message answer_message(std::string_view text) const {
+    require_chat();
+    return state_->chat_template ? state_->chat_template->answer_message(text)
+                                 : moxie::answer_message(*state_->chat_format, text);
+  }
+  /// Null where it has none.
+  const ChatTemplate* chat_template() const noexcept { return state_->chat_template ? &*state_->chat_template : nullptr; }
+  /// Throws UnsupportedError where chat() would for every conversation.
+  void require_chat() const {
+    tokenizer();
+    if (!state_->chat_template && !state_->chat_format) throw UnsupportedError({state_->info.path, {}, {}}, state_->no_chat);
   }
 
  private:
@@ -158,11 +180,19 @@ class Model {
     std::unique_ptr<const Decoder> decoder;
     std::optional<Tokenizer> tokenizer;
     std::string no_tokenizer = "the model has no tokenizer; give token ids instead of text";
+    std::optional<ChatTemplate> chat_template;
     std::optional<ChatFormat> chat_format;
-    std::string no_chat_format;
+    std::string no_chat;
     std::vector<std::int32_t> end_ids;
   };
   explicit Model(std::shared_ptr<const State> state) : state_(std::move(state)) {}
+
+  ChatOptions with_tokens(ChatOptions options) const {
+    const Tokenizer& t = tokenizer();
+    if (!options.bos && t.bos_id()) options.bos = std::string(t.piece(*t.bos_id()));
+    if (!options.eos && t.eos_id()) options.eos = std::string(t.piece(*t.eos_id()));
+    return options;
+  }
 
   static void load_gguf(State& state, const std::string& path) {
     const GgufFile file = GgufFile::open(path);
@@ -176,7 +206,7 @@ class Model {
     const GgufTokenizerKeys keys(metadata, path);
     if (gguf_tokenizer_kind(keys)) take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
     build(state, describe_gguf(metadata, tensors, path), tensors);
-    take_chat_format(state, keys.string("tokenizer.chat_template").value_or(""));
+    take_chat_template(state, keys.string("tokenizer.chat_template").value_or(""));
     if (!state.tokenizer) return;
     const auto tokens = static_cast<std::size_t>(state.tokenizer->vocab_size());
     for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"})
@@ -188,7 +218,7 @@ class Model {
     if (folder.has_tokenizer())
       take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
     build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors());
-    take_chat_format(state, hf_chat_template(folder));
+    take_chat_template(state, hf_chat_template(folder));
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
       const nlohmann::json& eos = folder.generation_config["eos_token_id"];
       for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array({eos}))
@@ -209,11 +239,15 @@ class Model {
     }
   }
 
-  static void take_chat_format(State& state, const std::string& chat_template) {
+  /// A template that cannot be read leaves the model usable for everything but chat().
+  static void take_chat_template(State& state, const std::string& source) {
     try {
-      state.chat_format = detect_chat_format(chat_template, state.decoder->config().family);
-    } catch (const UnsupportedError& error) {
-      state.no_chat_format = error.what();
+      if (source.empty())
+        state.chat_format = usual_chat_format(state.decoder->config().family);
+      else
+        state.chat_template.emplace(source);
+    } catch (const Error& error) {
+      state.no_chat = error.what();
     }
   }
 

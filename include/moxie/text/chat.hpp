@@ -5,13 +5,15 @@
 //   std::string text = render_chat(ChatFormat::deepseek_v3, question);
 //   std::vector<std::int32_t> ids = tokenizer.encode(text);          // the text has the special tokens, BOS included
 //
-// The formats give what the models' own templates give. Messages with roles that a template does not know are left out where the
-// template leaves them out, and an ArgumentError where it fails.
+// These are for models whose files have no chat template; it is rendered where there is one (chat_template.hpp). The formats give
+// what the models' own templates give. Messages with roles that a template does not know are left out where the template leaves
+// them out, and an ArgumentError where it fails.
 
 #include <algorithm>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
@@ -143,48 +145,17 @@ inline Message answer_message(ChatFormat format, std::string_view text) {
   return {"assistant", std::string(text)};
 }
 
-/// The format of a model from its chat template (Jinja text; empty if it has none), else from its family ("qwen3_moe").
-/// Templates that look alike and differ in what they do with thinking, or begin with more, are told apart by the parts they have.
-/// Throws UnsupportedError where neither tells.
-inline ChatFormat detect_chat_format(std::string_view chat_template, std::string_view family) {
-  const auto has = [&](std::string_view part) { return chat_template.find(part) != std::string_view::npos; };
-  const auto unknown = [] {
-    return UnsupportedError(concat("the model's chat template is none that moxie knows; choose from ", chat::format_names()));
+/// The format that the models of a family ("qwen3_moe") have, for one that comes without a chat template (chat_template.hpp).
+/// Throws UnsupportedError for families without a usual one.
+inline ChatFormat usual_chat_format(std::string_view family) {
+  constexpr std::pair<std::string_view, ChatFormat> usual[] = {
+      {"deepseek_v2", ChatFormat::deepseek_v2}, {"deepseek_v3", ChatFormat::deepseek_v3}, {"gpt_oss", ChatFormat::harmony},
+      {"mixtral", ChatFormat::mixtral},         {"qwen2_moe", ChatFormat::qwen2},         {"qwen3_moe", ChatFormat::qwen3},
   };
-  const bool thinks = has("</think>");
-  if (has("<｜User｜>")) {
-    if (!thinks) return ChatFormat::deepseek_v3;
-    if (has(".split('</think>')[-1]") && has("<｜Assistant｜><think>") && !has("<｜Assistant｜><think></think>"))
-      return ChatFormat::deepseek_r1;
-    throw unknown();  // of DeepSeek-V3.1, say
-  }
-  if (has("<|im_start|>")) {
-    if (thinks && has("reasoning_content")) {
-      if (has("enable_thinking")) return ChatFormat::qwen3;
-      return has("<|im_start|>assistant\\n<think>") || has("<|im_start|>assistant\n<think>") ? ChatFormat::qwen3_thinking
-                                                                                             : ChatFormat::qwen3;
-    }
-    if (thinks || has("bos_token")) throw unknown();
-    if (has("system\\nYou are a helpful assistant.<|im_end|>") || has("system\nYou are a helpful assistant.<|im_end|>"))
-      return ChatFormat::qwen2;
-    if (has("You are a helpful assistant") || has("You are Qwen, created by"))
-      throw unknown();  // another system message where there is none
-    return ChatFormat::chatml;
-  }
-  if (has("<|start|>system<|message|>") && has("# Valid channels: analysis, commentary, final.")) return ChatFormat::harmony;
-  if (has("[INST]") && !has("<<SYS>>") && !has("[AVAILABLE_TOOLS]")) return ChatFormat::mixtral;
-  if (has("User: ") && has("Assistant:")) return ChatFormat::deepseek_v2;
-  if (chat_template.empty()) {
-    if (family == "deepseek_v2") return ChatFormat::deepseek_v2;
-    if (family == "deepseek_v3") return ChatFormat::deepseek_v3;
-    if (family == "gpt_oss") return ChatFormat::harmony;
-    if (family == "mixtral") return ChatFormat::mixtral;
-    if (family == "qwen2_moe") return ChatFormat::qwen2;
-    if (family == "qwen3_moe") return ChatFormat::qwen3;
-    throw UnsupportedError(
-        concat("the model has no chat template, and \"", family, "\" has no usual one; choose from ", chat::format_names()));
-  }
-  throw unknown();
+  for (const auto& [name, format] : usual)
+    if (name == family) return format;
+  throw UnsupportedError(concat("the model has no chat template, and \"", family,
+                                "\" has no usual one; render_chat() takes one of ", chat::format_names()));
 }
 
 }  // namespace moxie

@@ -160,7 +160,7 @@ inline std::string render_harmony(std::span<const Message> messages, const ChatO
   const bool tools = !array_or_null(options.tools, "tools").empty();
   std::string out = harmony_block(
       "system", concat("You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: ",
-                       (options.date ? *options.date : today()), "\n\nReasoning: ", options.reasoning_effort,
+                       (options.date ? *options.date : today()), "\n\nReasoning: ", options.reasoning_effort.value_or("medium"),
                        "\n\n# Valid channels: analysis, commentary, final. Channel must be included for every message.",
                        (tools ? "\nCalls to these tools must go to the commentary channel: 'functions'." : "")));
   std::string instructions;
