@@ -1,4 +1,6 @@
 #include <moxie/io/gguf.hpp>
+#include <moxie/text/known_pre_tokenizers.hpp>
+#include <moxie/text/pre_tokenizer.hpp>
 #include <moxie/text/stream_decoder.hpp>
 #include <moxie/text/tokenizer.hpp>
 
@@ -118,6 +120,24 @@ TEST_CASE("split behaviours, digits, prefix spaces and the options of added toke
     for (const json& row : variant["rows"]) {
       INFO("s = ", row["s"].dump(-1, ' ', true));
       CHECK(tokenizer.encode(row["s"].get<std::string>()) == row["ids"].get<Ids>());
+    }
+  }
+}
+
+TEST_CASE("pre-tokenizers that GGUF files name cut texts as the models' own expressions do in the tokenizers library") {
+  const json golden = read_json(test::data_path("text/pre_tokenizers.json"));
+  CHECK(golden["words"].size() == 6);
+  for (const auto& [name, rows] : golden["words"].items()) {
+    CAPTURE(name);
+    moxie::PreTokenizer pre_tokenizer;
+    for (const std::string_view split : moxie::known_pre_tokenizer(name, {}).splits) pre_tokenizer.add_split(moxie::Regex(split, {}));
+    moxie::Matcher matcher;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const std::string text = golden["texts"][i].get<std::string>();
+      std::vector<std::string> words;
+      pre_tokenizer.split(text, matcher, [&](std::string_view word) { words.emplace_back(word); });
+      INFO("text = ", golden["texts"][i].dump(-1, ' ', true));
+      CHECK(words == rows[i].get<std::vector<std::string>>());
     }
   }
 }

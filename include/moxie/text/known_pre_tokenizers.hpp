@@ -2,7 +2,7 @@
 // The pre-tokenizers that GGUF files name in tokenizer.ggml.pre.
 //
 // GGUF has the name only; the expressions are those of the models' own tokenizer.json files. Where a model's tokenizer
-// normalizes (Qwen, OLMo: NFC) or takes whole words before merging (Llama 3), the table says so.
+// normalizes (Qwen, OLMo, Hunyuan: NFC) or takes whole words before merging (Llama 3), the table says so.
 // Adding one: one entry.
 
 #include <span>
@@ -36,6 +36,19 @@ inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
       R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
       R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
       R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  static constexpr std::string_view tekken = R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+                                             R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
+                                             R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  // gpt4o's words without Han characters, which stand alone; (?!\p{Han})[..] is the file's [..&&[^\p{Han}]]
+  static constexpr std::string_view kimi_k2 =
+      R"([\p{Han}]+)"
+      R"(|[^\r\n\p{L}\p{N}]?(?:(?!\p{Han})[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])*(?:(?!\p{Han})[\p{Ll}\p{Lm}\p{Lo}\p{M}])+(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+      R"(|[^\r\n\p{L}\p{N}]?(?:(?!\p{Han})[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])+(?:(?!\p{Han})[\p{Ll}\p{Lm}\p{Lo}\p{M}])*(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+      R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  static constexpr std::string_view bailing =
+      R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+)";
+  static constexpr std::string_view seed_coder =
+      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+)";
   static constexpr std::string_view deepseek_v3 =
       R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*)"
       R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
@@ -59,20 +72,25 @@ inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
       R"(\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}]+)";
 
   static const std::vector<KnownPreTokenizer> table = {
-      {{"gpt-2", "phi-2"}, {gpt2_pattern}},
+      {{"gpt-2", "phi-2", "mpt", "jais", "gigachat", "exaone4", "a.x-4.0", "mellum", "trillion", "granite-docling"},
+       {gpt2_pattern}},
       {{"olmo"}, {gpt2_pattern}, true},
-      {{"starcoder", "refact", "command-r", "smollm", "codeshell"}, {R"(\p{N})", gpt2_pattern}},
-      {{"llama-bpe", "llama3", "llama-v3", "falcon3"}, {llama3}, false, true, true},
+      {{"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"}, {R"(\p{N})", gpt2_pattern}},
+      {{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}, {llama3}, false, true, true},
       {{"dbrx", "smaug-bpe", "chatglm-bpe", "glm4"}, {llama3}},
-      {{"qwen2"}, {qwen2}, true},
-      {{"deepseek-r1-qwen", "stablelm2", "megrez"}, {qwen2}},
-      {{"gpt-4o"}, {gpt4o}},
+      {{"qwen2", "hunyuan"}, {qwen2}, true},
+      {{"deepseek-r1-qwen", "stablelm2", "megrez", "grok-2"}, {qwen2}},
+      {{"gpt-4o", "minimax-m2"}, {gpt4o}},
+      {{"tekken"}, {tekken}, false, true, true},
+      {{"kimi-k2"}, {kimi_k2}},
+      {{"bailingmoe", "bailingmoe2", "llada-moe"}, {bailing}},
+      {{"seed-coder"}, {seed_coder}},
       // (?<!\s)\s++$ is \s+$ without its quadratic search in a long run of spaces
       {{"deepseek-llm"},
        {R"([\r\n])", cased, R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}\x{3002}]+)",
         R"((?<!\s)\s++$)", cjk, R"(\p{N}+)"}},
       {{"deepseek-coder"}, {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", cjk, R"(\p{N})"}},
-      {{"deepseek-v3"}, {R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{30FF}]+)", deepseek_v3}},
+      {{"deepseek-v3", "hunyuan-dense", "joyai-llm"}, {R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{30FF}]+)", deepseek_v3}},
   };
   return table;
 }

@@ -6,6 +6,7 @@
 //   \w \W     letters (Alphabetic), marks, decimal digits, connector punctuation
 //   \h \H     a hexadecimal digit, not horizontal space
 //   \uHHHH    a code point
+//   \p{Han}   characters of that script. PCRE2 also counts those that are used with it, as U+3002 is.
 //   ^ $       at every line, \n being the only line break
 // Constructs that would mean something else (\b, nested classes, class intersections, (?m...)) are an UnsupportedError.
 // Case-insensitive matching uses Unicode's simple folding in both (s matches U+017F).
@@ -29,6 +30,17 @@
 #include <moxie/core/error.hpp>
 
 namespace moxie {
+
+/// Whether PCRE2 knows `name` as a script, and can be asked for its own characters alone (since 10.40, where that is not the default).
+inline bool is_pcre2_script(std::string_view name) {
+  if (name.size() < 3 || name.find_first_of(":=^ ") != std::string_view::npos) return false;  // shorter: general categories
+  const std::string pattern = concat("\\p{sc:", name, "}");
+  int error = 0;
+  PCRE2_SIZE offset = 0;
+  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF, &error, &offset, nullptr);
+  pcre2_code_free(code);
+  return code != nullptr;
+}
 
 /// `pattern` in PCRE2's dialect. Throws UnsupportedError at `place`.
 inline std::string oniguruma_to_pcre2(std::string_view pattern, const Place& place) {
@@ -89,6 +101,16 @@ inline std::string oniguruma_to_pcre2(std::string_view pattern, const Place& pla
           out += '}';
           i += 4;
           break;
+        case 'p':
+        case 'P': {
+          (out += '\\') += escape;
+          const std::size_t end = pattern.substr(i + 1, 1) == "{" ? pattern.find('}', i) : std::string_view::npos;
+          if (end != std::string_view::npos && is_pcre2_script(pattern.substr(i + 2, end - i - 2))) {
+            out += "{sc:";
+            ++i;
+          }
+          break;
+        }
         default:
           (out += '\\') += escape;
       }
