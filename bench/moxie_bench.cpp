@@ -1,13 +1,14 @@
 // Speed of a model beside what the machine allows.
 //
 //   moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--fork] [--threads N] [--arch NAME]
-//               [--kv TYPE] [--activations int8|f32] [--repeat N] [--json | --markdown]
+//               [--chunk N] [--kv TYPE] [--activations int8|f32] [--repeat N] [--json | --markdown]
 //
 //   --pp 512      prefill of prompts of these lengths; 0: none
 //   --tg 64       steps of decoding; 0: none
 //   --batch 1,4,8,16,32   sequences that are decoded at once; one alone is always measured
 //   --score 512   tokens whose log-probabilities over the whole vocabulary are computed, in sequences of at most 512; 0: none
 //   --depth 0     tokens that are in the cache before prefill and decoding begin
+//   --chunk 512   rows of a forward pass at most
 //   --fork        sequences that are decoded at once are forks of one: they share these tokens, whose bytes count once
 //
 // A row is the fastest of `repeat` runs, and its share that run's: what the machine would need (model_cost.hpp), by limits
@@ -44,7 +45,7 @@ struct Options {
   std::string model, arch;
   moxie::KvType kv = moxie::KvType::int16;
   std::vector<std::int64_t> prefill{512}, batches{1, 4, 8, 16, 32}, score{512};
-  std::int64_t decode = 64, depth = 0;
+  std::int64_t decode = 64, depth = 0, chunk = 512;
   int threads = 0, repeat = 3;
   bool fork = false;
   moxie::Activations activations = moxie::Activations::int8;
@@ -287,6 +288,8 @@ Options parse(int argc, char** argv) {
         options.fork = true;
       else if (arg == "--threads")
         options.threads = static_cast<int>(number(0));
+      else if (arg == "--chunk")
+        options.chunk = number(1);
       else if (arg == "--repeat")
         options.repeat = static_cast<int>(number(1));
       else if (arg == "--arch")
@@ -369,8 +372,8 @@ int main(int argc, char** argv) {
     std::fprintf(
         stderr,
         "%s\nusage: moxie_bench MODEL [--pp N,..] [--tg N] [--batch N,..] [--score N,..] [--depth N] [--fork] [--threads N]\n"
-        "       [--arch generic|avx2|avx512|..] [--kv int16|f16|bf16|f32|int8] [--activations int8|f32] [--repeat N] [--json | "
-        "--markdown]\n",
+        "       [--arch generic|avx2|avx512|..] [--kv int16|f16|bf16|f32|int8] [--activations int8|f32] [--chunk N] [--repeat N]\n"
+        "       [--json | --markdown]\n",
         error.what());
     return 2;
   }
@@ -383,6 +386,7 @@ int main(int argc, char** argv) {
     const moxie::Model model = moxie::Model::load(options.model, {.threads = options.threads,
                                                                   .activations = options.activations,
                                                                   .kv = options.kv,
+                                                                  .chunk = options.chunk,
                                                                   .profile = &profile,
                                                                   .kernels = table});
     if (options.print != Print::json) {
