@@ -22,6 +22,7 @@ struct ChatCommand {
   std::string model, system;
   CommonOptions common;
   AdapterOptions adapter;
+  ChatArguments chat;
   moxie::GenerateOptions options;
 };
 
@@ -29,6 +30,7 @@ class Conversation {
  public:
   Conversation(const ChatCommand& command, const moxie::Model& model)
       : options_(command.options),
+        chat_(command.chat.options),
         system_(command.system),
         model_(model),
         session_(model),
@@ -77,9 +79,9 @@ class Conversation {
   std::vector<std::int32_t> prompt() {
     const auto context = static_cast<std::size_t>(model_.config().context_length);
     std::vector<moxie::Message> kept = messages_;
-    std::vector<std::int32_t> ids = model_.chat(kept);
+    std::vector<std::int32_t> ids = model_.chat(kept, chat_);
     int forgotten = 0;
-    for (; ids.size() > context - context / 8 && forget_oldest(kept); ++forgotten) ids = model_.chat(kept);
+    for (; ids.size() > context - context / 8 && forget_oldest(kept); ++forgotten) ids = model_.chat(kept, chat_);
     if (ids.size() >= context)
       throw moxie::ArgumentError("the question alone takes " + std::to_string(ids.size()) +
                                  " tokens with what the chat template " + "adds; the model's context has " +
@@ -114,7 +116,7 @@ class Conversation {
   }
 
   void generate() {
-    const std::string prompt = model_.chat_text(messages_);
+    const std::string prompt = model_.chat_text(messages_, chat_);
     AnswerView view(output_, terminal_, prompt.rfind("<think>") != std::string::npos && prompt.ends_with("<think>\n"));
     const auto start = std::chrono::steady_clock::now();
     moxie::Generation generation = session_.generate(options_);
@@ -142,6 +144,7 @@ class Conversation {
   }
 
   moxie::GenerateOptions options_;
+  moxie::ChatOptions chat_;
   std::string system_;
   moxie::Model model_;
   moxie::Session session_;
@@ -195,6 +198,7 @@ inline void add_chat(CLI::App& app, Run& run) {
                   "tokens of an answer at most; without it, what fits in the context")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
   add_sampling_options(command, options->options);
+  options->chat.add(command);
   options->adapter.add(command);
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return chat(*options); }; });

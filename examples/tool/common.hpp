@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include <moxie/moxie.hpp>
 
@@ -66,6 +67,22 @@ struct AdapterOptions {
         .add_flag("--merge-adapter", merge,
                   "merge the adapter into the weights instead; quantized ones become BF16 where it changes them")
         ->needs(option);
+  }
+};
+
+/// What the chat template is told.
+struct ChatArguments {
+  moxie::ChatOptions options;
+
+  void add(CLI::App& command) {
+    command.add_option_function<std::string>(
+        "--chat-template-kwargs",
+        [this](const std::string& text) {
+          options.template_kwargs = nlohmann::ordered_json::parse(text, nullptr, false);
+          if (!options.template_kwargs.is_object())
+            wrong_usage("--chat-template-kwargs", R"(must be a JSON object, as in '{"enable_thinking": false}')");
+        },
+        R"(variables for the model's chat template, as in '{"enable_thinking": false}')");
   }
 };
 

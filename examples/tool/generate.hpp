@@ -58,6 +58,7 @@ struct GenerateCommand {
   std::string model;
   CommonOptions common;
   AdapterOptions adapter;
+  ChatArguments chat_arguments;
   moxie::GenerateOptions options;
   std::optional<std::string> text, ids, chat, system;
   std::vector<std::int32_t> prompt_ids;  // of --ids
@@ -67,6 +68,8 @@ struct GenerateCommand {
     const int prompts = int{text.has_value()} + int{ids.has_value()} + int{chat.has_value()};
     if (prompts != 1) wrong_usage("generate", "needs one of -p TEXT, --ids 1,2,3 and --chat TEXT");
     if (system && !chat) wrong_usage("--system", "goes with --chat only");
+    if (!chat_arguments.options.template_kwargs.is_null() && !chat)
+      wrong_usage("--chat-template-kwargs", "goes with --chat only");
     if (ids) prompt_ids = parse_ids(*ids);
   }
 
@@ -76,7 +79,7 @@ struct GenerateCommand {
     std::vector<moxie::Message> messages;
     if (system) messages.push_back({"system", *system});
     messages.push_back({"user", *chat});
-    return loaded.chat(messages);
+    return loaded.chat(messages, chat_arguments.options);
   }
 
  private:
@@ -178,7 +181,7 @@ inline void add_generate(CLI::App& app, Run& run) {
   command.add_option("-p,--prompt", options->text,
                      "a text to continue; begins with the beginning-of-sequence token where the tokenizer adds it");
   command.add_option("--ids", options->ids, "token ids to continue, as in 1,2,3");
-  command.add_option("--chat", options->chat, "a question, asked in the model's chat format");
+  command.add_option("--chat", options->chat, "a question, asked as the model's chat template writes it");
   command.add_option("--system", options->system, "a system message for --chat");
   command.add_option("-n,--max-tokens", options->options.max_tokens, "tokens at most")
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40))
@@ -189,6 +192,7 @@ inline void add_generate(CLI::App& app, Run& run) {
       ->allow_extra_args(false);
   command.add_flag("--ignore-eos", options->options.ignore_eos, "do not stop at the end-of-sequence token");
   command.add_flag("--json", options->json, "one object: ids, text, logprobs, finish_reason, prompt_ids, timings");
+  options->chat_arguments.add(command);
   options->adapter.add(command);
   options->common.add(command);
   command.callback([options, &run] {

@@ -43,6 +43,7 @@ struct RolloutCommand {
   std::string model, file, out;
   CommonOptions common;
   AdapterOptions adapter;
+  ChatArguments chat;
   moxie::GenerateOptions generate;
   std::int64_t group = 8;
   std::uint64_t kv_budget = 0;
@@ -177,7 +178,7 @@ inline int rollout(RolloutCommand command) {
   command.fingerprint = system_fingerprint(model);
   std::vector<std::vector<std::int32_t>> ids;
   for (Prompt& prompt : prompts) {
-    prompt.encode(model, lines);
+    prompt.encode(model, lines, command.chat.options);
     ids.push_back(prompt.ids);
   }
 
@@ -250,6 +251,7 @@ inline void add_rollout(CLI::App& app, Run& run) {
   command.add_option("--out", options->out,
                      "a file to write instead of standard output; a run that was stopped goes on with what it has");
   options->common.batch = 32;
+  options->chat.add(command);
   options->adapter.add(command);
   options->common.add(command);
   command.callback([options, &run] { run = [options] { return rollout(*options); }; });

@@ -127,6 +127,8 @@ inline ChatFormat chat_format(std::string_view name) {
 /// The text of a conversation of at least one message. Throws ArgumentError for conversations that the format does not allow.
 inline std::string render_chat(ChatFormat format, std::span<const Message> messages, const ChatOptions& options = {}) {
   if (messages.empty()) throw ArgumentError("a conversation needs at least one message");
+  if (!options.template_kwargs.empty())
+    throw ArgumentError("template_kwargs are variables of a model's own chat template, and the model has none");
   for (const chat::FormatEntry& entry : chat::formats) {
     if (entry.format != format) continue;
     chat::check_tools(entry, messages, options);
