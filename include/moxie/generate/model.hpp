@@ -148,28 +148,33 @@ class Model {
     return tokenizer().encode(chat_text(messages, options), true, false);
   }
   std::string chat_text(std::span<const Message> messages, const ChatOptions& options = {}) const {
-    require_chat();
-    return state_->chat_template ? state_->chat_template->render(messages, with_tokens(options))
-                                 : render_chat(*state_->chat_format, messages, with_tokens(options));
+    const std::optional<ChatTemplate> own = chat_template();
+    return own ? own->render(messages, with_tokens(options)) : render_chat(usual_format(), messages, with_tokens(options));
   }
   template <std::same_as<nlohmann::ordered_json> Json>
   std::string chat_text(const Json& messages, const ChatOptions& options = {}) const {
-    require_chat();
-    return state_->chat_template ? state_->chat_template->render(messages, with_tokens(options))
-                                 : render_chat(*state_->chat_format, messages_from_json(messages), with_tokens(options));
+    const std::optional<ChatTemplate> own = chat_template();
+    return own ? own->render(messages, with_tokens(options))
+               : render_chat(usual_format(), messages_from_json(messages), with_tokens(options));
   }
   /// The model's answer as a message of the conversation.
   Message answer_message(std::string_view text) const {
-    require_chat();
-    return state_->chat_template ? state_->chat_template->answer_message(text)
-                                 : moxie::answer_message(*state_->chat_format, text);
+    const std::optional<ChatTemplate> own = chat_template();
+    return own ? own->answer_message(text) : moxie::answer_message(usual_format(), text);
   }
-  /// Null where it has none.
-  const ChatTemplate* chat_template() const noexcept { return state_->chat_template ? &*state_->chat_template : nullptr; }
+  /// The model's own template, read anew; none where the model has none. Throws UnsupportedError where it cannot be read.
+  std::optional<ChatTemplate> chat_template() const {
+    if (state_->chat_template.empty()) return std::nullopt;
+    try {
+      return ChatTemplate(state_->chat_template);
+    } catch (const FormatError& error) {
+      throw UnsupportedError({state_->info.path, {}, {}}, error.what());
+    }
+  }
   /// Throws UnsupportedError where chat() would for every conversation.
   void require_chat() const {
     tokenizer();
-    if (!state_->chat_template && !state_->chat_format) throw UnsupportedError({state_->info.path, {}, {}}, state_->no_chat);
+    if (!chat_template()) usual_format();
   }
 
  private:
@@ -180,9 +185,7 @@ class Model {
     std::unique_ptr<const Decoder> decoder;
     std::optional<Tokenizer> tokenizer;
     std::string no_tokenizer = "the model has no tokenizer; give token ids instead of text";
-    std::optional<ChatTemplate> chat_template;
-    std::optional<ChatFormat> chat_format;
-    std::string no_chat;
+    std::string chat_template;  // its text; programs that never chat compile nothing that reads it
     std::vector<std::int32_t> end_ids;
   };
   explicit Model(std::shared_ptr<const State> state) : state_(std::move(state)) {}
@@ -192,6 +195,13 @@ class Model {
     if (!options.bos && t.bos_id()) options.bos = std::string(t.piece(*t.bos_id()));
     if (!options.eos && t.eos_id()) options.eos = std::string(t.piece(*t.eos_id()));
     return options;
+  }
+  ChatFormat usual_format() const {
+    try {
+      return usual_chat_format(config().family);
+    } catch (const UnsupportedError& error) {
+      throw UnsupportedError({state_->info.path, {}, {}}, error.what());
+    }
   }
 
   static void load_gguf(State& state, const std::string& path) {
@@ -206,7 +216,7 @@ class Model {
     const GgufTokenizerKeys keys(metadata, path);
     if (gguf_tokenizer_kind(keys)) take_tokenizer(state, [&] { return Tokenizer::from_gguf(metadata, path); });
     build(state, describe_gguf(metadata, tensors, path), tensors);
-    take_chat_template(state, keys.string("tokenizer.chat_template").value_or(""));
+    state.chat_template = keys.string("tokenizer.chat_template").value_or("");
     if (!state.tokenizer) return;
     const auto tokens = static_cast<std::size_t>(state.tokenizer->vocab_size());
     for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"})
@@ -218,7 +228,7 @@ class Model {
     if (folder.has_tokenizer())
       take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
     build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors());
-    take_chat_template(state, hf_chat_template(folder));
+    state.chat_template = hf_chat_template(folder);
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
       const nlohmann::json& eos = folder.generation_config["eos_token_id"];
       for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array({eos}))
@@ -236,18 +246,6 @@ class Model {
       state.tokenizer = make();
     } catch (const UnsupportedError& error) {
       state.no_tokenizer = error.what();
-    }
-  }
-
-  /// A template that cannot be read leaves the model usable for everything but chat().
-  static void take_chat_template(State& state, const std::string& source) {
-    try {
-      if (source.empty())
-        state.chat_format = usual_chat_format(state.decoder->config().family);
-      else
-        state.chat_template.emplace(source);
-    } catch (const Error& error) {
-      state.no_chat = error.what();
     }
   }
 
