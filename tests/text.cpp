@@ -427,4 +427,11 @@ TEST_CASE("a pattern that backtracks without end is an error, not a hang") {
   moxie::Matcher matcher;
   CHECK_THROWS_AS(matcher.find(regex, std::string(60, 'a') + "b", 0), moxie::Error);
   CHECK(matcher.find(moxie::Regex("a+"), "baab", 0) == std::pair<std::size_t, std::size_t>(1, 3));
+  // scripts, not what is used with them: U+3002 is Common
+  const std::string_view han = "a\u3002\u4e16\u3042";
+  CHECK(matcher.find(moxie::Regex(R"(\p{Han})"), han, 0).first == 4);
+  CHECK(matcher.find(moxie::Regex(R"([\p{Hiragana}x])"), han, 0).first == 7);
+  for (const char* others : {R"(\P{Han}+)", R"(\p{^Han}+)", R"([^\p{Han}]+)"})
+    CHECK(matcher.find(moxie::Regex(others), han, 0) == std::pair<std::size_t, std::size_t>(0, 4));
+  CHECK(matcher.find(moxie::Regex(R"(\p{Lu}|\p{Ll}+)"), "1aB", 0) == std::pair<std::size_t, std::size_t>(1, 2));
 }

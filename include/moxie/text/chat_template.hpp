@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -41,6 +42,7 @@ class ChatTemplate {
   template <std::same_as<nlohmann::ordered_json> Json>
   std::string render(const Json& messages, const ChatOptions& options = {}) const {
     if (!messages.is_array() || messages.empty()) throw ArgumentError("a conversation must be an array of at least one message");
+    for (const nlohmann::ordered_json* json : {&messages, &options.tools, &options.template_kwargs}) check_nesting(*json);
     chat::array_or_null(options.tools, "tools");
     if (!options.tools.empty() && !tools_) refuse("tools");
 
@@ -56,7 +58,11 @@ class ChatTemplate {
     if (!options.enable_thinking) variables["enable_thinking"] = variables["thinking"] = false;
     if (!options.template_kwargs.is_object() && !options.template_kwargs.is_null())
       throw ArgumentError("template_kwargs must be an object, or null");
-    for (const auto& [name, value] : options.template_kwargs.items()) variables[name] = value;
+    for (const auto& [name, value] : options.template_kwargs.items()) {
+      if (name == "messages" || name == "tools" || name == "add_generation_prompt")
+        throw ArgumentError(concat("template_kwargs cannot have \"", name, "\": it is given by itself"));
+      variables[name] = value;
+    }
 
     if (options.continue_final_message) last_text(variables["messages"].back()) += continue_tag;
     std::string text = template_.render(variables, time(options));
@@ -100,9 +106,10 @@ class ChatTemplate {
   static std::string& last_text(nlohmann::ordered_json& message) {
     const auto content = message.find("content");
     if (content != message.end() && content->is_string()) return content->get_ref<std::string&>();
-    if (content != message.end() && content->is_array() && !content->empty() && content->back().is_object() &&
-        content->back().contains("text") && content->back()["text"].is_string())
-      return content->back()["text"].get_ref<std::string&>();
+    if (content != message.end() && content->is_array())
+      for (auto part = content->rbegin(); part != content->rend(); ++part)
+        if (part->is_object() && part->contains("text") && (*part)["text"].is_string())
+          return (*part)["text"].get_ref<std::string&>();
     throw ArgumentError("cannot continue the final message: it has no text");
   }
   static void cut_at_tag(std::string& text) {
@@ -111,6 +118,18 @@ class ChatTemplate {
     const bool kept = std::string_view(text).substr(at).starts_with(continue_tag);  // else the end's white space is not kept
     text.resize(at);
     if (!kept) text.resize(jinja::strip(text, {}, false, true).size());
+  }
+
+  /// Copies and conversions of JSON take stack.
+  static void check_nesting(const nlohmann::ordered_json& json) {
+    std::vector<std::pair<const nlohmann::ordered_json*, int>> left{{&json, 0}};
+    while (!left.empty()) {
+      const auto [value, depth] = left.back();
+      left.pop_back();
+      if (depth > jinja::max_nesting) throw ArgumentError("a conversation's JSON is nested too deeply");
+      if (!value->is_structured()) continue;
+      for (const nlohmann::ordered_json& item : *value) left.emplace_back(&item, depth + 1);
+    }
   }
 
   static jinja::Time time(const ChatOptions& options) {

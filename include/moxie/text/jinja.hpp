@@ -6,11 +6,16 @@
 //
 // Source: https://jinja.palletsprojects.com/en/3.1.x/templates, and transformers' chat_template_utils: trim_blocks,
 // lstrip_blocks, break and continue, {% generation %}, raise_exception(), strftime_now(), tojson without escapes for HTML, lists
-// and dictionaries that cannot be changed. Not here: include, import, extends, recursive loops, arguments out of lists (*a, **b),
-// and whole numbers of more than 64 bits.
+// and dictionaries that cannot be changed.
 //
-// A template is data that came with a model: what it can do is compute text. It stops with an error when it takes more than
-// some seconds, memory or stack.
+// Not here, and errors: include, import, extends, block, autoescape, recursive loops, targets in targets (for a, (b, c) in ..),
+// arguments out of lists (*a, **b), varargs and kwargs of macros, loop.changed, cycler, joiner; the filters attr, batch, groupby,
+// random, slice, urlize, wordcount and their like; fields of format() with more than a name; whole numbers of more than 64 bits.
+// Otherwise than in Jinja: range(), keys(), items() and values() give lists; a name that is only set below is seen above with the
+// value that the caller gave; lazy filters run at once.
+//
+// A template is data that came with a model: what it can do is compute text. It stops with an error when it takes more than some
+// seconds, a gigabyte or half a megabyte of stack.
 
 #include <algorithm>
 #include <cstddef>
@@ -18,7 +23,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
-#include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -147,6 +152,12 @@ struct Scope {
 class Renderer {
  public:
   explicit Renderer(const Time& now) : now_(now) {}
+  Renderer(const Renderer&) = delete;
+  Renderer& operator=(const Renderer&) = delete;
+  /// Namespaces may hold each other.
+  ~Renderer() {
+    for (Value& space : spaces_) space.object().values.clear();
+  }
 
   std::string render(const Node& body, const nlohmann::ordered_json& variables) {
     Scope& scope = new_scope(nullptr);
@@ -159,6 +170,8 @@ class Renderer {
       throw;
     } catch (const ArgumentError& error) {
       throw ArgumentError(concat("chat template, line ", line_, ": ", error.what()));
+    } catch (const std::length_error&) {
+      throw ArgumentError(concat("chat template, line ", line_, ": a text or list grows too long"));
     }
     return out;
   }
@@ -166,13 +179,12 @@ class Renderer {
  private:
   enum class Flow { goes_on, breaks, continues };
 
-  static constexpr int max_depth = 1500;               // about a megabyte of stack
-  static constexpr std::int64_t max_steps = 50000000;  // some seconds
+  static constexpr int max_depth = 600;  // half a megabyte of stack
 
   struct Level {
     explicit Level(Renderer& renderer) : renderer_(renderer) {
       if (++renderer_.depth_ > max_depth) fail("the template's macros call each other too deeply");
-      if (++renderer_.steps_ > max_steps) fail("the template takes too long");
+      renderer_.budget_.charge(100);
     }
     ~Level() { --renderer_.depth_; }
     Level(const Level&) = delete;
@@ -181,13 +193,13 @@ class Renderer {
   };
 
   Scope& new_scope(Scope* around) {
-    steps_ += 50;  // they stay to the end
+    budget_.charge(2000);  // they stay to the end
     scopes_.push_back({around});
     return scopes_.back();
   }
   void write(std::string& out, const std::string& text) {
     check_length(out.size() + text.size());
-    steps_ += static_cast<std::int64_t>(text.size() / 64);
+    budget_.charge_bytes(text.size());
     out += text;
   }
 
@@ -205,7 +217,7 @@ class Renderer {
         write(out, node.value.text());
         break;
       case Op::print:
-        write(out, to_text(evaluate(node.nodes[0], scope)));
+        append_text(out, evaluate(node.nodes[0], scope), budget_);
         break;
       case Op::if_:
         return execute(node.nodes[evaluate(node.nodes[0], scope).is_true() ? 1 : 2], scope, out);
@@ -219,13 +231,13 @@ class Renderer {
         const bool sets = node.op == Op::set_block;
         Scope& inner = new_scope(&scope);
         std::string text;
-        execute(node.nodes[sets ? 1 : 0], inner, text);
+        if (const Flow flow = execute(node.nodes[sets ? 1 : 0], inner, text); flow != Flow::goes_on) return flow;
         inner.set("", Value::string(std::move(text)));
         const Value value = evaluate(node.nodes[sets ? 2 : 1], inner);
         if (sets)
           assign(node.nodes[0], value, scope);
         else
-          write(out, to_text(value));
+          append_text(out, value, budget_);
         break;
       }
       case Op::macro:
@@ -236,7 +248,7 @@ class Renderer {
         Arguments args = arguments(invoke, scope);
         args.values.push_back(Value::macro(node, scope, "caller"));
         args.names.emplace_back("caller");
-        write(out, to_text(call(evaluate(invoke.nodes[0], scope), args)));
+        append_text(out, call(evaluate(invoke.nodes[0], scope), args), budget_);
         break;
       }
       case Op::with: {
@@ -256,7 +268,8 @@ class Renderer {
 
   Flow loop(const Node& node, Scope& scope, std::string& out) {
     const Node &target = node.nodes[0], &condition = node.nodes[4];
-    std::vector<Value> items = iterate(evaluate(node.nodes[1], scope));
+    Value state = Value::of(Type::loop);
+    std::vector<Value> items = iterate(evaluate(node.nodes[1], scope), budget_);
     Scope& inner = new_scope(&scope);
     if (condition.op != Op::none) {
       std::vector<Value> some;
@@ -266,17 +279,20 @@ class Renderer {
       }
       items = std::move(some);
     }
-    if (items.empty()) return execute(node.nodes[3], scope, out);
-    Value state = Value::of(Type::loop);
-    state.object().items = items;
-    for (std::size_t i = 0; i < items.size(); ++i) {
+    for (const Value& item : items) state.object().nest(item);
+    state.object().items = std::move(items);
+    bool ended = false;  // an iteration came to its end
+    for (std::size_t i = 0; i < state.items().size(); ++i) {
       inner.names.clear();
       state.object().index = static_cast<std::int64_t>(i);
       inner.set("loop", state);
-      assign(target, items[i], inner);
-      if (execute(node.nodes[2], inner, out) == Flow::breaks) break;
+      assign(target, state.items()[i], inner);
+      const Flow flow = execute(node.nodes[2], inner, out);
+      ended = ended || flow == Flow::goes_on;
+      if (flow == Flow::breaks) break;
     }
-    return Flow::goes_on;
+    if (ended) return Flow::goes_on;
+    return execute(node.nodes[3], new_scope(&scope), out);  // so Jinja does it
   }
 
   void assign(const Node& target, const Value& value, Scope& scope) {
@@ -284,9 +300,9 @@ class Renderer {
     if (target.op == Op::attribute) {
       Value space = evaluate(target.nodes[0], scope);
       if (!space.is(Type::space)) fail(concat("\"", target.nodes[0].name, "\" is no namespace: its parts cannot be set"));
-      return space.set(Value::string(target.name), value);
+      return put(space, Value::string(target.name), value);
     }
-    const std::vector<Value> parts = iterate(value);
+    const std::vector<Value> parts = iterate(value, budget_);
     if (parts.size() != target.nodes.size()) fail(concat(parts.size(), " values are given to ", target.nodes.size(), " names"));
     for (std::size_t i = 0; i < parts.size(); ++i) assign(target.nodes[i], parts[i], scope);
   }
@@ -296,8 +312,8 @@ class Renderer {
   Value evaluate(const Node& node, Scope& scope) {
     const Level level(*this);
     Value value = evaluate_node(node, scope);
-    if (value.is_sequence()) steps_ += static_cast<std::int64_t>(value.items().size() / 16);
-    if (value.is(Type::string)) steps_ += static_cast<std::int64_t>(value.text().size() / 256);
+    const bool made = node.op == Op::filter || node.op == Op::invoke || node.op >= Op::add;  // and not only looked up
+    if (made && value.is(Type::string)) budget_.charge_bytes(value.text().size());
     return value;
   }
 
@@ -316,6 +332,7 @@ class Renderer {
       case Op::list:
       case Op::tuple: {
         std::vector<Value> items;
+        budget_.charge_values(5 + node.nodes.size());
         for (std::size_t i = 0; i < node.nodes.size(); ++i) items.push_back(operand(i));
         return Value::list(std::move(items), node.op == Op::list ? Type::list : Type::tuple);
       }
@@ -323,7 +340,7 @@ class Renderer {
         Value dict = Value::of(Type::dict);
         for (std::size_t i = 0; i < node.nodes.size(); i += 2) {
           Value key = operand(i);
-          dict.set(std::move(key), operand(i + 1));
+          put(dict, std::move(key), operand(i + 1));
         }
         return dict;
       }
@@ -336,7 +353,7 @@ class Renderer {
       case Op::slice: {
         const auto bound = [&](std::size_t i) { return node.nodes[i].op == Op::none ? Value::none() : operand(i); };
         const Value of = operand(0), start = bound(1), stop = bound(2);
-        return slice(of, start, stop, bound(3));
+        return slice(of, start, stop, bound(3), budget_);
       }
       case Op::invoke: {
         const Value function = operand(0);
@@ -358,10 +375,12 @@ class Renderer {
       }
       case Op::not_:
         return Value::boolean(!operand(0).is_true());
-      case Op::negative:
-        return calculate('-', Value::integer(0), operand(0));
+      case Op::negative: {
+        const Value of = operand(0);
+        return of.is(Type::real) ? Value::real(-of.number()) : calculate('-', Value::integer(0), of, budget_);
+      }
       case Op::positive:
-        return calculate('+', Value::integer(0), operand(0));
+        return calculate('+', Value::integer(0), operand(0), budget_);
       case Op::and_: {
         Value left = operand(0);
         return left.is_true() ? operand(1) : left;
@@ -372,7 +391,7 @@ class Renderer {
       }
       case Op::join: {
         std::string text;
-        for (std::size_t i = 0; i < node.nodes.size(); ++i) write(text, to_text(operand(i)));
+        for (std::size_t i = 0; i < node.nodes.size(); ++i) append_text(text, operand(i), budget_);
         return Value::string(std::move(text));
       }
       case Op::compare:
@@ -383,7 +402,7 @@ class Renderer {
       default: {
         constexpr std::string_view signs = "+-*/f%p";
         const Value left = operand(0);
-        return calculate(signs[static_cast<std::size_t>(node.op) - static_cast<std::size_t>(Op::add)], left, operand(1));
+        return calculate(signs[static_cast<std::size_t>(node.op) - static_cast<std::size_t>(Op::add)], left, operand(1), budget_);
       }
     }
   }
@@ -396,54 +415,64 @@ class Renderer {
       const std::string& op = node.names[i];
       bool holds = false;
       if (op == "==")
-        holds = left == right;
+        holds = equal(left, right, budget_);
       else if (op == "!=")
-        holds = !(left == right);
+        holds = !equal(left, right, budget_);
       else if (op == "in")
-        holds = contains(right, left);
+        holds = contains(right, left, budget_);
       else if (op == "not in")
-        holds = !contains(right, left);
+        holds = !contains(right, left, budget_);
       else if (op == "<")
-        holds = order(left, right) < 0;
+        holds = order(left, right, budget_) < 0;
       else if (op == "<=")
-        holds = order(left, right) <= 0;
+        holds = order(left, right, budget_) <= 0;
       else if (op == ">")
-        holds = order(left, right) > 0;
+        holds = order(left, right, budget_) > 0;
       else
-        holds = order(left, right) >= 0;
+        holds = order(left, right, budget_) >= 0;
       if (!holds) return Value::boolean(false);
       left = std::move(right);
     }
     return Value::boolean(true);
   }
 
-  static Value lookup(const std::string& name, const Scope& scope) {
-    for (const Scope* s = &scope; s; s = s->around)
+  Value lookup(const std::string& name, const Scope& scope) {
+    for (const Scope* s = &scope; s; s = s->around) {
+      budget_.charge(s->names.size());
       for (const auto& [n, value] : s->names)
         if (n == name) return value;
+    }
     for (const char* function : {"namespace", "range", "dict", "raise_exception", "strftime_now"})
       if (name == function) return Value::function(name);
     return Value::undefined(name);
   }
 
-  static Value attribute(const Value& of, const std::string& name) {
+  Value attribute(const Value& of, const std::string& name) {
     if (of.is(Type::undefined)) fail(concat("\"", of.object_name(), "\" is undefined, so it has no \"", name, "\""));
     if (of.is(Type::loop)) return loop_attribute(of, name);
     if (is_method(of.type(), name)) return Value::method(of, name);
-    const Value* found = of.is(Type::dict) || of.is(Type::space) ? of.find(Value::string(name)) : nullptr;
+    const Value* found = of.is(Type::dict) || of.is(Type::space) ? look_up(of, Value::string(name)) : nullptr;
     return found ? *found : Value::undefined(name);
   }
-  static Value item(const Value& of, const Value& key) {
+  const Value* look_up(const Value& dict, const Value& key) {
+    budget_.charge(dict.items().size());
+    return dict.find(key);
+  }
+  void put(Value& dict, Value key, Value value) {
+    budget_.charge(1000 + dict.items().size());
+    dict.set(std::move(key), std::move(value));
+  }
+  Value item(const Value& of, const Value& key) {
     if (of.is(Type::undefined)) fail(concat("\"", of.object_name(), "\" is undefined, so it has no elements"));
     if (of.is(Type::dict)) {
-      if (const Value* found = of.find(key)) return *found;
+      if (const Value* found = key.can_be_key() ? look_up(of, key) : nullptr) return *found;
     } else if (key.is_whole() && (of.is(Type::string) || of.is_sequence())) {
-      return element(of, key.whole());
+      return element(of, key.whole(), budget_);
     }
-    return key.is(Type::string) ? attribute(of, key.text()) : Value::undefined(to_text(key, true));
+    return key.is(Type::string) ? attribute(of, key.text()) : Value::undefined(concat("an element at a ", type_name(key)));
   }
   static Value loop_attribute(const Value& of, std::string_view name) {
-    const std::int64_t i = of.object().index, n = length(of);
+    const std::int64_t i = of.object().index, n = static_cast<std::int64_t>(of.items().size());
     if (name == "index") return Value::integer(i + 1);
     if (name == "index0") return Value::integer(i);
     if (name == "first") return Value::boolean(i == 0);
@@ -460,7 +489,7 @@ class Renderer {
   }
 
   Arguments arguments(const Node& node, Scope& scope) {
-    Arguments args;
+    Arguments args{budget_};
     for (std::size_t i = 1; i < node.nodes.size(); ++i) args.values.push_back(evaluate(node.nodes[i], scope));
     args.names = node.names;
     return args;
@@ -480,18 +509,19 @@ class Renderer {
       return args.values[static_cast<std::size_t>(self.object().index) % args.values.size()];
     }
     if (name == "raise_exception")
-      throw Refusal(concat("the model's chat template refuses the conversation: ", to_text(args.get(0, "message"))));
+      throw Refusal(concat("the model's chat template refuses the conversation: ", to_text(args.get(0, "message"), budget_)));
     if (name == "strftime_now") return Value::string(format_time(text_of(args.get(0, "format"), name), now_));
     if (name == "range") return range(args);
     Value out = Value::of(name == "dict" ? Type::dict : Type::space);  // dict(), namespace()
+    if (out.is(Type::space)) spaces_.push_back(out);
     for (std::size_t i = 0; i < args.values.size(); ++i) {
       if (!args.names[i].empty()) {
-        out.set(Value::string(args.names[i]), args.values[i]);
+        put(out, Value::string(args.names[i]), args.values[i]);
         continue;
       }
       if (!args.values[i].is(Type::dict)) fail(concat(name, "(): an argument without name must be a dictionary"));
       for (std::size_t k = 0; k < args.values[i].items().size(); ++k)
-        out.set(args.values[i].items()[k], args.values[i].object().values[k]);
+        put(out, args.values[i].items()[k], args.values[i].object().values[k]);
     }
     return out;
   }
@@ -509,7 +539,7 @@ class Renderer {
       items.push_back(Value::integer(i));
       if (__builtin_add_overflow(i, step, &i)) break;
     }
-    steps_ += static_cast<std::int64_t>(items.size());
+    budget_.charge_values(items.size());
     return Value::list(std::move(items));
   }
 
@@ -517,6 +547,7 @@ class Renderer {
   Value call_macro(const Node& macro, Scope& around, const Arguments& args) {
     const std::size_t body = macro.op == Op::macro ? 0 : 1, n = macro.names.size(), defaults = macro.nodes.size() - body - 1;
     Scope& scope = new_scope(&around);
+    budget_.charge(100 * (args.values.size() + n));
     for (std::size_t i = 0; i < args.values.size(); ++i) {
       const std::string& name = args.names[i].empty() && i < n ? macro.names[i] : args.names[i];
       const bool known = name == "caller" || std::find(macro.names.begin(), macro.names.end(), name) != macro.names.end();
@@ -538,7 +569,8 @@ class Renderer {
   Time now_;
   std::deque<Scope> scopes_;  // none moves; macros refer to those they were defined in
   int depth_ = 0, line_ = 0;
-  std::int64_t steps_ = 0;
+  Budget budget_;
+  std::vector<Value> spaces_;
 };
 
 /// A parsed template. Copies share it; any number of threads can render it at once.

@@ -4,6 +4,7 @@
 // All throw ArgumentError where Jinja fails.
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -23,16 +25,12 @@
 
 namespace moxie::jinja {
 
-/// Bytes that a text may have, elements that a list may have.
-inline constexpr std::size_t max_text = std::size_t{64} << 20, max_items = 1000000;
-
-[[noreturn]] inline void fail(std::string what) { throw ArgumentError(std::move(what)); }
-inline void check_length(std::size_t bytes) {
-  if (bytes > max_text) fail("a text grows beyond 64 MB");
-}
+/// Elements that a list may have.
+inline constexpr std::size_t max_items = 1000000;
 
 /// Arguments of a call; names[i] is empty where values[i] has none.
 struct Arguments {
+  Budget& budget;
   std::vector<Value> values{};
   std::vector<std::string> names{};
 
@@ -64,9 +62,14 @@ struct Arguments {
     if (!value->is(Type::string)) fail(concat("the argument ", name, " must be a text, is ", type_name(*value)));
     return value->text();
   }
+  /// Throws ArgumentError where more than `n` come without name.
+  void at_most(std::size_t n, std::string_view function) const {
+    if (values.size() > n && names[n].empty())
+      fail(concat(function, " is supported with at most ", n, n == 1 ? " argument" : " arguments"));
+  }
   /// Without the first `n`.
   Arguments from(std::size_t n) const {
-    Arguments rest;
+    Arguments rest{budget};
     for (std::size_t i = n; i < values.size(); ++i) {
       rest.values.push_back(values[i]);
       rest.names.push_back(names[i]);
@@ -80,16 +83,30 @@ inline const std::string& text_of(const Value& value, std::string_view what) {
   return value.text();
 }
 
-/// What a loop over a value runs through.
-inline std::vector<Value> iterate(const Value& value) {
+inline std::size_t count_characters(std::string_view text) {
+  return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
+/// What a loop over a value runs through; of an iterator what it has left, which it then has given.
+inline std::vector<Value> iterate(const Value& value, Budget& budget) {
   switch (value.type()) {
     case Type::undefined:
       return {};
     case Type::list:
     case Type::tuple:
     case Type::dict:
+      budget.charge_values(value.items().size());
       return value.items();
+    case Type::iterator: {
+      Object& state = Value(value).object();
+      const auto given = static_cast<std::ptrdiff_t>(std::exchange(state.index, static_cast<std::int64_t>(state.items.size())));
+      budget.charge_values(state.items.size());
+      return {state.items.begin() + given, state.items.end()};
+    }
     case Type::string: {
+      const std::size_t n = count_characters(value.text());
+      if (n > max_items) fail("a text is too long to be taken apart");
+      budget.charge_values(5 * n);
       std::vector<Value> out;
       for (const std::string_view c : characters(value.text())) out.push_back(Value::string(std::string(c)));
       return out;
@@ -99,12 +116,15 @@ inline std::vector<Value> iterate(const Value& value) {
   }
 }
 
-inline std::int64_t length(const Value& value) {
+inline Value iterator(std::vector<Value> items) { return Value::list(std::move(items), Type::iterator); }
+
+inline std::int64_t length(const Value& value, Budget& budget) {
   switch (value.type()) {
     case Type::undefined:
       return 0;
     case Type::string:
-      return static_cast<std::int64_t>(characters(value.text()).size());
+      budget.charge(value.text().size());
+      return static_cast<std::int64_t>(count_characters(value.text()));
     case Type::list:
     case Type::tuple:
     case Type::dict:
@@ -116,39 +136,74 @@ inline std::int64_t length(const Value& value) {
 }
 
 /// Below 0: a < b; above 0: a > b.
-inline int order(const Value& a, const Value& b) {
+inline int order(const Value& a, const Value& b, Budget& budget) {
+  budget.charge(50);
   if (a.is_whole() && b.is_whole()) return a.whole() < b.whole() ? -1 : a.whole() > b.whole();
   if (a.is_number() && b.is_number()) return a.number() < b.number() ? -1 : a.number() > b.number();
-  if (a.is(Type::string) && b.is(Type::string)) return a.text().compare(b.text());  // UTF-8 sorts as its code points do
+  if (a.is(Type::string) && b.is(Type::string)) {
+    budget.charge(std::min(a.text().size(), b.text().size()) / 8);
+    return a.text().compare(b.text());  // UTF-8 sorts as its code points do
+  }
   if (a.type() == b.type() && a.is_sequence()) {
+    if (a.same_object(b)) return 0;
     for (std::size_t i = 0; i < std::min(a.items().size(), b.items().size()); ++i)
-      if (const int o = order(a.items()[i], b.items()[i])) return o;
+      if (const int o = order(a.items()[i], b.items()[i], budget)) return o;
     return a.items().size() < b.items().size() ? -1 : a.items().size() > b.items().size();
   }
   fail(concat("values of type ", type_name(a), " and ", type_name(b), " have no order"));
 }
 
-inline bool contains(const Value& in, const Value& value) {
-  if (in.is(Type::string)) return in.text().find(text_of(value, "\"in\" of a text")) != std::string::npos;
-  if (in.is(Type::dict) || in.is(Type::space)) return in.find(value) != nullptr;
-  for (const Value& item : iterate(in))
-    if (item == value) return true;
+/// Where `part` begins in `text` from byte `from` on; npos: nowhere. Takes time that grows with their lengths' sum (Knuth, Morris
+/// and Pratt), where string::find may take their product.
+inline std::size_t find(std::string_view text, std::string_view part, std::size_t from, Budget& budget) {
+  if (from > text.size()) return std::string_view::npos;
+  if (part.size() < 32) {
+    const std::size_t at = text.find(part, from);
+    budget.charge(10 + std::min(at, text.size()) - from);
+    return at;
+  }
+  std::vector<std::uint32_t> shorter(part.size(), 0);  // the longest start of part that ends here
+  for (std::size_t i = 1, k = 0; i < part.size(); ++i) {
+    while (k > 0 && part[i] != part[k]) k = shorter[k - 1];
+    k += part[i] == part[k];
+    shorter[i] = static_cast<std::uint32_t>(k);
+  }
+  for (std::size_t i = from, k = 0; i < text.size(); ++i) {
+    while (k > 0 && text[i] != part[k]) k = shorter[k - 1];
+    k += text[i] == part[k];
+    if (k == part.size()) {
+      budget.charge(i - from + part.size());
+      return i + 1 - k;
+    }
+  }
+  budget.charge(text.size() - from + part.size());
+  return std::string_view::npos;
+}
+/// Where it begins last.
+inline std::size_t find_last(std::string_view text, std::string_view part, Budget& budget) {
+  if (part.size() < 32) {
+    const std::size_t at = text.rfind(part);
+    budget.charge(10 + text.size() - (at == std::string_view::npos ? 0 : at));
+    return at;
+  }
+  budget.charge_bytes(text.size());
+  const std::string back(text.rbegin(), text.rend()), back_part(part.rbegin(), part.rend());
+  const std::size_t at = find(back, back_part, 0, budget);
+  return at == std::string::npos ? at : text.size() - part.size() - at;
+}
+
+inline bool contains(const Value& in, const Value& value, Budget& budget) {
+  if (in.is(Type::string)) return find(in.text(), text_of(value, "\"in\" of a text"), 0, budget) != std::string::npos;
+  if (in.is(Type::dict) || in.is(Type::space)) {
+    budget.charge(10 * in.items().size());
+    return in.find(value) != nullptr;
+  }
+  for (const Value& item : iterate(in, budget))
+    if (equal(item, value, budget)) return true;
   return false;
 }
 
 // Texts.
-
-inline bool is_python_space(char32_t c) { return is_white_space(c) || (c >= 0x1C && c <= 0x1F); }
-
-/// Without the characters of `chars` (none: white space) at its ends.
-inline std::string_view strip(std::string_view text, const std::optional<std::string>& chars, bool left, bool right) {
-  const auto drops = [&](std::string_view c) {
-    return chars ? chars->find(c) != std::string::npos : is_python_space(utf8_step(c).code_point);
-  };
-  while (left && !text.empty() && drops(text.substr(0, utf8_step(text).length))) text.remove_prefix(utf8_step(text).length);
-  while (right && !text.empty() && drops(last_character(text))) text.remove_suffix(last_character(text).size());
-  return text;
-}
 
 enum class Case { lower, upper, title };
 
@@ -171,8 +226,11 @@ inline std::string capitalize(std::string_view text) {
   const std::size_t first = utf8_step(text).length;
   return to_case(text.substr(0, first), Case::title) + to_case(text.substr(first), Case::lower);
 }
-inline bool is_category(char32_t c, std::string_view first_letters) {
-  return first_letters.find(utf8proc_category_string(static_cast<utf8proc_int32_t>(c))[0]) != std::string_view::npos;
+/// Unicode's general category: "Lu".
+inline std::string_view category_of(char32_t c) { return utf8proc_category_string(static_cast<utf8proc_int32_t>(c)); }
+inline bool is_cased(char32_t c) {
+  const std::string_view category = category_of(c);
+  return category == "Lu" || category == "Ll" || category == "Lt";
 }
 /// The words' first letters as `capital`, the others small. `ends_word(c)`: a word begins after c.
 template <class EndsWord>
@@ -187,17 +245,20 @@ std::string title(std::string_view text, Case capital, EndsWord ends_word) {
   return out;
 }
 
-inline std::string replace(std::string_view text, std::string_view from, std::string_view to, std::int64_t count) {
+inline std::string replace(std::string_view text, std::string_view from, std::string_view to, std::int64_t count,
+                           Budget& budget) {
   std::string out;
   if (from.empty()) {  // before each character and at the end
-    for (const std::string_view c : characters(text)) {
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t length = utf8_step(text.substr(at)).length;
       if (count != 0) out += to, --count;
-      check_length((out += c).size());
+      check_length((out += text.substr(at, length)).size());
+      at += length;
     }
     return count != 0 ? out += to : out;
   }
   for (std::size_t at = 0;;) {
-    const std::size_t found = count == 0 ? std::string_view::npos : text.find(from, at);
+    const std::size_t found = count == 0 ? std::string_view::npos : find(text, from, at, budget);
     if (found == std::string_view::npos) return out += text.substr(at);
     out.append(text.substr(at, found - at)).append(to);
     check_length(out.size());
@@ -206,9 +267,14 @@ inline std::string replace(std::string_view text, std::string_view from, std::st
   }
 }
 
-inline std::vector<Value> split(std::string_view text, const std::optional<std::string>& by, std::int64_t most, bool from_right) {
+inline std::vector<Value> split(std::string_view text, const std::optional<std::string>& by, std::int64_t most, bool from_right,
+                                Budget& budget) {
   std::vector<Value> out;
-  const auto push = [&](std::string_view part) { out.push_back(Value::string(std::string(part))); };
+  const auto push = [&](std::string_view part) {
+    budget.charge_values(5);
+    budget.charge_bytes(part.size());
+    out.push_back(Value::string(std::string(part)));
+  };
   if (by && by->empty()) fail("a text cannot be split by an empty one");
   const auto space_at = [&](std::string_view t) { return is_python_space(utf8_step(t).code_point); };
   if (!by) text = from_right ? strip(text, {}, false, true) : strip(text, {}, true, false);
@@ -216,7 +282,7 @@ inline std::vector<Value> split(std::string_view text, const std::optional<std::
     std::size_t begin = std::string_view::npos, end = 0;  // of what parts the text
     if (most != 0) {
       if (by) {
-        begin = from_right ? text.rfind(*by) : text.find(*by);
+        begin = from_right ? find_last(text, *by, budget) : find(text, *by, 0, budget);
         end = begin + by->size();
       } else if (!from_right) {
         for (begin = 0; begin < text.size() && !space_at(text.substr(begin));) begin += utf8_step(text.substr(begin)).length;
@@ -241,7 +307,7 @@ inline std::vector<Value> split(std::string_view text, const std::optional<std::
   return out;
 }
 
-inline std::vector<Value> split_lines(std::string_view text, bool keep_ends) {
+inline std::vector<Value> split_lines(std::string_view text, bool keep_ends, Budget& budget) {
   std::vector<Value> out;
   while (!text.empty()) {
     std::size_t end = 0, length = 0;
@@ -252,18 +318,19 @@ inline std::vector<Value> split_lines(std::string_view text, bool keep_ends) {
         break;
       }
     }
+    budget.charge_values(5);
+    budget.charge_bytes(end);
     out.push_back(Value::string(std::string(text.substr(0, end + (keep_ends ? length : 0)))));
     text.remove_prefix(end + length);
   }
   return out;
 }
 
-inline std::string join(const std::vector<Value>& items, const std::string& between) {
+inline std::string join(const std::vector<Value>& items, const std::string& between, Budget& budget) {
   std::string out;
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (i > 0) out += between;
-    out += to_text(items[i]);
-    check_length(out.size());
+    append_text(out, items[i], budget);
   }
   return out;
 }
@@ -287,7 +354,7 @@ inline std::string format(std::string_view text, const Arguments& args) {
       const Value* value = number ? args.find(field.empty() ? next++ : static_cast<std::size_t>(std::atoi(field.c_str())), "")
                                   : args.find(args.values.size(), field);
       if (!value) fail(concat("format(): there is nothing for {", field, "}"));
-      out += to_text(*value);
+      append_text(out, *value, args.budget);
       text.remove_prefix(end + 1);
     } else if (c == '}') {
       fail("format(): \"}\" closes nothing");
@@ -301,7 +368,7 @@ inline std::string format(std::string_view text, const Arguments& args) {
 }
 
 /// "..%s..%d" % values
-inline std::string format_percent(std::string_view text, const Value& value) {
+inline std::string format_percent(std::string_view text, const Value& value, Budget& budget) {
   const std::vector<Value> values = value.is(Type::tuple) ? value.items() : std::vector<Value>{value};
   std::string out;
   std::size_t next = 0;
@@ -319,8 +386,12 @@ inline std::string format_percent(std::string_view text, const Value& value) {
     if (next == values.size()) fail("% of a text: there are not enough values");
     const Value& v = values[next++];
     if ((kind == 'd' || kind == 'i') && !v.is_number()) fail(concat("%d needs a number, not a value of type ", type_name(v)));
-    out += kind == 's' ? to_text(v) : kind == 'r' ? to_text(v, true) : std::to_string(static_cast<std::int64_t>(v.number()));
-    check_length(out.size());
+    if (kind == 's' || kind == 'r') {
+      append_text(out, v, budget, kind == 'r');
+    } else {
+      if (!(std::fabs(v.number()) < 9.2e18)) fail("a whole number does not fit 64 bits");
+      out += std::to_string(v.is_whole() ? v.whole() : static_cast<std::int64_t>(v.number()));
+    }
   }
   if (next != values.size() && !value.is(Type::dict) && !value.is(Type::list)) fail("% of a text: there are too many values");
   return out;
@@ -355,18 +426,18 @@ inline std::string escape_html(std::string_view text) {
 // Elements.
 
 /// The element of a sequence or character of a text at `i`, counted from the end where negative; undefined outside.
-inline Value element(const Value& of, std::int64_t i) {
-  const bool text = of.is(Type::string);
-  const std::vector<std::string_view> all = text ? characters(of.text()) : std::vector<std::string_view>{};
-  const auto n = static_cast<std::int64_t>(text ? all.size() : of.items().size());
+inline Value element(const Value& of, std::int64_t i, Budget& budget) {
+  const std::int64_t n = length(of, budget);
   if (i < 0) i += n;
   if (i < 0 || i >= n) return Value::undefined(concat("element ", i));
-  const auto at = static_cast<std::size_t>(i);
-  return text ? Value::string(std::string(all[at])) : of.items()[at];
+  if (!of.is(Type::string)) return of.items()[static_cast<std::size_t>(i)];
+  std::string_view rest = of.text();
+  for (; i > 0; --i) rest.remove_prefix(utf8_step(rest).length);
+  return Value::string(std::string(rest.substr(0, utf8_step(rest).length)));
 }
 
 /// of[start:stop:step]; those not given are none.
-inline Value slice(const Value& of, const Value& start, const Value& stop, const Value& step) {
+inline Value slice(const Value& of, const Value& start, const Value& stop, const Value& step, Budget& budget) {
   if (of.is(Type::undefined)) fail(concat("\"", of.object_name(), "\" is undefined, so it has no parts"));
   if (!of.is(Type::string) && !of.is_sequence()) fail(concat("a value of type ", type_name(of), " has no parts"));
   const auto whole = [](const Value& v, std::int64_t otherwise) {
@@ -374,8 +445,9 @@ inline Value slice(const Value& of, const Value& start, const Value& stop, const
     if (!v.is_whole()) fail(concat("a part's bounds must be whole numbers, not of type ", type_name(v)));
     return v.whole();
   };
+  const std::int64_t n = length(of, budget);
+  if (of.is(Type::string)) budget.charge_bytes(2 * of.text().size());
   const std::vector<std::string_view> all = of.is(Type::string) ? characters(of.text()) : std::vector<std::string_view>{};
-  const auto n = static_cast<std::int64_t>(of.is(Type::string) ? all.size() : of.items().size());
   const std::int64_t by = whole(step, 1);
   if (by == 0) fail("a part's step must not be 0");
   const auto bound = [&](const Value& v, std::int64_t otherwise) {
@@ -398,7 +470,8 @@ inline Value slice(const Value& of, const Value& start, const Value& stop, const
 }
 
 /// (key, value) of a dictionary's entries.
-inline Value pairs(const Value& dict) {
+inline Value pairs(const Value& dict, Budget& budget) {
+  budget.charge_values(5 * dict.items().size());
   std::vector<Value> out;
   for (std::size_t i = 0; i < dict.items().size(); ++i)
     out.push_back(Value::list({dict.items()[i], dict.object().values[i]}, Type::tuple));
@@ -413,7 +486,7 @@ inline std::int64_t checked(bool overflow, const std::int64_t& result) {  // a r
 }
 inline std::int64_t floor_division(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
-inline Value repeat(const Value& of, std::int64_t times) {
+inline Value repeat(const Value& of, std::int64_t times, Budget& budget) {
   const auto n = static_cast<std::uint64_t>(std::max<std::int64_t>(times, 0));
   if (of.is(Type::string)) {
     if (!of.text().empty() && n > max_text / of.text().size()) check_length(max_text + 1);
@@ -422,13 +495,14 @@ inline Value repeat(const Value& of, std::int64_t times) {
     return Value::string(std::move(out));
   }
   if (!of.items().empty() && n > max_items / of.items().size()) fail("a list grows too long");
+  budget.charge_values(n * of.items().size());
   std::vector<Value> out;
   for (std::uint64_t i = 0; i < n && !of.items().empty(); ++i) out.insert(out.end(), of.items().begin(), of.items().end());
   return Value::list(std::move(out), of.type());
 }
 
 /// One of + - * / // % **, which `op` stands for: '/' twice is 'f', '*' twice 'p'.
-inline Value calculate(char op, const Value& a, const Value& b) {
+inline Value calculate(char op, const Value& a, const Value& b, Budget& budget) {
   for (const Value* v : {&a, &b})
     if (v->is(Type::undefined)) fail(concat("\"", v->object_name(), "\" is undefined"));
   if (op == '+') {
@@ -437,17 +511,18 @@ inline Value calculate(char op, const Value& a, const Value& b) {
       return Value::string(a.text() + b.text());
     }
     if (a.type() == b.type() && a.is_sequence()) {
+      if (a.items().size() + b.items().size() > max_items) fail("a list grows too long");
+      budget.charge_values(a.items().size() + b.items().size());
       std::vector<Value> items = a.items();
       items.insert(items.end(), b.items().begin(), b.items().end());
-      if (items.size() > max_items) fail("a list grows too long");
       return Value::list(std::move(items), a.type());
     }
   }
   if (op == '*') {
-    if ((a.is(Type::string) || a.is_sequence()) && b.is_whole()) return repeat(a, b.whole());
-    if ((b.is(Type::string) || b.is_sequence()) && a.is_whole()) return repeat(b, a.whole());
+    if ((a.is(Type::string) || a.is_sequence()) && b.is_whole()) return repeat(a, b.whole(), budget);
+    if ((b.is(Type::string) || b.is_sequence()) && a.is_whole()) return repeat(b, a.whole(), budget);
   }
-  if (op == '%' && a.is(Type::string)) return Value::string(format_percent(a.text(), b));
+  if (op == '%' && a.is(Type::string)) return Value::string(format_percent(a.text(), b, budget));
   if (!a.is_number() || !b.is_number())
     fail(concat("values of type ", type_name(a), " and ", type_name(b), " cannot be combined by ",
                 op == 'f'   ? "//"
@@ -492,9 +567,12 @@ inline Value calculate(char op, const Value& a, const Value& b) {
     case '/':
       return Value::real(x / y);
     case 'f':
-      return Value::real(std::floor(x / y));
-    case '%':
-      return Value::real(x - std::floor(x / y) * y);
+    case '%': {
+      double rest = std::fmod(x, y);
+      if (rest != 0.0 && (rest < 0.0) != (y < 0.0)) rest += y;
+      if (op == '%') return Value::real(rest);
+      return Value::real(std::round((x - rest) / y));
+    }
     default:
       if (x == 0.0 && y < 0.0) fail("division by zero");
       return Value::real(std::pow(x, y));
@@ -511,7 +589,8 @@ inline bool test(std::string_view name, const Value& v, const Arguments& args) {
   if (name == "string") return v.is(Type::string);
   if (name == "mapping") return v.is(Type::dict);
   if (name == "iterable")
-    return v.is(Type::string) || v.is_sequence() || v.is(Type::dict) || v.is(Type::loop) || v.is(Type::undefined);
+    return v.is(Type::string) || v.is_sequence() || v.is(Type::dict) || v.is(Type::loop) || v.is(Type::iterator) ||
+           v.is(Type::undefined);
   if (name == "sequence") return v.is(Type::string) || v.is_sequence() || v.is(Type::dict) || v.is(Type::undefined);
   if (name == "number") return v.is_number();
   if (name == "integer") return v.is(Type::integer);
@@ -519,20 +598,21 @@ inline bool test(std::string_view name, const Value& v, const Arguments& args) {
   if (name == "boolean") return v.is(Type::boolean);
   if (name == "true") return v.is(Type::boolean) && v.whole() != 0;
   if (name == "false") return v.is(Type::boolean) && v.whole() == 0;
-  if (name == "callable") return v.is(Type::function);
-  if (name == "in") return contains(args.get(0, "seq"), v);
-  if (name == "eq" || name == "equalto" || name == "==") return v == other();
-  if (name == "ne" || name == "!=") return !(v == other());
-  if (name == "lt" || name == "lessthan" || name == "<") return order(v, other()) < 0;
-  if (name == "le" || name == "<=") return order(v, other()) <= 0;
-  if (name == "gt" || name == "greaterthan" || name == ">") return order(v, other()) > 0;
-  if (name == "ge" || name == ">=") return order(v, other()) >= 0;
+  if (name == "callable") return v.is(Type::function) || v.is(Type::undefined);  // as Undefined has a __call__
+  if (name == "in") return contains(args.get(0, "seq"), v, args.budget);
+  if (name == "eq" || name == "equalto" || name == "==") return equal(v, other(), args.budget);
+  if (name == "ne" || name == "!=") return !equal(v, other(), args.budget);
+  if (name == "lt" || name == "lessthan" || name == "<") return order(v, other(), args.budget) < 0;
+  if (name == "le" || name == "<=") return order(v, other(), args.budget) <= 0;
+  if (name == "gt" || name == "greaterthan" || name == ">") return order(v, other(), args.budget) > 0;
+  if (name == "ge" || name == ">=") return order(v, other(), args.budget) >= 0;
   if (name == "sameas")
-    return v.is_number() || v.is(Type::none) ? v.type() == other().type() && v == other() : v.same_object(other());
-  if (name == "odd" || name == "even") return calculate('%', v, Value::integer(2)).number() == (name == "odd" ? 1.0 : 0.0);
-  if (name == "divisibleby") return calculate('%', v, args.get(0, "num")).number() == 0.0;
+    return v.type() == other().type() && (v.is(Type::string) ? v.text() == other().text() : v.same_scalar(other()));
+  if (name == "odd" || name == "even")
+    return calculate('%', v, Value::integer(2), args.budget).number() == (name == "odd" ? 1.0 : 0.0);
+  if (name == "divisibleby") return calculate('%', v, args.get(0, "num"), args.budget).number() == 0.0;
   if (name == "lower" || name == "upper") {
-    const std::string text = to_text(v);
+    const std::string text = to_text(v, args.budget);
     return text == to_case(text, name == "lower" ? Case::lower : Case::upper) &&
            to_case(text, Case::lower) != to_case(text, Case::upper);
   }
@@ -543,10 +623,14 @@ inline bool test(std::string_view name, const Value& v, const Arguments& args) {
 
 inline Value filter(std::string_view name, const Value& v, const Arguments& args);
 
-/// The value at a path ("a.b", or a number), as Jinja's `attribute` arguments give it.
-inline Value at_path(Value value, const Value& path) {
-  if (path.is_whole()) return value.is_sequence() || value.is(Type::string) ? element(value, path.whole()) : Value();
+/// The value at a path ("a.b", or a number), as Jinja's `attribute` arguments give it; `otherwise` for a part that is not there.
+inline Value at_path(Value value, const Value& path, Budget& budget, const Value* otherwise = nullptr) {
+  if (path.is_whole())
+    return value.is_sequence() || value.is(Type::string) ? element(value, path.whole(), budget)
+           : otherwise                                   ? *otherwise
+                                                         : Value();
   std::string_view rest = text_of(path, "an attribute");
+  if (rest.find(',') != std::string_view::npos) fail("several attributes at once are not supported");
   for (bool more = true; more;) {
     const std::size_t dot = rest.find('.');
     more = dot != std::string_view::npos;
@@ -555,27 +639,32 @@ inline Value at_path(Value value, const Value& path) {
     if (value.is(Type::undefined)) fail(concat("\"", value.object_name(), "\" is undefined"));
     const bool number = !name.empty() && name.size() < 10 && name.find_first_not_of("0123456789") == std::string::npos;
     const Value* found = value.is(Type::dict) || value.is(Type::space) ? value.find(Value::string(name)) : nullptr;
-    if (number && value.is_sequence())
-      value = element(value, std::atoll(name.c_str()));
-    else
+    if (number && value.is_sequence()) {
+      value = element(value, std::atoll(name.c_str()), budget);
+    } else {
       value = found ? Value(*found) : Value::undefined(name);
+    }
+    if (value.is(Type::undefined) && otherwise) value = *otherwise;
   }
   return value;
 }
 
 /// What elements are sorted and compared by: a path of them, their text without regard to case.
 struct SortKey {
+  Budget& budget;
   const Value* path;
   bool case_sensitive;
   Value operator()(const Value& item) const {
-    Value key = path && !path->is(Type::none) ? at_path(item, *path) : item;
-    return !case_sensitive && key.is(Type::string) ? Value::string(to_case(key.text(), Case::lower)) : key;
+    Value key = path && !path->is(Type::none) ? at_path(item, *path, budget) : item;
+    if (case_sensitive || !key.is(Type::string)) return key;
+    budget.charge_bytes(key.text().size());
+    return Value::string(to_case(key.text(), Case::lower));
   }
 };
 
 inline Value sorted(std::vector<Value> items, const SortKey& key, bool reverse) {
   std::stable_sort(items.begin(), items.end(), [&](const Value& a, const Value& b) {
-    return reverse ? order(key(b), key(a)) < 0 : order(key(a), key(b)) < 0;
+    return reverse ? order(key(b), key(a), key.budget) < 0 : order(key(a), key(b), key.budget) < 0;
   });
   return Value::list(std::move(items));
 }
@@ -584,31 +673,26 @@ inline Value sorted(std::vector<Value> items, const SortKey& key, bool reverse) 
 inline Value selected(const Value& v, const Arguments& args, bool by_attribute, bool keep) {
   const Arguments rest = by_attribute ? args.from(1) : args;
   const Value* name = rest.find(0, "");
-  const Arguments test_arguments = name ? rest.from(1) : Arguments{};
+  const Arguments test_arguments = name ? rest.from(1) : Arguments{args.budget};
   std::vector<Value> out;
-  if (!v.is_true()) return Value::list({});  // whatever it is
-  for (const Value& item : iterate(v)) {
-    const Value tested = by_attribute ? at_path(item, args.get(0, "attribute")) : item;
+  if (!v.is_true()) return iterator({});  // whatever it is
+  for (const Value& item : iterate(v, args.budget)) {
+    const Value tested = by_attribute ? at_path(item, args.get(0, "attribute"), args.budget) : item;
     const bool passes = name ? test(text_of(*name, "a test"), tested, test_arguments) : tested.is_true();
     if (passes == keep) out.push_back(item);
   }
-  return Value::list(std::move(out));
+  return iterator(std::move(out));
 }
 
 inline Value mapped(const Value& v, const Arguments& args) {
-  if (!v.is_true()) return Value::list({});
+  if (!v.is_true()) return iterator({});
   std::vector<Value> out;
   const Value* attribute = args.find(args.values.size(), "attribute");
   const Value* otherwise = args.find(args.values.size(), "default");
-  for (const Value& item : iterate(v)) {
-    if (attribute) {
-      Value value = at_path(item, *attribute);
-      out.push_back(value.is(Type::undefined) && otherwise ? *otherwise : value);
-    } else {
-      out.push_back(filter(text_of(args.get(0, "filter"), "a filter"), item, args.from(1)));
-    }
-  }
-  return Value::list(std::move(out));
+  for (const Value& item : iterate(v, args.budget))
+    out.push_back(attribute ? at_path(item, *attribute, args.budget, otherwise)
+                            : filter(text_of(args.get(0, "filter"), "a filter"), item, args.from(1)));
+  return iterator(std::move(out));
 }
 
 inline std::string indented(std::string_view text, const Arguments& args) {
@@ -621,7 +705,7 @@ inline std::string indented(std::string_view text, const Arguments& args) {
   const bool first = args.flag(1, "first"), blank = args.flag(2, "blank");
   std::string out;
   bool at_first = true;
-  for (const Value& line : split_lines(std::string(text) + "\n", false)) {
+  for (const Value& line : split_lines(std::string(text) + "\n", false, args.budget)) {
     if (!at_first) out += '\n';
     if (at_first ? first : (blank || !line.text().empty())) out += space;
     out += line.text();
@@ -648,55 +732,61 @@ inline std::string to_json(const Value& v, const Arguments& args) {
     style.colon = text_of(separators->items()[1], "a separator");
   }
   style.sorted = args.flag(3, "sort_keys");
-  return to_json(v, style);
+  std::string out;
+  append_json(out, v, style, args.budget);
+  return out;
 }
 
-/// A number that a text writes, as Python's float() reads it.
-inline std::optional<double> parse_number(std::string_view text) {
-  const std::string digits(strip(text, {}, true, true));
-  if (digits.empty() || digits.find_first_not_of("0123456789+-.eE") != std::string::npos) return std::nullopt;
-  char* end = nullptr;
-  const double value = std::strtod(digits.c_str(), &end);
-  if (end != digits.c_str() + digits.size()) return std::nullopt;
-  return value;
+/// A number that a text writes, as Python's int() and float() read it: a whole one where it is written so and fits 64 bits.
+inline std::optional<Value> parse_number(std::string_view text) {
+  text = strip(text, {}, true, true);
+  if (text.starts_with('+') && text.size() > 1 && text[1] != '-') text.remove_prefix(1);
+  const char* end = text.data() + text.size();
+  std::int64_t whole = 0;
+  if (const auto [at, error] = std::from_chars(text.data(), end, whole); error == std::errc() && at == end)
+    return Value::integer(whole);
+  double real = 0.0;
+  if (const auto [at, error] = std::from_chars(text.data(), end, real); error == std::errc() && at == end)
+    return Value::real(real);
+  return std::nullopt;
 }
 
 inline Value to_integer(const Value& v, const Arguments& args) {
-  double value = 0.0;
   if (v.is(Type::undefined)) fail(concat("\"", v.object_name(), "\" is undefined"));
-  if (v.is_whole()) return Value::integer(v.whole());
-  if (v.is(Type::real)) {
-    value = v.number();
-  } else if (const auto number = v.is(Type::string) ? parse_number(v.text()) : std::nullopt) {
-    value = *number;
-  } else {
+  if (args.whole(1, "base", 10) != 10) fail("int is supported with base 10 alone");
+  const std::optional<Value> number = v.is_number() ? v : v.is(Type::string) ? parse_number(v.text()) : std::nullopt;
+  if (!number || (number->is(Type::real) && std::isnan(number->number()))) {
     const Value* otherwise = args.find(0, "default");
     return otherwise ? *otherwise : Value::integer(0);
   }
-  if (!(std::fabs(value) < 9.2e18)) fail("a whole number does not fit 64 bits");
-  return Value::integer(static_cast<std::int64_t>(value));
+  if (number->is_whole()) return Value::integer(number->whole());
+  if (!(std::fabs(number->number()) < 9.2e18)) fail("a whole number does not fit 64 bits");
+  return Value::integer(static_cast<std::int64_t>(number->number()));
 }
 
 inline Value filter(std::string_view name, const Value& v, const Arguments& args) {
   const auto text = [](std::string t) { return Value::string(std::move(t)); };
   const auto chars = [&](std::size_t i) -> std::optional<std::string> {
     const Value* given = args.find(i, "chars");
+    if (given && given->is(Type::string) && given->text().size() > 1000)
+      fail("trim is supported for at most 1000 bytes of characters");
     return given && !given->is(Type::none) ? std::optional<std::string>(text_of(*given, "trim")) : std::nullopt;
   };
   if (name == "tojson") return text(to_json(v, args));
-  if (name == "length" || name == "count") return Value::integer(length(v));
-  if (name == "trim") return text(std::string(strip(to_text(v), chars(0), true, true)));
-  if (name == "string") return text(to_text(v));
-  if (name == "safe" || name == "forceescape") return text(to_text(v));
-  if (name == "escape" || name == "e") return text(escape_html(to_text(v)));
-  if (name == "upper") return text(to_case(to_text(v), Case::upper));
-  if (name == "lower") return text(to_case(to_text(v), Case::lower));
-  if (name == "capitalize") return text(capitalize(to_text(v)));
+  if (name == "length" || name == "count") return Value::integer(length(v, args.budget));
+  if (name == "trim") return text(std::string(strip(to_text(v, args.budget), chars(0), true, true)));
+  if (name == "string") return text(to_text(v, args.budget));
+  if (name == "safe" || name == "forceescape") return text(to_text(v, args.budget));
+  if (name == "escape" || name == "e") return text(escape_html(to_text(v, args.budget)));
+  if (name == "upper") return text(to_case(to_text(v, args.budget), Case::upper));
+  if (name == "lower") return text(to_case(to_text(v, args.budget), Case::lower));
+  if (name == "capitalize") return text(capitalize(to_text(v, args.budget)));
   if (name == "title")
-    return text(title(to_text(v), Case::upper,
+    return text(title(to_text(v, args.budget), Case::upper,
                       [](char32_t c) { return c == '-' || c == '(' || c == '{' || c == '[' || c == '<' || is_python_space(c); }));
   if (name == "replace")
-    return text(replace(to_text(v), to_text(args.get(0, "old")), to_text(args.get(1, "new")), args.whole(2, "count", -1)));
+    return text(replace(to_text(v, args.budget), to_text(args.get(0, "old"), args.budget),
+                        to_text(args.get(1, "new"), args.budget), args.whole(2, "count", -1), args.budget));
   if (name == "indent") return text(indented(text_of(v, "indent"), args));
   if (name == "default" || name == "d") {
     const bool missing = v.is(Type::undefined) || (args.flag(1, "boolean") && !v.is_true());
@@ -705,62 +795,72 @@ inline Value filter(std::string_view name, const Value& v, const Arguments& args
   }
   if (name == "join") {
     const Value* attribute = args.find(1, "attribute");
-    std::vector<Value> items = iterate(v);
+    std::vector<Value> items = iterate(v, args.budget);
     if (attribute && !attribute->is(Type::none))
-      for (Value& item : items) item = at_path(item, *attribute);
+      for (Value& item : items) item = at_path(item, *attribute, args.budget);
     const Value* between = args.find(0, "d");
-    return text(join(items, between ? to_text(*between) : ""));
+    return text(join(items, between ? to_text(*between, args.budget) : "", args.budget));
   }
-  if (name == "list") return Value::list(iterate(v));
+  if (name == "list") return Value::list(iterate(v, args.budget));
   if (name == "items") {
-    if (v.is(Type::undefined)) return Value::list({});
+    if (v.is(Type::undefined)) return iterator({});
     if (!v.is(Type::dict)) fail(concat("items needs a dictionary, not a value of type ", type_name(v)));
-    return pairs(v);
+    return iterator(pairs(v, args.budget).items());
   }
   if (name == "first" || name == "last") {
     if (v.is(Type::undefined)) return Value::undefined(std::string(name));
-    const std::vector<Value> items = iterate(v);
+    if (v.is(Type::iterator)) {  // takes one
+      Object& state = Value(v).object();
+      if (name == "last") fail("a generator has no last element; make it a list before");
+      if (state.index < static_cast<std::int64_t>(state.items.size()))
+        return state.items[static_cast<std::size_t>(state.index++)];
+      return Value::undefined("the first element of an empty sequence");
+    }
+    const std::vector<Value> items = iterate(v, args.budget);
     if (items.empty()) return Value::undefined(concat("the ", name, " element of an empty sequence"));
     return name == "first" ? items.front() : items.back();
   }
   if (name == "reverse") {
-    std::vector<Value> items = iterate(v);
+    std::vector<Value> items = iterate(v, args.budget);
     std::reverse(items.begin(), items.end());
-    return v.is(Type::string) ? text(join(items, "")) : Value::list(std::move(items));
+    return v.is(Type::string) ? text(join(items, "", args.budget)) : iterator(std::move(items));
   }
   if (name == "sort")
-    return sorted(iterate(v), {args.find(2, "attribute"), args.flag(1, "case_sensitive")}, args.flag(0, "reverse"));
+    return sorted(iterate(v, args.budget), {args.budget, args.find(2, "attribute"), args.flag(1, "case_sensitive")},
+                  args.flag(0, "reverse"));
   if (name == "dictsort") {
     if (!v.is(Type::dict)) fail("dictsort needs a dictionary");
     const Value by = Value::integer(args.text(1, "by", "key") == "value");
-    return sorted(pairs(v).items(), {&by, args.flag(0, "case_sensitive")}, args.flag(2, "reverse"));
+    return sorted(pairs(v, args.budget).items(), {args.budget, &by, args.flag(0, "case_sensitive")}, args.flag(2, "reverse"));
   }
   if (name == "unique") {
-    const SortKey key{args.find(1, "attribute"), args.flag(0, "case_sensitive")};
+    const SortKey key{args.budget, args.find(1, "attribute"), args.flag(0, "case_sensitive")};
     std::vector<Value> seen, out;
-    for (const Value& item : iterate(v)) {
+    for (const Value& item : iterate(v, args.budget)) {
       const Value k = key(item);
-      if (std::find(seen.begin(), seen.end(), k) != seen.end()) continue;
+      const auto same = [&](const Value& other) { return equal(k, other, args.budget); };
+      if (std::any_of(seen.begin(), seen.end(), same)) continue;
       seen.push_back(k);
       out.push_back(item);
     }
-    return Value::list(std::move(out));
+    return iterator(std::move(out));
   }
   if (name == "min" || name == "max") {
-    const SortKey key{args.find(1, "attribute"), args.flag(0, "case_sensitive")};
-    const std::vector<Value> items = iterate(v);
+    const SortKey key{args.budget, args.find(1, "attribute"), args.flag(0, "case_sensitive")};
+    const std::vector<Value> items = iterate(v, args.budget);
     if (items.empty()) return Value::undefined(concat("the ", name, " of an empty sequence"));
     std::size_t best = 0;
     for (std::size_t i = 1; i < items.size(); ++i)
-      if (const int o = order(key(items[i]), key(items[best])); name == "min" ? o < 0 : o > 0) best = i;
+      if (const int o = order(key(items[i]), key(items[best]), args.budget); name == "min" ? o < 0 : o > 0) best = i;
     return items[best];
   }
   if (name == "sum") {
     const Value* attribute = args.find(0, "attribute");
     const Value* start = args.find(1, "start");
     Value sum = start ? *start : Value::integer(0);
-    for (const Value& item : iterate(v))
-      sum = calculate('+', sum, attribute && !attribute->is(Type::none) ? at_path(item, *attribute) : item);
+    for (const Value& item : iterate(v, args.budget))
+      sum = calculate('+', sum, attribute && !attribute->is(Type::none) ? at_path(item, *attribute, args.budget) : item,
+                      args.budget);
     return sum;
   }
   if (name == "map") return mapped(v, args);
@@ -770,21 +870,33 @@ inline Value filter(std::string_view name, const Value& v, const Arguments& args
   if (name == "float") {
     if (v.is(Type::undefined)) fail(concat("\"", v.object_name(), "\" is undefined"));
     if (v.is_number()) return Value::real(v.number());
-    if (const auto number = v.is(Type::string) ? parse_number(v.text()) : std::nullopt) return Value::real(*number);
+    if (const auto number = v.is(Type::string) ? parse_number(v.text()) : std::nullopt) return Value::real(number->number());
     const Value* otherwise = args.find(0, "default");
     return otherwise ? *otherwise : Value::real(0.0);
   }
   if (name == "abs") {
     if (!v.is_number()) fail(concat("abs needs a number, not a value of type ", type_name(v)));
     if (v.is(Type::real)) return Value::real(std::fabs(v.number()));
-    return v.whole() < 0 ? calculate('-', Value::integer(0), v) : Value::integer(v.whole());
+    return v.whole() < 0 ? calculate('-', Value::integer(0), v, args.budget) : Value::integer(v.whole());
   }
   if (name == "round") {
     if (!v.is_number()) fail(concat("round needs a number, not a value of type ", type_name(v)));
     const std::string method = args.text(1, "method", "common");
+    if (method != "common" && method != "ceil" && method != "floor") fail("round: the method is common, ceil or floor");
+    const std::int64_t digits = args.whole(0, "precision", 0);
+    if (digits < 0 || digits > 300) fail("round is supported for 0 to 300 digits after the point");
     if (method == "common" && v.is_whole()) return Value::integer(v.whole());
-    const double scale = std::pow(10.0, static_cast<double>(args.whole(0, "precision", 0))), x = v.number() * scale;
-    return Value::real((method == "ceil" ? std::ceil(x) : method == "floor" ? std::floor(x) : std::nearbyint(x)) / scale);
+    if (method == "common") {  // as exactly as the number is written
+      std::vector<char> buffer(700);
+      const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), v.number(), std::chars_format::fixed,
+                                     static_cast<int>(digits))
+                           .ptr;
+      double rounded = v.number();
+      std::from_chars(buffer.data(), end, rounded);
+      return Value::real(rounded);
+    }
+    const double scale = std::pow(10.0, static_cast<double>(digits)), x = v.number() * scale;
+    return Value::real((method == "ceil" ? std::ceil(x) : std::floor(x)) / scale);
   }
   throw UnsupportedError(concat("chat template: there is no filter \"", name, "\""));
 }
@@ -812,11 +924,14 @@ inline Value text_method(const std::string& self, std::string_view name, const A
     const Value* given = args.find(i, argument);
     return given && !given->is(Type::none) ? std::optional<std::string>(text_of(*given, name)) : std::nullopt;
   };
-  if (name == "strip" || name == "lstrip" || name == "rstrip")
-    return text(std::string(strip(self, optional(0, ""), name != "rstrip", name != "lstrip")));
+  if (name == "strip" || name == "lstrip" || name == "rstrip") {
+    const std::optional<std::string> chars = optional(0, "");
+    if (chars && chars->size() > 1000) fail("strip() is supported for at most 1000 bytes of characters");
+    return text(std::string(strip(self, chars, name != "rstrip", name != "lstrip")));
+  }
   if (name == "split" || name == "rsplit")
-    return Value::list(split(self, optional(0, "sep"), args.whole(1, "maxsplit", -1), name == "rsplit"));
-  if (name == "splitlines") return Value::list(split_lines(self, args.flag(0, "keepends")));
+    return Value::list(split(self, optional(0, "sep"), args.whole(1, "maxsplit", -1), name == "rsplit", args.budget));
+  if (name == "splitlines") return Value::list(split_lines(self, args.flag(0, "keepends"), args.budget));
   if (name == "startswith" || name == "endswith") {
     const Value& part = args.get(0, "prefix");
     for (const Value& one : part.is(Type::tuple) ? part.items() : std::vector<Value>{part}) {
@@ -826,26 +941,27 @@ inline Value text_method(const std::string& self, std::string_view name, const A
     return Value::boolean(false);
   }
   if (name == "upper" || name == "lower") return text(to_case(self, name == "upper" ? Case::upper : Case::lower));
-  if (name == "title") return text(title(self, Case::title, [](char32_t c) { return !is_category(c, "L"); }));
+  if (name == "title") return text(title(self, Case::title, [](char32_t c) { return !is_cased(c); }));
   if (name == "capitalize") return text(capitalize(self));
   if (name == "replace")
-    return text(replace(self, text_of(args.get(0, "old"), name), text_of(args.get(1, "new"), name), args.whole(2, "count", -1)));
+    return text(replace(self, text_of(args.get(0, "old"), name), text_of(args.get(1, "new"), name), args.whole(2, "count", -1),
+                        args.budget));
   if (name == "join") {
-    const std::vector<Value> items = iterate(args.get(0, "iterable"));
+    const std::vector<Value> items = iterate(args.get(0, "iterable"), args.budget);
     for (const Value& item : items) text_of(item, name);
-    return text(join(items, self));
+    return text(join(items, self, args.budget));
   }
   if (name == "find" || name == "rfind") {
     const std::string& part = text_of(args.get(0, "sub"), name);
-    const std::size_t at = name == "find" ? self.find(part) : self.rfind(part);
+    const std::size_t at = name == "find" ? find(self, part, 0, args.budget) : find_last(self, part, args.budget);
     if (at == std::string::npos) return Value::integer(-1);
-    return Value::integer(static_cast<std::int64_t>(characters(std::string_view(self).substr(0, at)).size()));
+    return Value::integer(static_cast<std::int64_t>(count_characters(std::string_view(self).substr(0, at))));
   }
   if (name == "count") {
     const std::string& part = text_of(args.get(0, "sub"), name);
-    if (part.empty()) return Value::integer(static_cast<std::int64_t>(characters(self).size()) + 1);
+    if (part.empty()) return Value::integer(static_cast<std::int64_t>(count_characters(self)) + 1);
     std::int64_t n = 0;
-    for (std::size_t at = 0; (at = self.find(part, at)) != std::string::npos; at += part.size()) ++n;
+    for (std::size_t at = 0; (at = find(self, part, at, args.budget)) != std::string::npos; at += part.size()) ++n;
     return Value::integer(n);
   }
   if (name == "format") return text(format(self, args));
@@ -855,19 +971,27 @@ inline Value text_method(const std::string& self, std::string_view name, const A
     return text(self.ends_with(part) ? self.substr(0, self.size() - part.size()) : self);
   }
   if (name == "encode") fail("a text's bytes are not supported");
-  const std::string_view categories = name == "isdigit" ? "N" : name == "isalpha" ? "L" : "LN";
-  for (const std::string_view c : characters(self)) {
-    const char32_t code = utf8_step(c).code_point;
-    if (name == "isspace" ? !is_python_space(code) : !is_category(code, categories)) return Value::boolean(false);
+  for (std::string_view rest = self; !rest.empty(); rest.remove_prefix(utf8_step(rest).length)) {
+    const char32_t c = utf8_step(rest).code_point;
+    const std::string_view category = category_of(c);
+    const bool fits = name == "isspace" ? is_python_space(c)
+                                        : (name != "isdigit" && category[0] == 'L') || (name != "isalpha" && category == "Nd");
+    if (!fits) return Value::boolean(false);
   }
   return Value::boolean(!self.empty());
 }
 
 inline Value call_method(const Value& self, std::string_view name, const Arguments& args) {
+  constexpr std::pair<std::string_view, std::size_t> most[] = {
+      {"strip", 1}, {"lstrip", 1}, {"rstrip", 1}, {"startswith", 1}, {"endswith", 1}, {"find", 1},
+      {"rfind", 1}, {"count", 1},  {"index", 1},  {"split", 2},      {"rsplit", 2},   {"replace", 3},
+      {"join", 1},  {"get", 2},    {"items", 0},  {"keys", 0},       {"values", 0}};
+  for (const auto& [method, n] : most)
+    if (method == name) args.at_most(n, name);
   if (self.is(Type::string)) return text_method(self.text(), name, args);
   if (name == "copy") return self;
   if (self.is(Type::dict)) {
-    if (name == "items") return pairs(self);
+    if (name == "items") return pairs(self, args.budget);
     if (name == "keys") return Value::list(self.items());
     if (name == "values") return Value::list(self.object().values);
     if (name == "get") {
@@ -878,7 +1002,7 @@ inline Value call_method(const Value& self, std::string_view name, const Argumen
   } else if (name == "count" || name == "index") {
     std::int64_t n = 0;
     for (std::size_t i = 0; i < self.items().size(); ++i) {
-      if (!(self.items()[i] == args.get(0, "value"))) continue;
+      if (!equal(self.items()[i], args.get(0, "value"), args.budget)) continue;
       if (name == "index") return Value::integer(static_cast<std::int64_t>(i));
       ++n;
     }

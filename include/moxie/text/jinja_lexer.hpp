@@ -14,6 +14,7 @@
 
 #include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
+#include <moxie/text/jinja_value.hpp>
 #include <moxie/text/utf8.hpp>
 
 namespace moxie::jinja {
@@ -63,7 +64,8 @@ class Lexer {
     for (; n > 0; --n) line_ += text_[at_++] == '\n';
   }
   void skip_space() {
-    while (at_ < text_.size() && is_space(text_[at_])) advance(1);
+    const std::string_view rest = std::string_view(text_).substr(at_);
+    advance(rest.size() - strip(rest, {}, true, false).size());
   }
 
   /// Text up to the next tag, and the tag.
@@ -78,11 +80,11 @@ class Lexer {
     const char sign = begin + 2 < text_.size() ? text_[begin + 2] : '\0';
     std::string before = text_.substr(at_, begin - at_);
     if (sign == '-') {
-      while (!before.empty() && is_space(before.back())) before.pop_back();
+      before.resize(strip(before, {}, false, true).size());
     } else if (kind != '{' && sign != '+') {  // lstrip_blocks
-      std::size_t last = before.size();
-      while (last > 0 && is_space(before[last - 1]) && before[last - 1] != '\n') --last;
-      if (last > 0 ? before[last - 1] == '\n' : starts_line_) before.resize(last);
+      const std::size_t last = before.rfind('\n') + 1;
+      if ((last > 0 || starts_line_) && strip(std::string_view(before).substr(last), {}, true, false).empty())
+        before.resize(last);
     }
     if (!before.empty()) push(Token::text, before);
     advance(begin - at_);
@@ -125,11 +127,11 @@ class Lexer {
     space();
     if (!word("raw")) return false;
     space();
-    const bool strip = word("-");
+    const bool bare = word("-");
     if (!word("%}")) return false;
     const int line = line_;
     advance(i - at_);
-    if (strip) skip_space();  // the text begins right here otherwise
+    if (bare) skip_space();  // the text begins right here otherwise
     for (std::size_t end = at_; (end = text_.find("{%", end)) != std::string::npos; end += 2) {
       i = end + 2;
       const bool strip_before = word("-"), keep_before = !strip_before && word("+");
@@ -140,11 +142,10 @@ class Lexer {
       if (!word("%}")) continue;
       std::string body = text_.substr(at_, end - at_);
       if (strip_before) {
-        while (!body.empty() && is_space(body.back())) body.pop_back();
+        body.resize(strip(body, {}, false, true).size());
       } else if (!keep_before) {
-        std::size_t last = body.size();
-        while (last > 0 && is_space(body[last - 1]) && body[last - 1] != '\n') --last;
-        if (last > 0 && body[last - 1] == '\n') body.resize(last);
+        const std::size_t last = body.rfind('\n') + 1;
+        if (last > 0 && strip(std::string_view(body).substr(last), {}, true, false).empty()) body.resize(last);
       }
       push(Token::text, body);
       advance(i - at_);

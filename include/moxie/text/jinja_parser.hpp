@@ -5,6 +5,7 @@
 // macro, call, filter, with, raw, break, continue and generation; no include, import or extends.
 
 #include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -225,8 +226,10 @@ class Parser {
       add(node, parse_block("endwith"));
       for (Node& value : sets) add(node, std::move(value));
     } else if (tag == "generation") {
-      Node body = parse_block("endgeneration");
-      return body;
+      node.op = Op::with;  // a scope, without names
+      const int loops = std::exchange(loops_, 0);
+      add(node, parse_block("endgeneration"));
+      loops_ = loops;
     } else if (tag == "break" || tag == "continue") {
       if (loops_ == 0) fail("break and continue belong into a loop");
       node.op = tag == "break" ? Op::break_ : Op::continue_;
@@ -494,7 +497,7 @@ class Parser {
         return node;
       }
       case Token::real:
-        node.value = Value::real(std::strtod(now().text.c_str(), nullptr));
+        node.value = parse_real(now().text);
         ++at_;
         return node;
       default:
@@ -536,15 +539,24 @@ class Parser {
     fail("an expression is missing");
   }
 
+  static Value parse_real(const std::string& text) {
+    double value = 0.0;
+    std::from_chars(text.data(), text.data() + text.size(), value);
+    return Value::real(value);
+  }
+  Node parse_call(Node function) {
+    Node call = make(Op::invoke);
+    add(call, std::move(function));
+    parse_arguments(call);
+    return call;
+  }
+
   Node parse_postfix(Node node) {
     for (;;) {
       if (is_op(".") || is_op("[")) {
         node = parse_subscript(std::move(node));
       } else if (is_op("(")) {
-        Node call = make(Op::invoke);
-        add(call, std::move(node));
-        parse_arguments(call);
-        node = std::move(call);
+        node = parse_call(std::move(node));
       } else {
         return node;
       }
@@ -628,10 +640,7 @@ class Parser {
       } else if (is_name("is") && node.op != Op::none) {
         node = parse_test(std::move(node));
       } else if (is_op("(")) {
-        Node call = make(Op::invoke);
-        add(call, std::move(node));
-        parse_arguments(call);
-        node = std::move(call);
+        node = parse_call(std::move(node));
       } else {
         return node;
       }

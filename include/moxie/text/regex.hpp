@@ -103,11 +103,15 @@ inline std::string oniguruma_to_pcre2(std::string_view pattern, const Place& pla
           break;
         case 'p':
         case 'P': {
-          (out += '\\') += escape;
           const std::size_t end = pattern.substr(i + 1, 1) == "{" ? pattern.find('}', i) : std::string_view::npos;
-          if (end != std::string_view::npos && is_pcre2_script(pattern.substr(i + 2, end - i - 2))) {
-            out += "{sc:";
-            ++i;
+          std::string_view name = end == std::string_view::npos ? std::string_view() : pattern.substr(i + 2, end - i - 2);
+          const bool hat = name.starts_with('^');
+          name.remove_prefix(hat ? 1 : 0);
+          if (is_pcre2_script(name)) {
+            ((out += (escape == 'P') != hat ? "\\P{sc:" : "\\p{sc:") += name) += '}';
+            i = end;
+          } else {
+            (out += '\\') += escape;
           }
           break;
         }
