@@ -5,8 +5,8 @@
 //   std::string text = chat.render(messages, {.bos = "<s>"});
 //
 // Templates see `messages`, `tools`, `documents` (none), `add_generation_prompt`, `bos_token` and `eos_token` where they are
-// given, and ChatOptions::template_kwargs. A message that has its thinking as one of reasoning_content, thinking and reasoning is
-// seen with reasoning_content and thinking.
+// given, and ChatOptions::template_kwargs; strftime_now() is in UTC. A message that has its thinking as one of reasoning_content,
+// thinking and reasoning is seen with reasoning_content and thinking.
 
 #include <algorithm>
 #include <chrono>
