@@ -39,20 +39,27 @@ void check_template(const std::filesystem::path& file) {
   CAPTURE(file.filename().string());
   const moxie::ChatTemplate chat(test::read_text(file.string()));
   std::istringstream lines(test::read_text(std::filesystem::path(file).replace_extension(".jsonl").string()));
-  int compared = 0, refused = 0;
+  int compared = 0;
   for (std::string line; std::getline(lines, line); ++compared) {
-    const ordered_json row = ordered_json::parse(line);
+    ordered_json row = ordered_json::parse(line);
     INFO(row["name"], row["messages"].dump(-1, ' ', true));
-    const std::string text = render_template_row(chat, row);
-    if (text.find("the model's chat template has no tool") != std::string::npos) {  // transformers leaves them out without a word
-      ++refused;
-    } else if (row.contains("error")) {
+    std::string text = render_template_row(chat, row);
+    // What the template has no word of, transformers leaves out without one.
+    if (text.find("the model's chat template has no tools") != std::string::npos) {
+      row["tools"] = nullptr;
+      text = render_template_row(chat, row);
+    }
+    if (text.find("the model's chat template has no tool calls") != std::string::npos) {
+      for (ordered_json& message : row["messages"]) message.erase("tool_calls");
+      text = render_template_row(chat, row);
+    }
+    if (row.contains("error")) {
       CHECK(text.starts_with("error: "));
     } else {
       CHECK(text == row["text"].get<std::string>());
     }
   }
-  CHECK(compared - refused >= 10);
+  CHECK(compared >= 27);
 }
 
 int check_templates(const std::string& folder) {

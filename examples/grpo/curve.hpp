@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include <moxie/text/jinja_operations.hpp>
+
 namespace training {
 
 struct Panel {
@@ -15,26 +17,6 @@ struct Panel {
 };
 
 namespace detail {
-
-inline std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
 
 template <class... Values>
 std::string formatted(const char* format, Values... values) {
@@ -74,7 +56,7 @@ inline std::string curves_svg(const std::string& title, const std::vector<Panel>
       "font-size=\"11\">\n",
       width, total, width, total);
   svg += "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n";
-  svg += formatted("<text x=\"%g\" y=\"20\" font-size=\"14\">", left) + detail::escaped(title) + "</text>\n";
+  svg += formatted("<text x=\"%g\" y=\"20\" font-size=\"14\">", left) + moxie::jinja::escape_html(title) + "</text>\n";
   double y0 = top;
   for (const Panel& panel : panels) {
     double low = 0.0, high = 0.0;
@@ -97,8 +79,8 @@ inline std::string curves_svg(const std::string& title, const std::vector<Panel>
       return left + (width - left - right) * (steps > 1 ? static_cast<double>(i) / static_cast<double>(steps - 1) : 0.5);
     };
     const auto y = [&](double value) { return y0 + height * (high - value) / (high - low); };
-    svg +=
-        formatted("<text x=\"%g\" y=\"%g\" font-weight=\"bold\">", left, y0 - 6.0) + detail::escaped(panel.title) + "</text>\n";
+    svg += formatted("<text x=\"%g\" y=\"%g\" font-weight=\"bold\">", left, y0 - 6.0) + moxie::jinja::escape_html(panel.title) +
+           "</text>\n";
     for (int i = 0; low + i * step <= high + step * 0.5; ++i)
       svg += formatted("<path d=\"M%g %.1fH%g\" stroke=\"#ddd\"/><text x=\"%g\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
                        left, y(low + i * step), width - right, left - 6.0, y(low + i * step) + 4.0,

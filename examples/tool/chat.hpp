@@ -84,8 +84,8 @@ class Conversation {
     for (; ids.size() > context - context / 8 && forget_oldest(kept); ++forgotten) ids = model_.chat(kept, chat_);
     if (ids.size() >= context)
       throw moxie::ArgumentError("the question alone takes " + std::to_string(ids.size()) +
-                                 " tokens with what the chat template " + "adds; the model's context has " +
-                                 std::to_string(context) + ": ask a shorter one");
+                                 " tokens with what the chat template adds; the model's context has " + std::to_string(context) +
+                                 ": ask a shorter one");
     messages_ = std::move(kept);
     if (forgotten > 0)
       std::fprintf(stderr, "[the context of %zu tokens is full: the oldest %s forgotten; /reset forgets all]\n", context,

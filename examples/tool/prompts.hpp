@@ -56,10 +56,13 @@ inline std::vector<Prompt> read_prompts(JsonLines& lines, const std::vector<std:
       prompt.ids = read_ids(lines, object, "prompt_ids");
     } else {
       const char* key = object.contains("prompt") ? "prompt" : "messages";
-      const auto ordered = nlohmann::ordered_json::parse(lines.text());  // templates see the fields in their order
-      prompt.given = ordered[key];
-      if (prompt.given.is_array()) prompt.tools = ordered.value("tools", nlohmann::ordered_json());
-      if (prompt.given.is_array()) prompt.kwargs = ordered.value("chat_template_kwargs", nlohmann::ordered_json());
+      prompt.given = object[key];
+      if (prompt.given.is_array()) {  // templates see the fields in their order
+        const auto ordered = nlohmann::ordered_json::parse(lines.text());
+        prompt.given = ordered[key];
+        prompt.tools = ordered.value("tools", nlohmann::ordered_json());
+        prompt.kwargs = ordered.value("chat_template_kwargs", nlohmann::ordered_json());
+      }
       if (!prompt.given.is_array() && (!prompt.given.is_string() || std::string_view(key) == "messages"))
         lines.fail(std::string("\"") + key + "\" must be " + (std::string_view(key) == "prompt" ? "a text or " : "") +
                    "an array of messages, is " + prompt.given.type_name());

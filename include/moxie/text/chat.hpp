@@ -21,7 +21,7 @@
 #include <moxie/text/chat_harmony.hpp>
 #include <moxie/text/chat_message.hpp>
 #include <moxie/text/chat_qwen.hpp>
-#include <moxie/text/utf8.hpp>
+#include <moxie/text/jinja_value.hpp>
 
 namespace moxie {
 
@@ -84,21 +84,13 @@ inline void check_tools(const FormatEntry& format, std::span<const Message> mess
                              "; those with tools are ", able, ". Describe the tools in a system message instead"));
 }
 
-/// White space at both ends off.
-inline std::string_view strip(std::string_view text) {
-  while (!text.empty() && is_white_space(utf8_step(text).code_point)) text.remove_prefix(utf8_step(text).length);
-  while (!text.empty() && is_white_space(utf8_step(last_character(text)).code_point))
-    text.remove_suffix(last_character(text).size());
-  return text;
-}
-
 /// `rendered` up to the end of the last message's content.
 inline std::string cut_after_content(std::string rendered, const Message& last) {
   const std::string_view text = content(last);
-  const std::string_view stripped = strip(text);
+  const std::string_view stripped = jinja::strip(text, {}, true, true);
   // before the tag that ends the message, whose letters may be those of the text
   std::size_t limit = rendered.size();
-  if (!text.ends_with('>') && strip(rendered).ends_with('>')) limit = rendered.rfind('<');
+  if (!text.ends_with('>') && jinja::strip(rendered, {}, true, true).ends_with('>')) limit = rendered.rfind('<');
   const std::size_t found = limit < stripped.size() ? std::string::npos : rendered.rfind(stripped, limit - stripped.size());
   if (found == std::string::npos) throw ArgumentError("cannot continue the final message: the chat format changes its text");
   // trailing white space counts where the format kept it

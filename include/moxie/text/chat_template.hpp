@@ -1,5 +1,5 @@
 #pragma once
-// A model's own chat template, rendered as transformers' apply_chat_template renders it.
+// A model's own chat template, rendered as transformers' apply_chat_template renders it, but for what jinja.hpp lists.
 //
 //   const ChatTemplate chat(source);                                  // Jinja, of tokenizer_config.json or a GGUF file
 //   std::string text = chat.render(messages, {.bos = "<s>"});
