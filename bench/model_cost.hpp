@@ -73,9 +73,14 @@ class ModelCost {
     };
     for (const moxie::LayerTensors& layer : description.tensors.layers) {
       for (const auto* weight :
-           {&layer.q, &layer.k, &layer.v, &layer.q_a, &layer.q_b, &layer.kv_a, &layer.kv_b, &layer.k_b, &layer.v_b})
+           {&layer.q, &layer.k, &layer.v, &layer.o, &layer.q_a, &layer.q_b, &layer.kv_a, &layer.kv_b, &layer.k_b, &layer.v_b})
         if (*weight) always_.add((*weight)->tensor, int8_);
-      always_.add(layer.o.tensor, int8_);
+      if (layer.delta_net) {
+        const moxie::DeltaNetTensors& d = *layer.delta_net;
+        for (const auto* weight : {&d.qkv, &d.out}) always_.add(weight->tensor, int8_);
+        for (const auto* weight : {&d.z, &d.ba, &d.b, &d.a})
+          if (*weight) always_.add((*weight)->tensor, int8_);
+      }
       if (layer.router) always_.bytes += static_cast<double>(layer.router->tensor.bytes);
       if (layer.dense) network(always_, *layer.dense);
       if (layer.shared) network(always_, *layer.shared);

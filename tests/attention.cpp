@@ -458,12 +458,12 @@ TEST_CASE("forks share pages, and writing after a fork does not change the other
     CHECK_THROWS_AS(s.write(1, shared, a.k.data(), a.v.data()), moxie::ArgumentError);  // what was reserved is no longer
 
     const std::size_t copied = shared % 64 != 0 ? 1 : 0, more = (200 + 63) / 64 - pages;
-    CHECK(t.pages_to_reserve(200) == copied + more);
-    CHECK(t.pages_to_reserve(shared) == 0);
+    CHECK(t.bytes_to_reserve(200) == (copied + more) * pool.page_bytes());
+    CHECK(t.bytes_to_reserve(shared) == 0);
     b.write(t, shared, 200);
     t.advance(200 - shared);
     CHECK(pool.bytes_in_use() == (pages + copied + more) * pool.page_bytes());
-    CHECK(s.pages_to_reserve(200) == more);  // its last page is its own again
+    CHECK(s.bytes_to_reserve(200) == more * pool.page_bytes());  // its last page is its own again
     a.write(s, shared, 200);
     s.advance(200 - shared);
 
@@ -553,7 +553,7 @@ TEST_CASE("a budget that is too small changes nothing, and says what is missing"
   s.advance(100);
   KvSequence t = s.fork();
   const std::vector<float> before = p.run({{&s, 99}});
-  CHECK(t.pages_to_reserve(129) == 2);  // one copy, one new; only one page is left
+  CHECK(t.bytes_to_reserve(129) == 2 * pool.page_bytes());  // one copy, one new; only one page is left
   try {
     t.reserve(129);
     FAIL("accepted");
@@ -576,6 +576,70 @@ TEST_CASE("a budget that is too small changes nothing, and says what is missing"
     CHECK_THROWS_AS(huge.reserve(std::numeric_limits<std::int64_t>::max()), moxie::MemoryError);
     CHECK(huge.reserved() == 0);
   }
+}
+
+TEST_CASE("recurrent states are zeros at first, shared by forks and copied when one goes on, and cannot go back") {
+  KvShape shape{1, 1, 16, 16, KvType::f16, 2, 48};
+  const KvPool sizes(shape), pool(shape, 3 * sizes.page_bytes() + 2 * sizes.state_bytes());
+  REQUIRE(sizes.state_bytes() == 2 * 48 * sizeof(float));
+  const auto holds = [](KvSequence& s, float value) {
+    for (const std::int64_t layer : {0, 1})
+      for (std::int64_t i = 0; i < 48; ++i)
+        if (s.state(layer)[i] != value + static_cast<float>(layer)) return false;
+    return true;
+  };
+  const auto set = [](KvSequence& s, float value) {
+    for (const std::int64_t layer : {0, 1}) std::fill_n(s.state(layer), 48, value + static_cast<float>(layer));
+  };
+  KvSequence s(pool);
+  CHECK(pool.bytes_in_use() == 0);
+  s.reserve(10);
+  std::fill_n(s.state(1), 48, 1.0f);
+  CHECK(holds(s, 0.0f));
+  set(s, 5.0f);
+  s.advance(10);
+  CHECK(pool.bytes_in_use() == pool.page_bytes() + pool.state_bytes());
+  CHECK_THROWS_AS(s.truncate(9), moxie::ArgumentError);
+  s.truncate(10);
+
+  KvSequence t = s.fork();
+  CHECK(pool.bytes_in_use() == pool.page_bytes() + pool.state_bytes());
+  CHECK(t.bytes_to_reserve(11) == pool.page_bytes() + pool.state_bytes());
+  t.reserve(11);
+  CHECK(holds(t, 5.0f));
+  set(t, 7.0f);
+  t.advance(1);
+  CHECK(s.bytes_to_reserve(11) == 0);  // its own again
+  s.reserve(11);
+  CHECK(holds(s, 5.0f));
+
+  KvSequence u = t.fork();
+  try {
+    u.reserve(12);
+    FAIL("accepted");
+  } catch (const moxie::MemoryError& e) {
+    CHECK(std::string(e.what()).find("a state of " + std::to_string(pool.state_bytes())) != std::string::npos);
+  }
+  CHECK(u.length() == 11);
+  t.fail();
+  CHECK(t.length() == 0);
+  u.reserve(12);
+  CHECK(holds(u, 7.0f));
+  s.truncate(0);
+  CHECK(pool.bytes_in_use() == pool.page_bytes() + pool.state_bytes());
+  s.reserve(1);
+  for (const std::int64_t layer : {0, 1}) CHECK(std::all_of(s.state(layer), s.state(layer) + 48, [](float x) { return x == 0.0f; }));
+  KvSequence moved = std::move(u);
+  CHECK(holds(moved, 7.0f));
+
+  KvSequence plain((KvPool(KvShape{1, 1, 16, 16, KvType::f16})));
+  plain.reserve(5);
+  plain.advance(5);
+  plain.fail();  // nothing is lost
+  CHECK(plain.length() == 5);
+  for (const auto& [n, floats] : {std::pair(0, 16), std::pair(1, 0), std::pair(1, 20), std::pair(-1, 16)})
+    CHECK_THROWS_AS(KvPool(KvShape{1, 1, 16, 16, KvType::f16, n, floats}), moxie::ArgumentError);
+  CHECK_THROWS_AS(KvPool(KvShape{1, 1, 16, 16, KvType::f16, 1 << 20, std::int64_t{1} << 30}), moxie::ArgumentError);
 }
 
 TEST_CASE("shapes, layers and positions that do not fit are refused") {

@@ -361,6 +361,7 @@ TEST_CASE("a session gives the same logits as a fresh one after any feeds, rewin
   std::mt19937 random(12);
   std::vector<Model> models = {Model::load(test::embedded_model(), {.threads = 2, .chunk = 17})};
   models.push_back(Model::load(test::write_random_model(folder.file("model.gguf"), test::mixtral_config(Dtype::Q5_1), Dtype::Q5_1), {.threads = 1, .chunk = 9}));
+  models.push_back(Model::load(test::write_random_model(folder.file("delta.gguf"), test::qwen3_next_config(Dtype::Q5_0), Dtype::Q5_0), {.threads = 2, .chunk = 30}));
   for (const Model& model : models) {
     std::vector<Session> sessions;
     sessions.emplace_back(model);
@@ -507,49 +508,104 @@ TEST_CASE("cancel from another thread stops a feed or an answer, and the session
 }
 
 TEST_CASE("errors leave a session as it was") {
-  const test::TemporaryFolder folder;
-  ModelConfig config = test::qwen3_moe_config(Dtype::Q8_0);
-  config.context_length = 100;
-  const std::string path = test::write_random_model(folder.file("model.gguf"), config, Dtype::Q8_0);
-  poison(path, "token_embd.weight", 699);
-  const Model model = Model::load(path, {.threads = 2, .chunk = 16});
-  std::mt19937 random(4);
-  const Ids ids = test::random_ids(random, 50, 699);
-  const std::vector<float> expected = fresh_logits(model, ids);
-  Session session(model, KvPool(model.kv_shape()).page_bytes());  // one page: 64 tokens
-  session.feed(ids);
-  const auto check = [&](const auto& f, const std::string& part) {
-    CHECK(contains(message_of(f), part));
-    CHECK(session.length() == 50);
-    CHECK(same_bits(session.logits(), expected));
-  };
-  check([&] { session.feed(Ids{1, 2, 700}); }, "outside the vocabulary of 700");
-  check([&] { session.feed(Ids{-1}); }, "token id -1");
-  check([&] { session.feed(Ids(51, 1)); }, "context is 100");
-  check([&] { session.feed(Ids(20, 1)); }, "budget");
-  check([&] { session.feed(Ids{3, 699, 4}); }, "finite");
-  check([&] { session.feed("text"); }, "token ids");
-  check([&] { session.rewind(51); }, "rewind");
-  check([&] { session.generate({.top_p = 2.0f}); }, "top_p");
-  check([&] { session.feed(Ids(5, 1), [](std::int64_t, std::int64_t) { throw Cancelled("by the caller"); }); }, "by the caller");
-  Session empty(model);
-  CHECK_THROWS_AS(empty.generate(), ArgumentError);
-  CHECK_THROWS_AS(empty.next({}, 0), ArgumentError);
+  for (ModelConfig (*config_of)(Dtype) : {test::qwen3_moe_config, test::qwen3_next_config}) {
+    const test::TemporaryFolder folder;
+    ModelConfig config = config_of(Dtype::Q8_0);
+    CAPTURE(config.family);
+    config.context_length = 100;
+    const std::string path = test::write_random_model(folder.file("model.gguf"), config, Dtype::Q8_0);
+    poison(path, "token_embd.weight", 699);
+    const Model model = Model::load(path, {.threads = 2, .chunk = 16});
+    std::mt19937 random(4);
+    const Ids ids = test::random_ids(random, 50, 699);
+    const std::vector<float> expected = fresh_logits(model, ids);
+    const KvPool sizes(model.kv_shape());
+    Session session(model, sizes.page_bytes() + sizes.state_bytes());  // one page: 64 tokens
+    session.feed(ids);
+    const auto check = [&](const auto& f, const std::string& part) {
+      CHECK(contains(message_of(f), part));
+      CHECK(session.length() == 50);
+      CHECK(same_bits(session.logits(), expected));
+    };
+    check([&] { session.feed(Ids{1, 2, 700}); }, "outside the vocabulary of 700");
+    check([&] { session.feed(Ids{-1}); }, "token id -1");
+    check([&] { session.feed(Ids(51, 1)); }, "context is 100");
+    check([&] { session.feed(Ids(20, 1)); }, "budget");
+    check([&] { session.feed(Ids{3, 699, 4}); }, "finite");
+    check([&] { session.feed("text"); }, "token ids");
+    check([&] { session.rewind(51); }, "rewind");
+    check([&] { session.generate({.top_p = 2.0f}); }, "top_p");
+    check([&] { session.feed(Ids(5, 1), [](std::int64_t, std::int64_t) { throw Cancelled("by the caller"); }); }, "by the caller");
+    Session empty(model);
+    CHECK_THROWS_AS(empty.generate(), ArgumentError);
+    CHECK_THROWS_AS(empty.next({}, 0), ArgumentError);
 
-  // The context is a limit for answers too. (In the poisoned model a draw of the poisoned token would end them.)
-  const Model healthy = Model::load(test::write_random_model(folder.file("healthy.gguf"), config, Dtype::Q8_0), {.threads = 2});
-  Session full(healthy);
-  full.feed(ids);
-  Generation generation = full.generate({.max_tokens = 1000});
-  while (generation.step()) {}
-  CHECK(generation.samples().size() == 50);
-  CHECK(generation.finish_reason() == FinishReason::length);
-  CHECK(contains(message_of([&] { full.next({}, 50); }), "100 tokens, all of the model's context"));
-  full.rewind(99);
-  CHECK(contains(message_of([&] { full.next({.temperature = -1.0f}, 50); }), "temperature"));
-  CHECK(full.length() == 99);
-  full.next({}, 50);
-  CHECK(full.length() == 100);
+    // The context is a limit for answers too. (In the poisoned model a draw of the poisoned token would end them.)
+    const Model healthy = Model::load(test::write_random_model(folder.file("healthy.gguf"), config, Dtype::Q8_0), {.threads = 2});
+    Session full(healthy);
+    full.feed(ids);
+    Generation generation = full.generate({.max_tokens = 1000});
+    while (generation.step()) {}
+    CHECK(generation.samples().size() == 50);
+    CHECK(generation.finish_reason() == FinishReason::length);
+    CHECK(contains(message_of([&] { full.next({}, 50); }), "100 tokens, all of the model's context"));
+    full.rewind(99);
+    CHECK(contains(message_of([&] { full.next({.temperature = -1.0f}, 50); }), "temperature"));
+    CHECK(full.length() == 99);
+    full.next({}, 50);
+    CHECK(full.length() == 100);
+  }
+}
+
+TEST_CASE("a session of a model with recurrent layers goes back without running more than what follows the nearest checkpoint") {
+  const test::TemporaryFolder folder;
+  const Model model = Model::load(test::write_random_model(folder.file("model.gguf"), test::qwen3_5_moe_config(Dtype::Q8_0), Dtype::Q8_0), {.threads = 2, .chunk = 50});
+  const KvPool sizes(model.kv_shape());
+  REQUIRE(sizes.state_bytes() > 0);
+  std::mt19937 random(21);
+  const Ids prompt = test::random_ids(random, 100, 700), turn = test::random_ids(random, 70, 700);
+  const GenerateOptions options{.temperature = 1.0f, .seed = 5, .max_tokens = 20, .ignore_eos = true};
+  const auto answer = [&](Session& session) {
+    Generation generation = session.generate(options);
+    while (generation.step()) {}
+    return generation.ids();
+  };
+  const auto run_again = [](Session& session) {  // tokens
+    std::int64_t tokens = 0;
+    session.feed(Ids{}, [&](std::int64_t, std::int64_t total) { tokens = total; });
+    return tokens;
+  };
+  Session session(model);
+  session.feed(prompt);
+  const Ids first = answer(session);
+  session.rewind(100);  // the end of the feed
+  CHECK(run_again(session) == 0);
+  CHECK(answer(session) == first);
+  session.rewind(110);
+  CHECK(run_again(session) == 10);
+  session.rewind(40);  // before every checkpoint
+  CHECK(run_again(session) == 40);
+  session.rewind(0);
+  session.feed(prompt);
+  answer(session);
+  const std::int64_t before = session.length();
+  session.feed(turn);
+  const Ids second = answer(session);
+  session.rewind(before);  // one token, the last of the answer, had not been run
+  CHECK(run_again(session) == 1);
+  session.feed(turn);
+  CHECK(answer(session) == second);
+  CHECK(session.kv_bytes() == 6 * sizes.page_bytes() + 3 * sizes.state_bytes());  // 210 tokens, and a copy for each checkpoint
+
+  // Checkpoints give way: what fits one state is enough for everything.
+  Session tight(model, 4 * sizes.page_bytes() + sizes.state_bytes());
+  tight.feed(prompt);
+  CHECK(answer(tight) == first);
+  tight.feed(turn);
+  CHECK(answer(tight) == second);
+  tight.rewind(100);
+  CHECK(run_again(tight) == 100);
+  CHECK(answer(tight) == first);
 }
 
 TEST_CASE("a batch draws for each sequence what a session alone draws: groups, forks, leaders that leave") {
@@ -600,19 +656,21 @@ TEST_CASE("a batch draws for each sequence what a session alone draws: groups, f
   }
 }
 
-TEST_CASE("a group's prompt is stored once, and finished sequences give their pages back") {
+TEST_CASE("a group's prompt is stored once, and finished sequences give their pages and states back") {
   const test::TemporaryFolder folder;
-  const Model model = Model::load(test::write_random_model(folder.file("model.gguf"), test::qwen3_moe_config(Dtype::Q4_0), Dtype::Q4_0), {.threads = 1});
-  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
-  std::mt19937 random(3);
-  Batch batch(model);
-  batch.add_group(test::random_ids(random, 200, 700), 8, {.max_tokens = 3});
-  batch.step();
-  CHECK(batch.kv_bytes() == 4 * page);  // 200 tokens
-  batch.step();
-  CHECK(batch.kv_bytes() == (3 + 8) * page);  // the last page is written by each
-  while (batch.active() > 0) batch.step();
-  CHECK(batch.kv_bytes() == 0);
+  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::qwen3_next_config}) {
+    const Model model = Model::load(test::write_random_model(folder.file("model.gguf"), config(Dtype::Q4_0), Dtype::Q4_0), {.threads = 1});
+    const std::size_t page = KvPool(model.kv_shape()).page_bytes(), state = KvPool(model.kv_shape()).state_bytes();
+    std::mt19937 random(3);
+    Batch batch(model, {.kv_budget_bytes = (3 + 8) * page + 8 * state});
+    batch.add_group(test::random_ids(random, 200, 700), 8, {.max_tokens = 3, .ignore_eos = true});
+    batch.step();
+    CHECK(batch.kv_bytes() == 4 * page + state);  // 200 tokens
+    batch.step();
+    CHECK(batch.kv_bytes() == (3 + 8) * page + 8 * state);  // the last page is written by each, and the state
+    while (batch.active() > 0) batch.step();
+    CHECK(batch.kv_bytes() == 0);
+  }
 }
 
 TEST_CASE("a batch over its memory budget says so, changes nothing, and goes on after a sequence is removed") {

@@ -17,13 +17,12 @@ namespace {
 
 using test::read_json;
 
-void compare_with_transformers(const std::string& name) {
-  const auto folder = test::shared_path("models/" + name);
-  if (!folder) return;
-  CAPTURE(name);
-  const Model model = Model::load(*folder, {.threads = 2, .activations = Activations::f32, .kv = KvType::f32});
-  const SafetensorsFile golden = SafetensorsFile::open(*folder + "/golden.safetensors");
-  const auto n_sequences = read_json(*folder + "/golden.json").at("sequences").size();
+/// The model and golden results of a folder.
+void compare_folder_with_transformers(const std::string& folder) {
+  CAPTURE(folder);
+  const Model model = Model::load(folder, {.threads = 2, .activations = Activations::f32, .kv = KvType::f32});
+  const SafetensorsFile golden = SafetensorsFile::open(folder + "/golden.safetensors");
+  const auto n_sequences = read_json(folder + "/golden.json").at("sequences").size();
   for (std::size_t s = 0; s < n_sequences; ++s) {
     const std::string i = "." + std::to_string(s);
     CAPTURE(s);
@@ -52,6 +51,10 @@ void compare_with_transformers(const std::string& name) {
       }
     CHECK(test::greedy(model, ids, 24) == test::golden<std::int32_t>(golden, "greedy" + i));
   }
+}
+
+void compare_with_transformers(const std::string& name) {
+  if (const auto folder = test::shared_path("models/" + name)) compare_folder_with_transformers(*folder);
 }
 
 RoutingTrace trace_of(const Model& model, const std::vector<std::int32_t>& experts, std::size_t tokens) {
@@ -147,6 +150,10 @@ TEST_CASE("granitemoe gives the results of transformers, with a shared expert an
 
 TEST_CASE("hunyuan_v1_moe gives the results of transformers") { compare_with_transformers("hunyuan_v1_moe"); }
 
+TEST_CASE("qwen3_next gives the results of transformers") { compare_with_transformers("qwen3_next"); }
+
+TEST_CASE("qwen3_5_moe gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/qwen3_5_moe")); }
+
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");
   if (!folder) return;
@@ -193,8 +200,8 @@ TEST_CASE("olmoe GGUF files give the logits of their dequantized weights, and in
 TEST_CASE("gpt-oss GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   compare_with_llama_cpp("gpt-oss");
 }
-TEST_CASE("glm4moe, dots1, minimax-m2, ernie4_5-moe, granitemoe and hunyuan-moe GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
-  for (const char* name : {"glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe", "hunyuan-moe"}) compare_with_llama_cpp(name);
+TEST_CASE("glm4moe, dots1, minimax-m2, ernie4_5-moe, granitemoe, hunyuan-moe and qwen3next GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
+  for (const char* name : {"glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe", "hunyuan-moe", "qwen3next"}) compare_with_llama_cpp(name);
 }
 TEST_CASE("deepseek2 GGUF files give the logits of their dequantized weights, and int8 activations lose no more than llama.cpp's") {
   for (const char* name : {"deepseek2-lite", "deepseek2-v2", "deepseek2-v3"}) compare_with_llama_cpp(name);

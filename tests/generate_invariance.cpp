@@ -151,8 +151,10 @@ std::int64_t run_in_company(Runner& runner, const std::vector<Alone>& references
       for (const auto& member : members) {
         const std::int64_t shared = std::min(common_prefix(member->reference->ids, next->ids), member->kv.length());
         if (shared == 0 || between(random, 0, 3) == 0) continue;
+        const std::int64_t kept = std::min(shared, static_cast<std::int64_t>(next->ids.size()) - 1);
+        if (kv.shape().recurrent() && kept != member->kv.length()) continue;  // states cannot go back
         kv = member->kv.fork();
-        kv.truncate(std::min(shared, static_cast<std::int64_t>(next->ids.size()) - 1));
+        kv.truncate(kept);
         break;
       }
       members.push_back(std::make_unique<Member>(Member{next, std::move(kv)}));
@@ -213,7 +215,7 @@ std::int64_t run_in_company(Runner& runner, const std::vector<Alone>& references
     // Rewinds; members that are done leave.
     for (auto& member : members)
       if (rewinds < 4 && between(random, 0, 5) == 0) {
-        member->kv.truncate(between(random, 0, member->kv.length()));
+        member->kv.truncate(member->kv.shape().recurrent() ? 0 : between(random, 0, member->kv.length()));
         ++rewinds;
       }
     std::erase_if(members, [](const auto& member) { return member->kv.length() == member->length(); });
@@ -266,6 +268,10 @@ TEST_CASE("grouped-query attention: every weight type, activation form and KV ty
   check_all_types({test::qwen3_moe_config, test::qwen2_moe_config, test::mixtral_config, test::olmoe_config, test::gpt_oss_config, test::glm4_moe_config, test::granitemoe_config, test::hunyuan_config});
 }
 
+TEST_CASE("gated delta nets: every weight type, activation form and KV type gives the same bits in any company") {
+  check_all_types({test::qwen3_next_config, test::qwen3_5_moe_config});
+}
+
 TEST_CASE("latent attention: every weight type, activation form and KV type gives the same bits in any company") {
   check_all_types({test::deepseek_v3_config, test::deepseek_v2_config});
 }
@@ -274,7 +280,7 @@ TEST_CASE("long sequences over many KV pages, with and without a window, give th
   const test::TemporaryFolder folder;
   Tally tally;
   unsigned seed = 100;
-  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::gpt_oss_config, test::deepseek_v3_config}) {
+  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::gpt_oss_config, test::deepseek_v3_config, test::qwen3_next_config}) {
     const std::string path = test::write_random_model(folder.file("model.gguf"), config(Dtype::Q4_0), Dtype::Q4_0);
     for (const Form& form : {forms[0], forms[5]}) check_in_company(load(path, form), form, 4, 220, ++seed, tally);
   }
@@ -299,6 +305,7 @@ TEST_CASE("scores are the same bits for every batch, chunk, number of threads an
   paths.push_back(test::write_random_model(folder.file("gqa.gguf"), test::qwen2_moe_config(Dtype::Q5_K), Dtype::Q5_K));
   paths.push_back(test::write_random_model(folder.file("mla.gguf"), test::deepseek_v2_config(Dtype::BF16), Dtype::BF16));
   paths.push_back(test::write_random_model(folder.file("sinks.gguf"), test::gpt_oss_config(Dtype::Q8_0), Dtype::Q8_0));
+  paths.push_back(test::write_random_model(folder.file("delta.gguf"), test::qwen3_next_config(Dtype::Q4_0), Dtype::Q4_0));
   for (const std::string& path : paths) {
     const Model plain = Model::load(path, {.threads = 1});
     const std::vector<Ids> sequences = random_sequences(random, 7, 90, plain.config().vocab_size);
@@ -307,7 +314,8 @@ TEST_CASE("scores are the same bits for every batch, chunk, number of threads an
     for (int i = 0; i < 12; ++i) {
       const LoadOptions load{.threads = static_cast<int>(between(random, 1, 4)), .chunk = between(random, 1, 3) == 1 ? between(random, 1, 8) : between(random, 9, 300)};
       const Model model = Model::load(path, load);
-      const std::size_t page = KvPool(model.kv_shape()).page_bytes();
+      const KvPool sizes(model.kv_shape());
+      const std::size_t page = sizes.page_bytes() + sizes.state_bytes();
       const grpo::LogprobOptions options{.temperature = 0.8f, .top_n = 3, .batch = between(random, 1, 9), .record_routes = true,
                                          .kv_budget_bytes = i % 3 == 0 ? page * static_cast<std::size_t>(between(random, 3, 6)) : 0};
       CAPTURE(load.threads);
@@ -336,6 +344,7 @@ TEST_CASE("batches that sequences join and leave at random draw the same tokens 
   std::mt19937 random(9);
   std::vector<std::string> paths = {test::embedded_model()};
   paths.push_back(test::write_random_model(folder.file("gqa.gguf"), test::qwen3_moe_config(Dtype::Q6_K), Dtype::Q6_K));
+  paths.push_back(test::write_random_model(folder.file("delta.gguf"), test::qwen3_5_moe_config(Dtype::Q8_0), Dtype::Q8_0));
   for (const std::string& path : paths) {
     const Model plain = Model::load(path, {.threads = 1});
     for (int round = 0; round < 6; ++round) {

@@ -139,11 +139,14 @@ TEST_CASE("a group's prompt is run and stored once, and the budget is kept") {
 }
 
 TEST_CASE("every budget that holds one completion is enough, and gives the same completions") {
-  const Model model = Model::load(test::embedded_model(), {.threads = 2});
-  const std::size_t page = KvPool(model.kv_shape()).page_bytes();
+  const test::TemporaryFolder folder;
+  const Model embedded = Model::load(test::embedded_model(), {.threads = 2});
+  const Model recurrent = Model::load(test::write_random_model(folder.file("model.gguf"), test::qwen3_next_config(Dtype::Q8_0), Dtype::Q8_0), {.threads = 2});
   std::mt19937 random(9);
   const auto between = [&](std::int64_t low, std::int64_t high) { return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1)); };
-  for (int round = 0; round < 15; ++round) {
+  for (int round = 0; round < 24; ++round) {
+    const Model& model = round < 15 ? embedded : recurrent;
+    const std::size_t page = KvPool(model.kv_shape()).page_bytes(), state = KvPool(model.kv_shape()).state_bytes();
     std::vector<Ids> prompts;
     std::int64_t longest = 0;
     for (std::int64_t i = between(1, 5); i > 0; --i) {
@@ -154,11 +157,11 @@ TEST_CASE("every budget that holds one completion is enough, and gives the same 
     const GenerateOptions generate{.temperature = 3.0f, .seed = static_cast<std::uint64_t>(round), .max_tokens = max_tokens, .ignore_eos = round % 2 == 0};
     const auto least = static_cast<std::size_t>((longest + std::max<std::int64_t>(0, max_tokens - 1) + 63) / 64);
     const auto expected = grpo::rollout(model, prompts, {.group_size = group, .generate = generate});
-    const std::size_t budget = (least + static_cast<std::size_t>(between(0, 6))) * page;
+    const std::size_t budget = (least + static_cast<std::size_t>(between(0, 6))) * page + static_cast<std::size_t>(between(1, 4)) * state;
     const auto groups = grpo::rollout(model, prompts, {.group_size = group, .generate = generate, .batch = between(1, 12), .kv_budget_bytes = budget});
     for (std::size_t p = 0; p < prompts.size(); ++p)
       for (std::size_t g = 0; g < groups[p].completions.size(); ++g) CHECK(same(groups[p].completions[g], expected[p].completions[g]));
-    CHECK_THROWS_AS(grpo::rollout(model, prompts, {.generate = generate, .kv_budget_bytes = least * page - 1}), MemoryError);
+    CHECK_THROWS_AS(grpo::rollout(model, prompts, {.generate = generate, .kv_budget_bytes = least * page + state - 1}), MemoryError);
   }
 }
 

@@ -628,6 +628,127 @@ TEST_CASE("row operations agree with double precision, whatever the length and t
   }
 }
 
+TEST_CASE("the gated delta rule agrees with double precision, and gives the same bits in any portions of rows and columns") {
+  std::mt19937 random(8);
+  std::normal_distribution<float> normal;
+  std::uniform_real_distribution<float> unit(0.0f, 1.0f);
+  const auto fill = [&](std::size_t n, auto& distribution) {
+    std::vector<float> values(n);
+    for (float& v : values) v = distribution(random);
+    return values;
+  };
+  for (const std::int64_t k_dim : {1, 4, 22, 128})
+    for (const std::int64_t columns : {1, 5, 16, 31, 32}) {
+      CAPTURE(k_dim);
+      CAPTURE(columns);
+      constexpr std::int64_t n = 9, stride = 140, gates = 3;
+      std::vector<std::int32_t> rows(n);
+      std::iota(rows.begin(), rows.end(), 0);
+      std::shuffle(rows.begin(), rows.end(), random);
+      const auto size = static_cast<std::size_t>(n * stride);
+      std::vector<float> q = fill(size, normal), k = fill(size, normal), v = fill(size, normal);
+      for (float& x : k) x /= std::sqrt(static_cast<float>(k_dim));
+      const std::vector<float> decay = fill(n * gates, unit), beta = fill(n * gates, unit);
+      const std::vector<float> start = fill(static_cast<std::size_t>(k_dim * kernels::delta_columns), normal);
+
+      std::vector<double> state(start.begin(), start.end()), expected(size);
+      for (const std::int32_t r : rows)
+        for (std::int64_t c = 0; c < columns; ++c) {
+          const auto at = [&](std::int64_t d) -> double& { return state[static_cast<std::size_t>(d * kernels::delta_columns + c)]; };
+          const auto of = [&](const std::vector<float>& x, std::int64_t d) { return static_cast<double>(x[static_cast<std::size_t>(r * stride + d)]); };
+          const auto gate = static_cast<std::size_t>(r * gates + 1);
+          double seen = 0.0, out = 0.0;
+          for (std::int64_t d = 0; d < k_dim; ++d) seen += of(k, d) * (at(d) *= static_cast<double>(decay[gate]));
+          const double change = static_cast<double>(beta[gate]) * (of(v, c) - seen);
+          for (std::int64_t d = 0; d < k_dim; ++d) out += of(q, d) * (at(d) += of(k, d) * change);
+          expected[static_cast<std::size_t>(r * stride + c)] = out;
+        }
+      for (const Tested& t : tables()) {
+        CAPTURE(std::string(t.table->arch));
+        const auto run = [&](std::int64_t cut, std::int64_t width, std::vector<float>& s) {
+          std::vector<float> out(size, -7.0f);
+          for (const auto& [begin, end] : {std::pair(std::int64_t{0}, cut), std::pair(cut, n)})
+            t.table->delta_rule({.rows = rows.data() + begin,
+                                 .n_rows = end - begin,
+                                 .q = q.data(),
+                                 .k = k.data(),
+                                 .qk_stride = stride,
+                                 .v = v.data(),
+                                 .v_stride = stride,
+                                 .decay = decay.data() + 1,
+                                 .beta = beta.data() + 1,
+                                 .gate_stride = gates,
+                                 .state = s.data(),
+                                 .out = out.data(),
+                                 .k_dim = k_dim,
+                                 .columns = width});
+          return out;
+        };
+        std::vector<float> s = start, s_cut = start, s_narrow = start;
+        const std::vector<float> out = run(0, columns, s), cut = run(4, columns, s_cut), narrow = run(0, (columns + 1) / 2, s_narrow);
+        CHECK(std::memcmp(out.data(), cut.data(), size * sizeof(float)) == 0);
+        double scale = 1.0;
+        for (const double x : expected) scale = std::max(scale, std::abs(x));
+        for (std::int64_t r = 0; r < n; ++r)
+          for (std::int64_t c = 0; c < stride; ++c) {
+            const auto i = static_cast<std::size_t>(r * stride + c);
+            if (c >= columns) {
+              REQUIRE(out[i] == -7.0f);  // nothing is written beside the columns
+              continue;
+            }
+            REQUIRE(std::abs(static_cast<double>(out[i]) - expected[i]) < 2e-6 * scale);
+            if (c < (columns + 1) / 2) REQUIRE(same_bits(out[i], narrow[i]));
+          }
+        for (std::int64_t d = 0; d < k_dim; ++d)
+          for (std::int64_t c = 0; c < columns; ++c) {
+            const auto i = static_cast<std::size_t>(d * kernels::delta_columns + c);
+            REQUIRE(std::abs(static_cast<double>(s[i]) - state[i]) < 2e-6 * scale);
+            REQUIRE(same_bits(s[i], s_cut[i]));
+          }
+      }
+    }
+}
+
+TEST_CASE("a causal convolution and the sigmoid gate agree with double precision, whatever the length") {
+  std::mt19937 random(18);
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  for (const std::int64_t n : {1, 3, 16, 21, 64, 77})
+    for (const std::int64_t taps : {1, 3, 4, 16}) {
+      CAPTURE(n);
+      CAPTURE(taps);
+      const auto size = static_cast<std::size_t>(n * taps);
+      std::vector<float> w(size), x(size), y(static_cast<std::size_t>(n) + 1, -7.0f);
+      for (float& f : w) f = normal(random);
+      for (float& f : x) f = normal(random);
+      std::vector<const float*> inputs;
+      for (std::int64_t t = 0; t < taps; ++t) inputs.push_back(x.data() + (taps - 1 - t) * n);
+      for (const Tested& t : tables()) {
+        CAPTURE(std::string(t.table->arch));
+        for (const bool activate : {false, true}) {
+          t.table->causal_conv(inputs.data(), w.data(), n, taps, n, activate, y.data());
+          for (std::int64_t c = 0; c < n; ++c) {
+            double sum = 0.0, magnitude = 1.0;
+            for (std::int64_t tap = 0; tap < taps; ++tap) {
+              const double product = static_cast<double>(w[static_cast<std::size_t>(tap * n + c)]) * static_cast<double>(inputs[static_cast<std::size_t>(tap)][c]);
+              sum += product;
+              magnitude += std::abs(product);
+            }
+            const double expected = activate ? sum / (1.0 + std::exp(-sum)) : sum;
+            REQUIRE(std::abs(static_cast<double>(y[static_cast<std::size_t>(c)]) - expected) < 1e-6 * magnitude);
+          }
+          REQUIRE(y.back() == -7.0f);
+        }
+        std::copy_n(x.begin(), n, y.begin());
+        t.table->sigmoid_gate(w.data(), n, y.data());
+        for (std::int64_t c = 0; c < n; ++c) {
+          const auto i = static_cast<std::size_t>(c);
+          REQUIRE(static_cast<double>(y[i]) == doctest::Approx(static_cast<double>(x[i]) / (1.0 + std::exp(-static_cast<double>(w[i])))).epsilon(1e-6));
+        }
+        REQUIRE(y.back() == -7.0f);
+      }
+    }
+}
+
 TEST_CASE("a float is split into two bf16 as each is rounded, NaN too") {
   std::vector<float> x = random_floats(992, 3);
   std::mt19937 random(5);

@@ -83,6 +83,9 @@ json summary(const ModelConfig& c) {
           {"logits_scaling", digits(static_cast<double>(c.logits_scaling))},
           {"mla", a.kind == moxie::AttentionKind::mla},
           {"heads", a.n_heads},
+          {"output_gate", a.output_gate},
+          {"delta_net", {c.delta_net.n_k_heads, c.delta_net.n_v_heads, c.delta_net.k_head_dim, c.delta_net.v_head_dim, c.delta_net.conv_kernel}},
+          {"recurrent", c.is_recurrent_layer},
           {"kv_heads", a.n_kv_heads},
           {"head_dim", a.head_dim},
           {"scale", digits(static_cast<double>(a.scale))},
@@ -150,7 +153,13 @@ void check_tensors(const ModelDescription& d) {
             static_cast<std::uint64_t>(c.moe.moe_intermediate_size) * expert.gate.tensor.row_stride());
       CHECK(expert.gate.scale_inv.has_value() == (expert.gate.tensor.dtype == moxie::Dtype::F8_E4M3));
     }
-    if (c.attention.kind == moxie::AttentionKind::gqa) {
+    REQUIRE(t.delta_net.has_value() == c.recurrent_layer(i));
+    CHECK(t.o.has_value() == !c.recurrent_layer(i));
+    if (t.delta_net) {
+      const moxie::DeltaNetTensors& net = *t.delta_net;
+      CHECK(net.ba.has_value() != (net.a && net.b));
+      CHECK(net.qkv.tensor.rows() + (net.z ? net.z->tensor.rows() : 0) == c.delta_net.channels() + c.delta_net.n_v_heads * c.delta_net.v_head_dim);
+    } else if (c.attention.kind == moxie::AttentionKind::gqa) {
       CHECK((t.q && t.k && t.v));
       CHECK(t.q_norm.has_value() == (c.attention.qk_norm != moxie::QkNorm::none));
     } else {
@@ -184,11 +193,11 @@ void for_each_gguf(const std::string& folder, F&& f) {
     f(*path + "/" + name, about);
   }
 }
-const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe", "hunyuan-moe"};
+const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "gpt-oss", "glm4moe", "dots1", "minimax-m2", "ernie4_5-moe", "granitemoe", "hunyuan-moe", "qwen3next"};
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
                                   "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
-                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe"};
+                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "qwen3_next"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -206,7 +215,7 @@ Written write(const ModelDescription& d) {
   Views views;
   for (const moxie::GgufTensor& tensor : moxie::gguf_tensors(d.config, d.tensors)) {
     TensorView view = tensor.parts.front()->tensor;
-    if (tensor.stacked) view.shape.insert(view.shape.begin(), std::ssize(tensor.parts));
+    view.shape = tensor.shape();
     view.name = tensor.name;
     view.dtype = moxie::Dtype::F32;
     view.data = &nothing;
@@ -962,6 +971,95 @@ TEST_CASE("granitemoe's multipliers must be positive numbers, and other families
     std::erase_if(views, [](const auto& view) { return view.first.ends_with("input_linear.weight"); });
   });
   CHECK(contains(error_of([&] { moxie::describe_hf(opened.config, without, *granite); }), "model.layers.0.block_sparse_moe.input_linear.weight"));
+}
+
+TEST_CASE("the text model of a model for text and images is described, with gated delta nets where config.json or its interval says") {
+  const std::string path = test::data_path("models/qwen3_5_moe");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  const auto describe = [&](const json& config) { return moxie::describe_hf(config, folder.tensors(), path); };
+  const ModelDescription d = describe(folder.config);
+  check_tensors(d);
+  CHECK(d.config.family == "qwen3_5_moe");
+  CHECK(d.config.is_recurrent_layer == std::vector<bool>{true, true, true, false});
+  CHECK(d.config.n_recurrent_layers() == 3);
+  CHECK(d.config.attention.output_gate);
+  CHECK(d.config.attention.rope.dims == 8);
+  CHECK(d.config.intermediate_size == 0);
+  CHECK(d.config.moe.shared_intermediate_size == 48);
+  const moxie::DeltaNetConfig& net = d.config.delta_net;
+  CHECK(net.n_k_heads == 2);
+  CHECK(net.n_v_heads == 6);
+  CHECK(net.k_head_dim == 16);
+  CHECK(net.v_head_dim == 24);
+  CHECK(net.conv_kernel == 4);
+  CHECK_FALSE(net.tiled_heads);
+  CHECK(moxie::load_vector(d.tensors.output_norm)[0] > 0.3f);  // 1 + what is in the file
+
+  json config = folder.config;
+  json& text = config["text_config"];
+  text.erase("layer_types");
+  CHECK(summary(describe(config).config) == summary(d.config));  // each fourth has attention
+  text["full_attention_interval"] = 2;
+  CHECK(contains(error_of([&] { describe(config); }), "self_attn.q_proj.weight' is missing"));
+  text["full_attention_interval"] = 5;
+  CHECK(contains(error_of([&] { describe(config); }), "one with attention"));
+  text["layer_types"] = {"linear_attention", "mamba", "linear_attention", "full_attention"};
+  CHECK(contains(error_of([&] { describe(config); }), "mamba"));
+  text["layer_types"] = {"linear_attention"};
+  CHECK(contains(error_of([&] { describe(config); }), "text_config.layer_types"));
+  const auto refused = [&](const char* key, const json& value, const char* part) {
+    json other = folder.config;
+    other["text_config"][key] = value;
+    CAPTURE(key);
+    CHECK(contains(error_of([&] { describe(other); }), part));
+  };
+  refused("linear_num_value_heads", 5, "multiple");
+  refused("linear_conv_kernel_dim", 17, "from 1 to 16");
+  refused("linear_value_head_dim", 25, "must be");
+  refused("attn_output_gate", false, "attn_output_gate");
+  json quantized = folder.config;
+  quantized["quantization_config"] = {{"quant_method", "awq"}};
+  CHECK(contains(error_of([&] { describe(quantized); }), "awq"));
+  json alone = folder.config["text_config"];  // a text model by itself has other names
+  CHECK(contains(error_of([&] { describe(alone); }), "model.embed_tokens.weight"));
+  const TensorMap without = with(folder.tensors(), [](Views& views) { views.erase("model.language_model.layers.1.linear_attn.in_proj_b.weight"); });
+  CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, without, path); }), "layers.1.linear_attn.in_proj_b.weight': is missing"));
+  const TensorMap odd = with(folder.tensors(), [](Views& views) { views["model.language_model.layers.0.linear_attn.q_norm.weight"] = views.begin()->second; });
+  CHECK_THROWS_AS(moxie::describe_hf(folder.config, odd, path), moxie::FormatError);
+}
+
+TEST_CASE("what a GGUF file says of gated delta nets is checked, and older files have their projections in one tensor") {
+  const auto path = test::shared_path("gguf/qwen3next/Q4_K_M.gguf");
+  if (!path) return;
+  const moxie::GgufFile file = moxie::GgufFile::open(*path);
+  const ModelDescription d = open_gguf(*path);
+  CHECK(d.config.is_recurrent_layer == std::vector<bool>{true, false});
+  CHECK(d.tensors.layers[0].delta_net->z.has_value());
+  const auto changed = [&](const char* key, const json& value) {
+    json metadata = file.metadata();
+    metadata[std::string("qwen3next.") + key] = value;
+    return error_of([&] { moxie::describe_gguf(metadata, file.tensors(), *path); });
+  };
+  CHECK(contains(changed("ssm.inner_size", 257), "ssm.inner_size"));
+  CHECK(contains(changed("ssm.time_step_rank", 6), "ssm.inner_size"));
+  CHECK(contains(changed("ssm.group_count", 3), "multiple"));
+  CHECK(contains(changed("ssm.conv_kernel", 0), "from 1 to 16"));
+  CHECK(contains(changed("attention.recurrent_layers", json::array({true})), "each of the 2 layers"));
+  CHECK(contains(changed("attention.recurrent_layers", json::array({true, 0})), "booleans"));
+  CHECK(contains(changed("attention.recurrent_layers", json::array({true, true})), "one with attention"));
+  CHECK(contains(changed("rope.dimension_sections", json::array({2, 1, 1, 0})), "dimension_sections"));
+  const TensorMap older = with(file.tensors(), [](Views& views) {
+    TensorView in = views.at("blk.0.attn_qkv.weight");
+    in.shape[0] += views.at("blk.0.attn_gate.weight").shape[0];
+    in.bytes = static_cast<std::uint64_t>(in.rows()) * in.row_stride();  // more than is there; it is not read
+    views.erase("blk.0.attn_qkv.weight");
+    views.erase("blk.0.attn_gate.weight");
+    in.name = "blk.0.ssm_in.weight";
+    views.emplace(in.name, in);
+  });
+  const ModelDescription of_older = moxie::describe_gguf(file.metadata(), older, *path);
+  CHECK_FALSE(of_older.tensors.layers[0].delta_net->z.has_value());
+  CHECK(of_older.tensors.layers[0].delta_net->qkv.tensor.shape == std::vector<std::int64_t>{768, 256});
 }
 
 TEST_CASE("dynamic NTK scaling, which begins beyond max_position_embeddings, leaves the frequencies of a context as they are") {

@@ -195,6 +195,30 @@ inline moxie::ModelConfig hunyuan_config(moxie::Dtype type) {
   return c;
 }
 
+/// qwen3_next: a gated delta net, then attention with an output gate and partly rotated heads; a gated shared expert.
+inline moxie::ModelConfig qwen3_next_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen2_moe_config(type);
+  c.family = "qwen3_next";
+  c.attention.qk_norm = moxie::QkNorm::per_head;
+  c.attention.output_gate = true;
+  c.attention.rope.dims = c.attention.head_dim / 4 * 2;
+  c.moe.router.norm_topk_prob = true;
+  c.delta_net = {2, 6, 22, 48, 4, false};
+  c.is_recurrent_layer = {true, false};
+  return c;
+}
+
+/// qwen3_5_moe: the same in its GGUF form, two delta nets first, one head's values narrower than a panel.
+inline moxie::ModelConfig qwen3_5_moe_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_next_config(type);
+  c.family = "qwen3_5_moe";
+  c.n_layers = 3;
+  c.is_moe_layer = {true, true, true};
+  c.is_recurrent_layer = {true, true, false};
+  c.delta_net = {3, 6, 32, 16, 3, true};
+  return c;
+}
+
 /// granitemoe: multipliers everywhere, a shared expert, interleaved rotation.
 inline moxie::ModelConfig granitemoe_config(moxie::Dtype type) {
   moxie::ModelConfig c = qwen3_moe_config(type);
@@ -272,10 +296,12 @@ class RandomModelWriter {
     const std::int64_t h = config_.hidden_size, experts = moe.router.n_experts, width = moe.moe_intermediate_size;
     norm(at + "attn_norm.weight", h);
     const bool gpt_oss = config_.family == "gpt_oss", glm = config_.family == "glm4_moe";
-    norm(at + (gpt_oss || glm ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
-    if (a.kind == moxie::AttentionKind::gqa) {
+    norm(at + (gpt_oss || glm || config_.delta_net.n_k_heads != 0 ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
+    if (config_.recurrent_layer(i)) {
+      delta_net(at);
+    } else if (a.kind == moxie::AttentionKind::gqa) {
       const std::int64_t q = a.n_heads * a.head_dim, kv = a.n_kv_heads * a.head_dim;
-      matrix(at + "attn_q.weight", {q, h}, type_);
+      matrix(at + "attn_q.weight", {(a.output_gate ? 2 : 1) * q, h}, type_);
       matrix(at + "attn_k.weight", {kv, h}, type_);
       matrix(at + "attn_v.weight", {kv, h}, type_);
       matrix(at + "attn_output.weight", {h, q}, type_);
@@ -325,6 +351,24 @@ class RandomModelWriter {
     }
     if (moe.shared_intermediate_size != 0) feed_forward(at, "_shexp", {}, moe.shared_intermediate_size);
     if (moe.shared_expert_gate) vector(at + "ffn_gate_inp_shexp.weight", h, 0.0f);
+  }
+
+  void delta_net(const std::string& at) {
+    const moxie::DeltaNetConfig& d = config_.delta_net;
+    const std::int64_t h = config_.hidden_size, values = d.n_v_heads * d.v_head_dim;
+    matrix(at + "attn_qkv.weight", {d.channels(), h}, type_);
+    matrix(at + "attn_gate.weight", {values, h}, type_);
+    if (config_.family == "qwen3_next") {
+      matrix(at + "ssm_ba.weight", {2 * d.n_v_heads, h}, type_);
+    } else {
+      matrix(at + "ssm_beta.weight", {d.n_v_heads, h}, type_);
+      matrix(at + "ssm_alpha.weight", {d.n_v_heads, h}, type_);
+    }
+    matrix(at + "ssm_conv1d.weight", {d.channels(), d.conv_kernel}, moxie::Dtype::F32);
+    vector(at + "ssm_dt.bias", d.n_v_heads, 0.0f);
+    vector(at + "ssm_a", d.n_v_heads, -1.5f);
+    norm(at + "ssm_norm.weight", d.v_head_dim);
+    matrix(at + "ssm_out.weight", {h, values}, type_);
   }
 
   void feed_forward(const std::string& at, const std::string& suffix, std::vector<std::int64_t> stack, std::int64_t width) {

@@ -27,6 +27,7 @@ struct AttentionConfig {
   float clip_qkv = 0.0f;            ///< q and k after their norms, and v, are limited to [-clip_qkv, clip_qkv]; 0: they are not
   std::int64_t sliding_window = 0;  ///< keys seen, the own one included; 0: all
   bool sinks = false;               ///< each query head has a logit that joins its softmax without a value (gpt-oss)
+  bool output_gate = false;  ///< each head's result is multiplied by the sigmoid of a gate, which q's projection gives beside q
   // multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
   std::int64_t q_lora_rank = 0;  ///< 0: q is projected directly
   std::int64_t kv_lora_rank = 0;
@@ -34,6 +35,21 @@ struct AttentionConfig {
   std::int64_t qk_rope_head_dim = 0;
   std::int64_t v_head_dim = 0;
   float latent_norm_eps = 1e-6f;
+};
+
+inline constexpr std::int64_t max_conv_kernel = 16;
+
+/// Gated delta nets (arXiv 2412.06464), the recurrent layers of Qwen3-Next and its successors.
+struct DeltaNetConfig {
+  std::int64_t n_k_heads = 0;  ///< of q and k; 0: the model has no such layers
+  std::int64_t n_v_heads = 0;  ///< a multiple of n_k_heads
+  std::int64_t k_head_dim = 0, v_head_dim = 0;
+  std::int64_t conv_kernel = 0;  ///< tokens that the convolution sees, the own one included; 1 to max_conv_kernel
+  /// Value head h uses key head h % n_k_heads; else h / (n_v_heads / n_k_heads).
+  bool tiled_heads = false;
+
+  /// Channels of the convolution: those of all q, all k, all v heads.
+  std::int64_t channels() const noexcept { return 2 * n_k_heads * k_head_dim + n_v_heads * v_head_dim; }
 };
 
 }  // namespace moxie

@@ -22,6 +22,10 @@
 //
 // What shares a scale with an element that is not finite has a scale that is NaN.
 //
+// Recurrent layers (gated delta nets) have a state of one size for the whole sequence instead: floats of all such layers in one
+// block, as of the last position that was run. It is shared and copied as pages are, but it cannot go back to an earlier
+// position.
+//
 // One sequence is used by one thread at a time, except write(); different sequences of a pool may be used at once.
 
 #include <algorithm>
@@ -75,7 +79,11 @@ struct KvShape {
   std::int64_t n_heads = 0;  ///< kv heads
   std::int64_t k_dim = 0, v_dim = 0;
   KvType type = KvType::int16;
+  std::int64_t n_states = 0;      ///< recurrent layers
+  std::int64_t state_floats = 0;  ///< of each, a multiple of 16
 
+  bool recurrent() const noexcept { return n_states != 0; }
+  std::size_t state_bytes() const noexcept { return static_cast<std::size_t>(n_states * state_floats) * sizeof(float); }
   bool latent() const noexcept { return v_dim == 0; }
   /// Bytes of one layer and head in a page: scales, keys (latent: rows), values.
   std::size_t scale_bytes() const noexcept {
@@ -98,7 +106,8 @@ struct KvShape {
   }
   std::size_t page_bytes() const noexcept { return scale_offset(n_layers, 0); }
 
-  /// Throws ArgumentError when a size is not positive or a page would be larger than 2^40 bytes.
+  /// Throws ArgumentError when a size is not positive (of recurrent layers, not 0) or a page or state would be larger than 2^40
+  /// bytes.
   void check() const {
     const auto bad = [](const char* item, std::int64_t value) {
       throw ArgumentError({{}, item, {}}, concat("must be between 1 and 2^20, got ", value));
@@ -115,6 +124,13 @@ struct KvShape {
     constexpr std::int64_t most_bytes = std::int64_t{1} << 40;
     if (n_layers * n_heads > most_bytes / head_bytes)
       throw ArgumentError({{}, "KvShape", {}}, "a page of 64 positions would take more than 2^40 bytes");
+    if (n_states == 0 && state_floats == 0) return;
+    if (n_states < 1 || n_states > most) bad("KvShape.n_states", n_states);
+    if (state_floats < 1 || state_floats > most_bytes / 4 || state_floats % 16 != 0)
+      throw ArgumentError({{}, "KvShape.state_floats", {}},
+                          concat("must be a multiple of 16 from 16 to 2^38, got ", state_floats));
+    if (n_states > most_bytes / 4 / state_floats)
+      throw ArgumentError({{}, "KvShape", {}}, "the state of a sequence would take more than 2^40 bytes");
   }
 };
 
@@ -127,57 +143,81 @@ class KvPool {
   explicit KvPool(const KvShape& shape, std::size_t budget_bytes = 0) : state_(std::make_shared<State>(shape, budget_bytes)) {}
 
   const KvShape& shape() const noexcept { return state_->shape; }
-  std::size_t page_bytes() const noexcept { return state_->shape.page_bytes(); }
-  /// Bytes of the pages that sequences hold; a shared page counts once.
+  std::size_t page_bytes() const noexcept { return state_->pages.size; }
+  std::size_t state_bytes() const noexcept { return state_->states.size; }  ///< of a sequence's recurrent layers, else 0
+  /// Bytes of the pages and states that sequences hold; what several share counts once.
   std::size_t bytes_in_use() const noexcept {
     const std::lock_guard lock(state_->guard);
-    return state_->pages_in_use * page_bytes();
+    return state_->in_use();
   }
   std::size_t budget_bytes() const noexcept { return state_->budget; }
 
  private:
   friend class KvSequence;
-  struct Page {
+  /// A page, or a recurrent state.
+  struct Block {
     std::shared_ptr<std::byte> data;
     std::atomic<std::int64_t> references{1};
   };
-  struct State {
-    State(const KvShape& s, std::size_t budget_bytes) : shape(s), budget(budget_bytes) { shape.check(); }
+  /// Blocks of one size.
+  struct Stock {
+    std::size_t size;
+    std::vector<std::unique_ptr<Block>> free = {};
+    std::size_t in_use = 0;
 
-    /// n pages with one reference each, appended to `pages`, their memory to `data`; all or nothing. Pages that were given
-    /// back are used again.
-    void take(std::size_t n, std::vector<Page*>& pages, std::vector<std::byte*>& data) {
-      const std::size_t size = shape.page_bytes();
-      const std::lock_guard lock(guard);
-      const std::size_t limit = (budget != 0 ? budget : most_bytes) / size;
-      if (n > limit - pages_in_use)
-        throw MemoryError(concat("the KV cache needs ", n, " more pages of ", size, " bytes, but of ",
-                                 (budget != 0 ? concat("its budget of ", budget) : concat("the address space of ", most_bytes)),
-                                 " bytes only ", limit - pages_in_use, " pages (", (limit - pages_in_use) * size,
-                                 " bytes) are available; end or truncate a sequence, or give a larger budget"));
-      pages.reserve(pages.size() + n);
-      data.reserve(data.size() + n);
-      free.reserve(pages_in_use + free.size() + n);  // so that giving back never allocates
+    /// Makes n blocks free: those that were given back are used again.
+    void fill(std::size_t n, Arena& arena) {
+      free.reserve(in_use + free.size() + n);  // so that giving back never allocates
       while (free.size() < n) {
-        auto page = std::make_unique<Page>();
-        page->data = arena.allocate(size);
-        std::memset(page->data.get(), 0, size);
-        free.push_back(std::move(page));
+        auto block = std::make_unique<Block>();
+        block->data = arena.allocate(size);
+        std::memset(block->data.get(), 0, size);
+        free.push_back(std::move(block));
       }
-      for (std::size_t i = 0; i < n; ++i) {
-        Page* page = free.back().release();
-        free.pop_back();
-        page->references.store(1, std::memory_order_relaxed);
-        pages.push_back(page);
-        data.push_back(page->data.get());
-      }
-      pages_in_use += n;
     }
-    void give_back(Page* page) noexcept {
-      if (page->references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    Block* take() noexcept {
+      Block* block = free.back().release();
+      free.pop_back();
+      block->references.store(1, std::memory_order_relaxed);
+      ++in_use;
+      return block;
+    }
+  };
+  struct State {
+    State(const KvShape& s, std::size_t budget_bytes)
+        : shape(s), budget(budget_bytes), pages{s.page_bytes()}, states{s.state_bytes()} {
+      shape.check();
+    }
+    std::size_t in_use() const noexcept { return pages.in_use * pages.size + states.in_use * states.size; }
+
+    /// n pages with one reference each, appended to `taken`, their memory to `data`, and a state where `with_state`; all or
+    /// nothing.
+    Block* take(std::size_t n, std::vector<Block*>& taken, std::vector<std::byte*>& data, bool with_state) {
       const std::lock_guard lock(guard);
-      free.push_back(std::unique_ptr<Page>(page));
-      --pages_in_use;
+      const std::size_t used = in_use(), left = (budget != 0 ? std::max(budget, used) : most_bytes) - used;
+      const std::size_t state = with_state ? states.size : 0;
+      if (state > left || n > (left - state) / pages.size)
+        throw MemoryError(concat("the KV cache needs ", n, " more pages of ", pages.size, " bytes",
+                                 (with_state ? concat(" and a state of ", state) : std::string()), ", but of ",
+                                 (budget != 0 ? concat("its budget of ", budget) : concat("the address space of ", most_bytes)),
+                                 " bytes only ", left / pages.size, " pages (",
+                                 (with_state ? left : left / pages.size * pages.size),
+                                 " bytes) are available; end or truncate a sequence, or give a larger budget"));
+      taken.reserve(taken.size() + n);
+      data.reserve(data.size() + n);
+      pages.fill(n, arena);
+      states.fill(with_state, arena);
+      for (std::size_t i = 0; i < n; ++i) {
+        taken.push_back(pages.take());
+        data.push_back(taken.back()->data.get());
+      }
+      return with_state ? states.take() : nullptr;
+    }
+    void give_back(Block* block, Stock& to) noexcept {
+      if (block->references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+      const std::lock_guard lock(guard);
+      to.free.push_back(std::unique_ptr<Block>(block));
+      --to.in_use;
     }
 
     static constexpr std::size_t most_bytes = std::size_t{1} << 47;
@@ -185,17 +225,20 @@ class KvPool {
     const std::size_t budget;
     std::mutex guard;
     Arena arena;
-    std::vector<std::unique_ptr<Page>> free;
-    std::size_t pages_in_use = 0;
+    Stock pages, states;
   };
   std::shared_ptr<State> state_;
 };
 
-/// The keys and values of one sequence: positions [0, length) are complete, [length, reserved) may be written.
+/// The keys and values of one sequence: positions [0, length) are complete, [length, reserved) may be written. Its recurrent
+/// states, if the shape has them, are those after position length - 1, until the next ones are run.
 class KvSequence {
  public:
   explicit KvSequence(const KvPool& pool) : state_(pool.state_) {}
-  ~KvSequence() { drop_pages(0); }
+  ~KvSequence() {
+    drop_pages(0);
+    drop_recurrent();
+  }
   KvSequence(KvSequence&& other) noexcept { swap(other); }
   KvSequence& operator=(KvSequence&& other) noexcept {
     KvSequence old(std::move(other));
@@ -207,36 +250,61 @@ class KvSequence {
   std::int64_t length() const noexcept { return length_; }
   std::int64_t reserved() const noexcept { return reserved_; }
 
-  /// Sequences that hold the page of position length(); 0 when there is no such page yet.
-  std::int64_t last_page_holders() const noexcept {
+  /// What reserve() of more positions would copy, because others hold it too.
+  struct Shared {
+    const std::byte* data = nullptr;
+    std::int64_t holders = 0;
+    std::size_t bytes = 0;
+  };
+  /// The page of position length() and the recurrent state; holders is 0 or 1 for what is not there or not shared.
+  std::array<Shared, 2> shared() const noexcept {
+    const auto of = [](const KvPool::Block* block, std::size_t bytes) {
+      return block ? Shared{block->data.get(), block->references.load(std::memory_order_acquire), bytes} : Shared{};
+    };
     const std::size_t last = full_pages();
-    return last < pages_.size() ? pages_[last]->references.load(std::memory_order_acquire) : 0;
+    return {of(last < pages_.size() ? pages_[last] : nullptr, state_->pages.size), of(recurrent_, state_->states.size)};
   }
-  /// Pages that reserve(n) would take from the pool.
-  std::size_t pages_to_reserve(std::int64_t n) const noexcept { return pages_to_take(n, copies_last_page(n)); }
-  /// Makes positions [length, n) writable; a last page that others share is copied first. Throws MemoryError, and then
-  /// nothing has changed, or ArgumentError when n is below the length.
+  /// Bytes that reserve(n) would take from the pool.
+  std::size_t bytes_to_reserve(std::int64_t n) const noexcept {
+    return pages_to_take(n, copies_last_page(n)) * state_->pages.size + (takes_state(n) ? state_->states.size : 0);
+  }
+  /// Makes positions [length, n) writable; a last page and a state that others share are copied first. Throws MemoryError, and
+  /// then nothing has changed, or ArgumentError when n is below the length.
   void reserve(std::int64_t n) {
     if (n < length_)
       throw ArgumentError(concat("cannot reserve ", n, " positions of a sequence of length ", length_, "; truncate it first"));
-    const bool copy = copies_last_page(n);  // asked once: other holders may end at any time
+    const bool copy = copies_last_page(n), with_state = takes_state(n);  // asked once: other holders may end at any time
     const std::size_t taken = pages_to_take(n, copy);
+    KvPool::Block* state = nullptr;
     try {
-      state_->take(taken, pages_, data_);
+      state = state_->take(taken, pages_, data_, with_state);
     } catch (const std::bad_alloc&) {
-      throw MemoryError(
-          concat("out of memory: ", taken, " pages of the KV cache were asked for, ", state_->shape.page_bytes(), " bytes each"));
+      throw MemoryError(concat("out of memory: ", taken, " pages of the KV cache were asked for, ", state_->pages.size,
+                               " bytes each", (with_state ? concat(", and a state of ", state_->states.size) : std::string())));
     }
     if (copy) {
       const std::size_t last = full_pages();
-      std::memcpy(data_.back(), data_[last], state_->shape.page_bytes());
+      std::memcpy(data_.back(), data_[last], state_->pages.size);
       std::swap(pages_[last], pages_.back());
       std::swap(data_[last], data_.back());
-      state_->give_back(pages_.back());
+      state_->give_back(pages_.back(), state_->pages);
       pages_.pop_back();
       data_.pop_back();
     }
+    if (state) {
+      if (recurrent_)
+        std::memcpy(state->data.get(), recurrent_->data.get(), state_->states.size);
+      else
+        std::memset(state->data.get(), 0, state_->states.size);
+      drop_recurrent();
+      recurrent_ = state;
+    }
     reserved_ = std::max(reserved_, n);
+  }
+  /// The state of recurrent layer i, floats of KvShape::state_floats, zeros before the first position; only while positions are
+  /// reserved.
+  float* state(std::int64_t i) noexcept {
+    return reinterpret_cast<float*>(recurrent_->data.get()) + i * state_->shape.state_floats;
   }
   /// Writes the keys [n_heads * k_dim] and values [n_heads * v_dim] of one position (for a latent cache `v` is not read).
   /// Different positions may be written by different threads at once. Throws ArgumentError when the position is not
@@ -270,11 +338,24 @@ class KvSequence {
       throw ArgumentError(concat("cannot advance by ", n, " positions; ", reserved_ - length_, " are reserved"));
     length_ += n;
   }
-  /// Forgets positions n and later, reserved ones too. Throws ArgumentError when n is above the length.
+  /// Forgets positions n and later, reserved ones too. Throws ArgumentError when n is above the length, or, of a sequence with
+  /// recurrent states, neither that nor 0.
   void truncate(std::int64_t n) {
     if (n < 0 || n > length_) throw ArgumentError(concat("cannot truncate a sequence of length ", length_, " to ", n));
+    if (recurrent_ && n != length_ && n != 0)
+      throw ArgumentError(concat("cannot truncate a sequence of length ", length_, " to ", n,
+                                 ": its recurrent states are those of its end; run it again from position 0, or from a fork"));
     length_ = reserved_ = n;
     drop_pages(pages_for(n));
+    if (n == 0) drop_recurrent();
+  }
+  /// Says that a pass over reserved positions failed: recurrent states that it may have changed are lost, and with them all
+  /// positions. Without such states nothing is.
+  void fail() noexcept {
+    if (!recurrent_) return;
+    length_ = reserved_ = 0;
+    drop_pages(0);
+    drop_recurrent();
   }
   /// A sequence with the same positions [0, length), sharing their pages. What this one had reserved must be reserved again.
   KvSequence fork() {
@@ -282,10 +363,12 @@ class KvSequence {
     KvSequence other(state_);
     other.data_ = data_;
     other.pages_.reserve(pages_.size());
-    for (KvPool::Page* page : pages_) {
+    for (KvPool::Block* page : pages_) {
       page->references.fetch_add(1, std::memory_order_relaxed);
       other.pages_.push_back(page);
     }
+    if (recurrent_) recurrent_->references.fetch_add(1, std::memory_order_relaxed);
+    other.recurrent_ = recurrent_;
     other.length_ = other.reserved_ = length_;
     return other;
   }
@@ -298,22 +381,29 @@ class KvSequence {
 
   static std::size_t pages_for(std::int64_t n) noexcept { return static_cast<std::size_t>(n / kv_page + (n % kv_page != 0)); }
   std::size_t full_pages() const noexcept { return static_cast<std::size_t>(length_ / kv_page); }
-  bool copies_last_page(std::int64_t n) const noexcept { return n > length_ && last_page_holders() > 1; }
+  bool copies_last_page(std::int64_t n) const noexcept { return n > length_ && shared()[0].holders > 1; }
+  bool takes_state(std::int64_t n) const noexcept {
+    return n > length_ && state_->shape.recurrent() && (!recurrent_ || shared()[1].holders > 1);
+  }
   std::size_t pages_to_take(std::int64_t n, bool copy) const noexcept {
     const std::size_t needed = pages_for(n);
     return (needed > pages_.size() ? needed - pages_.size() : 0) + copy;
   }
   void drop_pages(std::size_t kept) noexcept {
     while (pages_.size() > kept) {
-      state_->give_back(pages_.back());
+      state_->give_back(pages_.back(), state_->pages);
       pages_.pop_back();
     }
     data_.resize(std::min(data_.size(), kept));
+  }
+  void drop_recurrent() noexcept {
+    if (recurrent_) state_->give_back(std::exchange(recurrent_, nullptr), state_->states);
   }
   void swap(KvSequence& other) noexcept {
     std::swap(state_, other.state_);
     std::swap(pages_, other.pages_);
     std::swap(data_, other.data_);
+    std::swap(recurrent_, other.recurrent_);
     std::swap(length_, other.length_);
     std::swap(reserved_, other.reserved_);
   }
@@ -421,8 +511,9 @@ class KvSequence {
   }
 
   std::shared_ptr<KvPool::State> state_;
-  std::vector<KvPool::Page*> pages_;
+  std::vector<KvPool::Block*> pages_;
   std::vector<std::byte*> data_;  // of pages_
+  KvPool::Block* recurrent_ = nullptr;
   std::int64_t length_ = 0, reserved_ = 0;
 };
 

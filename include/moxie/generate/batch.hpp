@@ -186,18 +186,18 @@ class Batch {
   }
 
   void reserve() {
-    std::size_t pages = 0;
-    std::map<const std::byte*, std::int64_t> writers;  // of pages that several sequences hold; each copies, but the last holder
+    std::size_t needed = 0;
+    std::map<const std::byte*, std::int64_t> writers;  // of what several sequences hold; each copies, but the last holder
     for (const Work& work : work_) {
       const KvSequence& kv = work.member->kv;
-      pages += kv.pages_to_reserve(kv.length() + work.rows);
-      if (const std::int64_t holders = kv.last_page_holders(); holders > 1)
-        pages -= ++writers[kv.pages()[kv.length() / kv_page]] == holders;
+      needed += kv.bytes_to_reserve(kv.length() + work.rows);
+      for (const KvSequence::Shared& shared : kv.shared())
+        if (shared.holders > 1 && ++writers[shared.data] == shared.holders) needed -= shared.bytes;
     }
-    const std::size_t needed = pages * pool_.page_bytes(), used = pool_.bytes_in_use(), budget = pool_.budget_bytes();
+    const std::size_t used = pool_.bytes_in_use(), budget = pool_.budget_bytes();
     if (budget != 0 && used + needed > budget)
-      throw MemoryError(concat("the next step needs ", needed, " bytes of KV pages; ", used, " of the budget of ", budget,
-                               " are in use. Remove a sequence or give a larger budget"));
+      throw MemoryError(concat("the next step needs ", needed, " bytes of KV pages and states; ", used, " of the budget of ",
+                               budget, " are in use. Remove a sequence or give a larger budget"));
     for (const Work& work : work_) work.member->kv.reserve(work.member->kv.length() + work.rows);
   }
 
@@ -217,14 +217,23 @@ class Batch {
     }
     model_.decoder().forward(model_.context(), rows_, scratch_.hidden.data(), scratch_.decoder,
                              options_.record_routes ? &trace : nullptr);
-    Index row = 0;
-    for (const Work& work : work_) {
-      Member& m = *work.member;
-      if (options_.record_routes) m.sequence.routes.append(trace, row, work.rows);
-      row += work.rows;
-      const float* last = scratch_.hidden.data() + (row - 1) * width;
-      m.hidden.assign(last, last + width);
-      m.kv.advance(work.rows);
+    try {
+      Index row = 0;
+      for (const Work& work : work_) {
+        Member& m = *work.member;
+        if (options_.record_routes) {
+          m.sequence.routes.resize(m.kv.length());  // fewer than there are after a pass that failed
+          m.sequence.routes.append(trace, row, work.rows);
+        }
+        row += work.rows;
+        const float* last = scratch_.hidden.data() + (row - 1) * width;
+        m.hidden.assign(last, last + width);
+        m.kv.advance(work.rows);
+      }
+    } catch (...) {
+      for (const Work& work : work_)
+        if (KvSequence& kv = work.member->kv; kv.reserved() > kv.length()) kv.fail();
+      throw;
     }
   }
 

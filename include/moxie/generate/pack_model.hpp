@@ -68,8 +68,13 @@ void for_each_multiplied(const DecoderTensors& tensors, F&& f) {
   };
   one(tensors.output);
   for (const LayerTensors& layer : tensors.layers) {
-    f(layer.o);
-    for (const auto* weight : {&layer.q, &layer.k, &layer.v, &layer.q_a, &layer.q_b, &layer.kv_a}) one(*weight);
+    for (const auto* weight : {&layer.o, &layer.q, &layer.k, &layer.v, &layer.q_a, &layer.q_b, &layer.kv_a}) one(*weight);
+    if (layer.delta_net) {
+      f(layer.delta_net->qkv);
+      f(layer.delta_net->out);
+      for (const auto* weight : {&layer.delta_net->z, &layer.delta_net->ba, &layer.delta_net->b, &layer.delta_net->a})
+        one(*weight);
+    }
     heads(layer.k_b);
     heads(layer.v_b);
     if (layer.dense) network(*layer.dense);

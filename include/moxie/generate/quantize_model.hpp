@@ -63,7 +63,7 @@ struct TensorSource {
   std::string name;
   std::vector<std::int64_t> shape;
   std::vector<Weight> weights;           // whose rows follow each other
-  std::vector<std::int64_t> row_order;   // as in GgufTensor
+  std::vector<std::int64_t> row_order, column_order = {};  // as in GgufTensor
   std::function<RowReader()> open = {};  // instead of the rows of `weights`
   Dtype dtype = Dtype::F32;
 
@@ -75,9 +75,10 @@ struct TensorSource {
   }
   /// The bytes can be copied as they are.
   bool is_copy() const {
-    return !open && row_order.empty() && std::all_of(weights.begin(), weights.end(), [&](const Weight& w) {
-      return w.tensor.dtype == dtype && !w.scale_inv && !w.strided;
-    });
+    return !open && row_order.empty() && column_order.empty() &&
+           std::all_of(weights.begin(), weights.end(), [&](const Weight& w) {
+             return w.tensor.dtype == dtype && !w.scale_inv && !w.strided && w.stored_as == StoredAs::itself;
+           });
   }
   /// One tensor of the input, read from low to high.
   bool in_file_order() const { return !open && row_order.empty() && weights.size() == 1 && !weights.front().strided; }
@@ -99,6 +100,11 @@ struct TensorSource {
         const std::uint64_t stride = row_bytes(weight.tensor.dtype, static_cast<std::uint64_t>(columns()));
         decode_row(weight.tensor.dtype, weight.tensor.data + static_cast<std::uint64_t>(row) * stride, to, columns());
       }
+      if (weight.stored_as != StoredAs::itself)
+        for (Index c = 0; c < columns(); ++c) to[c] = from_stored(weight.stored_as, to[c]);
+      if (column_order.empty()) return;
+      const std::vector<float> in_file(to, to + columns());
+      for (std::size_t c = 0; c < in_file.size(); ++c) to[c] = in_file[static_cast<std::size_t>(column_order[c])];
     };
   }
 };
@@ -133,8 +139,7 @@ inline std::vector<TensorSource> hf_sources(const ModelConfig& config, const Dec
       split_kv_b(config.attention, *tensor.parts.front(), tensor.name, out);
       continue;
     }
-    TensorSource source{tensor.name, tensor.parts.front()->tensor.shape, {}, tensor.row_order};
-    if (tensor.stacked) source.shape.insert(source.shape.begin(), static_cast<std::int64_t>(tensor.parts.size()));
+    TensorSource source{tensor.name, tensor.shape(), {}, tensor.row_order, tensor.column_order};
     for (const Weight* part : tensor.parts) source.weights.push_back(*part);
     out.push_back(std::move(source));
   }

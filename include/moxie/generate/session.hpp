@@ -68,9 +68,12 @@ class Session {
     if (const std::int64_t context = model_.config().context_length; before + static_cast<std::int64_t>(ids.size()) > context)
       throw ArgumentError(concat("the sequence would have ", before + static_cast<std::int64_t>(ids.size()),
                                  " tokens; the model's context is ", context));
+    const bool worth = static_cast<std::int64_t>(ids.size()) >= worth_a_checkpoint;
+    if (worth) checkpoint(true);
     ids_.insert(ids_.end(), ids.begin(), ids.end());
     try {
       run(progress);
+      if (worth) checkpoint(false);
     } catch (...) {
       restore(before);
       throw;
@@ -113,7 +116,9 @@ class Session {
     return {scratch_.logits.data(), static_cast<std::size_t>(model_.config().vocab_size)};
   }
 
-  /// Forgets all but the first n tokens. Throws ArgumentError when there are fewer.
+  /// Forgets all but the first n tokens. Throws ArgumentError when there are fewer. The states of recurrent layers cannot go
+  /// back: of models that have some, tokens are run again from the nearest of the begin and the end of the last feed() of 64
+  /// tokens or more, or from the first one (fork() before what is to be undone, and nothing is run again).
   void rewind(std::int64_t n) {
     if (n < 0 || n > length()) throw ArgumentError(concat("cannot rewind to ", n, " tokens: the session has ", length()));
     restore(n);
@@ -151,7 +156,7 @@ class Session {
   void run(const PromptProgress& progress) {
     const std::int64_t total = length(), begin = kv_.length();
     if (begin == total) return;
-    kv_.reserve(total);
+    reserve(total);
     const Index width = model_.config().hidden_size;
     for (std::int64_t done = begin; done < total;) {
       if (take_cancel()) throw Cancelled(concat("cancelled after ", done - begin, " of ", total - begin, " tokens"));
@@ -169,16 +174,52 @@ class Session {
     }
   }
 
-  /// Back to the first n tokens; the last one is run again when needed, which gives the same bits.
+  /// Room for the first n tokens; checkpoints give way to it.
+  void reserve(std::int64_t n) {
+    try {
+      kv_.reserve(n);
+    } catch (const MemoryError&) {
+      if (checkpoints_.empty()) throw;
+      checkpoints_.clear();
+      kv_.reserve(n);
+    }
+  }
+
+  /// Back to the first n tokens; some are run again when needed, which gives the same bits.
   void restore(std::int64_t n) {
     ids_.resize(static_cast<std::size_t>(n));
-    kv_.truncate(std::min(kv_.length(), std::max<std::int64_t>(0, n - 1)));
     logits_valid_ = false;
+    std::erase_if(checkpoints_, [&](const Checkpoint& c) { return c.kv.length() > n; });
+    if (kv_.length() <= n) return;  // hidden_ is the row of its last token
+    if (!kv_.shape().recurrent()) {
+      kv_.truncate(std::max<std::int64_t>(0, n - 1));
+    } else if (checkpoints_.empty()) {
+      kv_.truncate(0);
+    } else {
+      kv_ = checkpoints_.back().kv.fork();
+      hidden_ = checkpoints_.back().hidden;
+    }
+  }
+
+  /// A sequence as it was, for recurrent states, which cannot go back.
+  struct Checkpoint {
+    KvSequence kv;
+    std::vector<float> hidden;
+  };
+  /// Running fewer tokens again is no dearer than copying a state.
+  static constexpr std::int64_t worth_a_checkpoint = 64;
+
+  /// Remembers the sequence as it is now, `first` of the two that are kept or second.
+  void checkpoint(bool first) {
+    if (!kv_.shape().recurrent()) return;
+    if (first) checkpoints_.clear();
+    if (kv_.length() != 0) checkpoints_.push_back({kv_.fork(), hidden_});
   }
 
   Model model_;
   KvPool pool_;
   KvSequence kv_;
+  std::vector<Checkpoint> checkpoints_;
   const OutputAdapter* adapter_ = nullptr;
   std::vector<std::int32_t> ids_;
   std::vector<float> hidden_;  // of the last token that was run

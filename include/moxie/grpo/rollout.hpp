@@ -11,6 +11,7 @@
 // The budget is kept by counting what each completion may come to need:
 //
 //   pages of 64 positions = (shared, full pages of the prompt) + (pages of what follows it, up to max_tokens) for each that runs
+//   recurrent states, of models that have them: those of each that runs, and of the prompt while others wait for their turn
 //
 // so a rollout that has begun never fails for want of it. A max_tokens far above what completions need lets fewer of them run
 // together.
@@ -85,10 +86,10 @@ class Rollout {
                        .adapter = options.adapter,
                        .name = [this](Batch::Id id) { return name_of(id); }}) {
     check();
-    const std::size_t page = KvPool(model.kv_shape()).page_bytes();
-    budget_ = options.kv_budget_bytes == 0 ? std::numeric_limits<std::int64_t>::max()
-                                           : static_cast<std::int64_t>(options.kv_budget_bytes / page);
-    for (std::size_t p = 0; p < prompts.size(); ++p) queue(p, page);
+    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+    if (options.kv_budget_bytes != 0 && options.kv_budget_bytes < static_cast<std::size_t>(most))
+      budget_ = static_cast<std::int64_t>(options.kv_budget_bytes);
+    for (std::size_t p = 0; p < prompts.size(); ++p) queue(p);
     progress_.total = progress_.completions = options.skip;
     for (const Group& group : waiting_) progress_.total += group.waiting();
   }
@@ -137,14 +138,15 @@ class Rollout {
     std::int64_t next, end;            // members that wait
     std::vector<Batch::Id> held = {};  // their sequences when the group has entered the batch, the next one last
     std::vector<Running> running = {};
-    // Pages: full ones of the prompt, its last one that is not full, of each completion after the full ones.
+    // Bytes: of the prompt's full pages; of its last one that is not full and its recurrent states, for completions that wait; of
+    // each completion's pages after the full ones and its states.
     std::int64_t shared = 0, tail = 0, own = 0;
 
     std::int64_t waiting() const noexcept { return end - next; }
-    std::int64_t pages(std::int64_t n_running, std::int64_t n_waiting) const noexcept {
+    std::int64_t bytes(std::int64_t n_running, std::int64_t n_waiting) const noexcept {
       return shared + (n_waiting > 0 ? tail : 0) + own * n_running;
     }
-    std::int64_t pages() const noexcept { return pages(static_cast<std::int64_t>(running.size()), waiting()); }
+    std::int64_t bytes() const noexcept { return bytes(static_cast<std::int64_t>(running.size()), waiting()); }
   };
 
   void check() const {
@@ -171,25 +173,27 @@ class Rollout {
   }
 
   /// The completions of a prompt that are wanted, as groups that fit the budget with one of them running.
-  void queue(std::size_t p, std::size_t page_bytes) {
+  void queue(std::size_t p) {
     const auto length = static_cast<std::int64_t>(prompts_[p].size());
     const std::int64_t room = std::min(options_.generate.max_tokens, model_.config().context_length - length);
     const std::int64_t positions = length + std::max<std::int64_t>(0, room - 1);  // the last token drawn is not run
     Group group{p, std::max<std::int64_t>(0, options_.skip - static_cast<std::int64_t>(p) * options_.group_size),
                 options_.group_size};
     if (group.waiting() <= 0) return;
-    group.shared = length / kv_page;
-    group.tail = length % kv_page != 0;
-    group.own = (positions + kv_page - 1) / kv_page - group.shared;
-    if (group.pages(1, 0) > budget_)
-      throw MemoryError(concat("prompt ", p, " of ", length, " tokens and ", room, " new ones may take ",
-                               static_cast<std::size_t>(group.pages(1, 0)) * page_bytes, " bytes of KV pages, the budget is ",
-                               options_.kv_budget_bytes, "; give a larger one, or fewer new tokens"));
-    if (group.pages(1, group.waiting() - 1) <= budget_) {
+    const KvShape shape = model_.kv_shape();
+    const auto page = static_cast<std::int64_t>(shape.page_bytes()), state = static_cast<std::int64_t>(shape.state_bytes());
+    group.shared = length / kv_page * page;
+    group.tail = (length % kv_page != 0 ? page : 0) + state;
+    group.own = ((positions + kv_page - 1) / kv_page - length / kv_page) * page + state;
+    if (group.bytes(1, 0) > budget_)
+      throw MemoryError(concat("prompt ", p, " of ", length, " tokens and ", room, " new ones may take ", group.bytes(1, 0),
+                               " bytes of KV pages and states, the budget is ", options_.kv_budget_bytes,
+                               "; give a larger one, or fewer new tokens"));
+    if (group.bytes(1, group.waiting() - 1) <= budget_) {
       waiting_.push_back(std::move(group));
       return;
     }
-    // Too tight for pages that wait: the prompt is run for each completion alone.
+    // Too tight for what waits: the prompt is run for each completion alone.
     for (const std::int64_t end = group.end; group.next < end; ++group.next) {
       group.end = group.next + 1;
       waiting_.push_back(group);
@@ -201,14 +205,14 @@ class Rollout {
     std::int64_t running = 0, used = 0;
     for (const Group& group : groups_) {
       running += static_cast<std::int64_t>(group.running.size());
-      used += group.pages();
+      used += group.bytes();
     }
     while (running < options_.batch) {
       const bool enters = groups_.empty() || groups_.back().waiting() == 0;
       if (enters && waiting_.empty()) break;
       Group& group = enters ? waiting_.front() : groups_.back();
-      const std::int64_t before = enters ? 0 : group.pages();
-      const std::int64_t after = group.pages(static_cast<std::int64_t>(group.running.size()) + 1, group.waiting() - 1);
+      const std::int64_t before = enters ? 0 : group.bytes();
+      const std::int64_t after = group.bytes(static_cast<std::int64_t>(group.running.size()) + 1, group.waiting() - 1);
       if (after - before > budget_ - used) break;
       if (enters) {
         enter(group);
@@ -249,7 +253,7 @@ class Rollout {
   std::span<const std::vector<std::int32_t>> prompts_;
   const RolloutOptions& options_;
   Batch batch_;
-  std::int64_t budget_ = 0;  // pages
+  std::int64_t budget_ = std::numeric_limits<std::int64_t>::max();  // bytes
   std::deque<Group> waiting_;
   std::vector<Group> groups_;  // in the batch; only the last one has members that wait
   RolloutProgress progress_;

@@ -174,7 +174,10 @@ class PeftFolder {
         throw FormatError(tensor.place(), concat("has shape ", tensor.shape_text(), "; it must be a matrix"));
       if (tensor.dtype != Dtype::F32 && tensor.dtype != Dtype::F16 && tensor.dtype != Dtype::BF16)
         throw UnsupportedError(tensor.place(), concat("is ", dtype_info(tensor.dtype).name, "; it must be F32, F16 or BF16"));
-      LowRankUpdate& update = adapter_.updates[std::string(module)];
+      std::string key(module);
+      if (constexpr std::string_view text_model = "model.language_model."; module.starts_with(text_model))
+        key = concat("model.", module.substr(text_model.size()));  // of a model for text and images
+      LowRankUpdate& update = adapter_.updates[key];
       TensorView& part = a ? update.a : update.b;
       if (part.data) throw FormatError(tensor.place(), "is there twice, with and without 'base_model.model.'");
       part = tensor;

@@ -12,6 +12,7 @@
 #include <moxie/kernels/arch.hpp>
 #include <moxie/kernels/attention.hpp>
 #include <moxie/kernels/attention_int16.hpp>
+#include <moxie/kernels/delta_net.hpp>
 #include <moxie/kernels/elementwise.hpp>
 #include <moxie/kernels/panel_f32.hpp>
 #include <moxie/kernels/panel_int8.hpp>
@@ -120,6 +121,9 @@ constexpr Table make_table() noexcept {
   t.split_bf16 = &split_bf16<A>;
   t.softmax_partial = &softmax_partial<A>;
   t.softmax_gradient = &softmax_gradient<A>;
+  t.delta_rule = &delta_rule<A>;
+  t.causal_conv = &causal_conv<A>;
+  t.sigmoid_gate = &sigmoid_gate<A>;
   t.attend_gqa = &attend<A, false>;
   t.attend_mla = &attend<A, true>;
   if constexpr (PairOps<A>::available) {

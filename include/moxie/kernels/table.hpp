@@ -84,6 +84,24 @@ struct SoftmaxPartial {
   float max, sum, weighted;
 };
 
+/// The columns of a gated delta net's state that lie together (kernels/delta_net.hpp).
+inline constexpr std::int64_t delta_columns = 32;
+
+/// The gated delta rule for up to delta_columns columns of a head's state, over rows of one sequence in their order.
+struct DeltaRule {
+  const std::int32_t* rows = nullptr;  ///< [n_rows]
+  std::int64_t n_rows = 0;
+  const float *q = nullptr, *k = nullptr;  ///< row r at r * qk_stride, [k_dim]
+  std::int64_t qk_stride = 0;
+  const float* v = nullptr;  ///< row r at r * v_stride, [columns]
+  std::int64_t v_stride = 0;
+  const float *decay = nullptr, *beta = nullptr;  ///< of row r at r * gate_stride
+  std::int64_t gate_stride = 0;
+  float* state = nullptr;  ///< [k_dim][delta_columns]; columns that do not exist hold anything
+  float* out = nullptr;    ///< row r at r * v_stride, [columns]
+  std::int64_t k_dim = 0, columns = 0;
+};
+
 using MatmulFn = void (*)(const MatmulArgs&);
 
 /// One entry for each weight format that a matmul knows.
@@ -133,6 +151,11 @@ struct Table {
   /// out = -p (g + e (log p + entropy)) / temperature, log p = z / temperature - max - log_sum. out may be logits.
   void (*softmax_gradient)(const float* logits, std::int64_t n, float temperature, float max, float log_sum, float entropy,
                            float g, float e, float* out);
+  /// The gated delta rule, y = silu(convolution) and y *= sigmoid(gate) (delta_net.hpp).
+  void (*delta_rule)(const DeltaRule&);
+  void (*causal_conv)(const float* const* x, const float* w, std::int64_t w_stride, std::int64_t taps, std::int64_t n,
+                      bool activate, float* y);
+  void (*sigmoid_gate)(const float* gate, std::int64_t n, float* y);
   /// Grouped-query attention, and multi-head latent attention over latent rows (attention.hpp).
   void (*attend_gqa)(const AttentionTile&);
   void (*attend_mla)(const AttentionTile&);

@@ -90,6 +90,7 @@ class AdapterWalk {
       update(n.q_b, t.q_b, order.q);
       update(n.kv_a, t.kv_a, order.k);
       if (config.attention.kind == AttentionKind::mla) update_kv_b(n.kv_b, t);
+      if (t.delta_net) delta_net(n, *t.delta_net);
       feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
       stored_ = Dtype::F32;
       update(n.router, t.router);
@@ -142,17 +143,40 @@ class AdapterWalk {
   void update(const char* pattern, std::optional<Weight>& weight, const Order& order = {}) {
     if (weight) update(pattern, *weight, order);
   }
-  /// Row r of the weight is row order[r] of the update; empty: the same.
-  void update(const char* pattern, Weight& weight, const Order& order = {}) {
+  /// Row r of the weight is row order[r] of the update's `rows`, column c its column columns[c]; empty: the same.
+  void update(const char* pattern, Weight& weight, const Order& order = {}, const Order& columns = {}, Index rows = 0) {
     const Entry* entry = find(pattern);
     if (!entry) return;
-    check_shape(entry->second, weight.tensor.rows(), weight.tensor.columns());
+    check_shape(entry->second, rows != 0 ? rows : weight.tensor.rows(), weight.tensor.columns());
     Matrices m = matrices(*entry);
     if (!order.empty()) {
       const RowMatrix b = m.b;
-      for (Index r = 0; r < b.rows(); ++r) m.b.row(r) = b.row(order[static_cast<std::size_t>(r)]);
+      m.b.resize(static_cast<Index>(order.size()), b.cols());
+      for (Index r = 0; r < m.b.rows(); ++r) m.b.row(r) = b.row(order[static_cast<std::size_t>(r)]);
+    }
+    if (!columns.empty()) {
+      const RowMatrix a = m.a;
+      for (Index c = 0; c < a.cols(); ++c) m.a.col(c) = a.col(columns[static_cast<std::size_t>(c)]);
     }
     apply(*entry, m, weight, m.b.rows());
+  }
+
+  void delta_net(const families::TensorNames& n, DeltaNetTensors& t) {
+    const DeltaNetConfig& d = config_.delta_net;
+    const bool split = n.delta_qkvz && t.z;  // of one module the file has two tensors
+    const DeltaNetOrders order = delta_net_orders(d, split, d.tiled_heads);
+    if (split) {
+      const Index rows = t.qkv.tensor.rows() + t.z->tensor.rows();
+      update(n.delta_qkvz, t.qkv, order.qkv, {}, rows);
+      update(n.delta_qkvz, *t.z, order.z, {}, rows);
+    } else {
+      update(n.delta_qkvz ? n.delta_qkvz : n.delta_qkv, t.qkv, order.qkv);
+      update(n.delta_z, t.z, order.z);
+    }
+    update(n.delta_ba, t.ba);
+    update(n.delta_b, t.b, order.heads);
+    update(n.delta_a, t.a, order.heads);
+    update(n.delta_out, t.out, {}, order.values);
   }
 
   /// kv_b [heads * (nope + v), kv_lora], which the file may have as k_b [heads, kv_lora, nope] (transposed) and v_b [heads, v,

@@ -17,25 +17,10 @@
 #include <moxie/attention/rope.hpp>
 #include <moxie/linalg/linear.hpp>
 #include <moxie/model/config.hpp>
+#include <moxie/model/mixer.hpp>
 #include <moxie/model/weights.hpp>
 
 namespace moxie {
-
-/// A token to run: its id and its place in a sequence, whose cache has room for it.
-struct DecoderRow {
-  std::int32_t id = 0;
-  KvSequence* sequence = nullptr;
-  std::int64_t position = 0;
-};
-
-/// Reusable memory of attention blocks.
-struct AttentionBuffers {
-  PreparedRows prepared, prepared_latent;
-  AlignedBuffer<float> q, k, v, latent, attended;
-  AlignedBuffer<float> low_rank;  // [heads, rows, rank], of per-head matrices
-  std::vector<AttendRow> rows;
-  AttentionScratch scratch;
-};
 
 /// cos and sin of every row of a batch, [rows, dims / 2] each; the same for all layers.
 struct Rotations {
@@ -57,15 +42,16 @@ struct Rotations {
 
 class AttentionBlock {
  public:
-  AttentionBlock(const Context& context, const ModelConfig& model, std::int64_t layer, const LayerTensors& tensors,
-                 const TensorMap& source)
-      : config_(model.attention), layer_(layer), rms_norm_eps_(model.rms_norm_eps) {
+  /// `kv_layer`: its number in the KV cache.
+  AttentionBlock(const Context& context, const ModelConfig& model, std::int64_t layer, std::int64_t kv_layer,
+                 const LayerTensors& tensors, const TensorMap& source)
+      : config_(model.attention), layer_(kv_layer), rms_norm_eps_(model.rms_norm_eps) {
     config_.sliding_window = model.sliding_window(layer);
     const auto matrix = [&](const std::optional<Weight>& weight) {
       return weight ? load_matrix(context, *weight, source) : Linear();
     };
     const auto vector = [&](const std::optional<Weight>& weight) { return weight ? load_vector(*weight) : Vector(); };
-    o_ = load_matrix(context, tensors.o, source);
+    o_ = load_matrix(context, *tensors.o, source);
     o_bias_ = vector(tensors.o_bias);
     sinks_ = vector(tensors.sinks);
     q_ = matrix(tensors.q);
@@ -92,7 +78,7 @@ class AttentionBlock {
 
   /// y [rows, hidden] = attention(x [rows, hidden]); keys and values of the rows are written into their sequences' pages.
   void forward(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations,
-               const Rope& rope, float* y, AttentionBuffers& buffers) const {
+               const Rope& rope, float* y, MixerBuffers& buffers) const {
     buffers.rows.clear();
     for (const DecoderRow& row : rows) buffers.rows.push_back({row.sequence, row.position});
     if (config_.kind == AttentionKind::gqa) {
@@ -100,8 +86,8 @@ class AttentionBlock {
     } else {
       latent(context, x, rows, rotations, rope, buffers);
     }
-    project(context, o_, o_bias_, buffers.attended.data(), static_cast<Index>(rows.size()), o_.inputs(), y, o_.outputs(),
-            buffers.prepared);
+    detail::project(context, o_, o_bias_, buffers.attended.data(), static_cast<Index>(rows.size()), o_.inputs(), y, o_.outputs(),
+                    buffers.prepared);
   }
 
   std::size_t bytes() const noexcept {
@@ -113,37 +99,13 @@ class AttentionBlock {
   }
 
  private:
-  static void prepare(const Context& context, std::initializer_list<const Linear*> users, const float* x, Index rows, Index k,
-                      Index stride, PreparedRows& prepared) {
-    bool int8 = false, f32 = false;
-    for (const Linear* linear : users) {
-      int8 = int8 || linear->takes_int8(context.activations);
-      f32 = f32 || linear->takes_f32(context.activations);
-    }
-    prepared.assign(context, x, rows, k, stride, int8, f32);
-  }
-  static void add_bias(const Context& context, const Vector& bias, float* y, Index rows, Index stride) {
-    if (bias.size() == 0) return;
-    context.threads.for_each(
-        rows, [&](std::int64_t r, int) { context.kernels->add(bias.data(), bias.size(), y + r * stride); }, 16);
-  }
-  static void project(const Context& context, const Linear& linear, const Vector& bias, const float* x, Index rows, Index stride,
-                      float* y, Index y_stride, PreparedRows& prepared) {
-    prepare(context, {&linear}, x, rows, linear.inputs(), stride, prepared);
-    {
-      const StageScope stage(context.profile(), Stage::projections);
-      linear.forward(context, prepared, y, y_stride);
-    }
-    add_bias(context, bias, y, rows, y_stride);
-  }
-
   void clip(float* x, Index n) const noexcept {
     if (config_.clip_qkv == 0.0f) return;
     for (Index i = 0; i < n; ++i) x[i] = std::clamp(x[i], -config_.clip_qkv, config_.clip_qkv);
   }
 
   void grouped_query(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations,
-                     const Rope& rope, AttentionBuffers& buffers) const {
+                     const Rope& rope, MixerBuffers& buffers) const {
     const auto n = static_cast<Index>(rows.size());
     const Index d = config_.head_dim, q_width = config_.n_heads * d, kv_width = config_.n_kv_heads * d;
     buffers.q.resize(static_cast<std::size_t>(n * q_width));
@@ -151,16 +113,20 @@ class AttentionBlock {
     buffers.v.resize(static_cast<std::size_t>(n * kv_width));
     buffers.attended.resize(static_cast<std::size_t>(n * q_width));
     float *q = buffers.q.data(), *k = buffers.k.data(), *v = buffers.v.data();
-    prepare(context, {&q_, &k_, &v_}, x, n, q_.inputs(), q_.inputs(), buffers.prepared);
+    // With a gate, q's projection gives q and gate for each head.
+    const Index projected_width = config_.output_gate ? 2 * q_width : q_width;
+    if (config_.output_gate) buffers.projected.resize(static_cast<std::size_t>(n * projected_width));
+    float* const projected = config_.output_gate ? buffers.projected.data() : q;
+    detail::prepare(context, {&q_, &k_, &v_}, x, n, q_.inputs(), q_.inputs(), buffers.prepared);
     {
       const StageScope stage(context.profile(), Stage::projections);
-      q_.forward(context, buffers.prepared, q, q_width);
+      q_.forward(context, buffers.prepared, projected, projected_width);
       k_.forward(context, buffers.prepared, k, kv_width);
       v_.forward(context, buffers.prepared, v, kv_width);
     }
-    add_bias(context, q_bias_, q, n, q_width);
-    add_bias(context, k_bias_, k, n, kv_width);
-    add_bias(context, v_bias_, v, n, kv_width);
+    detail::add_bias(context, q_bias_, projected, n, projected_width);
+    detail::add_bias(context, k_bias_, k, n, kv_width);
+    detail::add_bias(context, v_bias_, v, n, kv_width);
     context.threads.for_each(
         n,
         [&](std::int64_t r, int) {
@@ -176,6 +142,8 @@ class AttentionBlock {
             for (float* head = heads; head < heads + width; head += d) rope.rotate(cos, sin, head);
             if (rotated_first) normalize();
           };
+          for (Index h = 0; config_.output_gate && h < config_.n_heads; ++h)
+            std::copy_n(projected + r * projected_width + 2 * h * d, d, q + r * q_width + h * d);
           finish(q + r * q_width, q_width, q_norm_);
           finish(k + r * kv_width, kv_width, k_norm_);
           clip(v + r * kv_width, kv_width);
@@ -186,10 +154,19 @@ class AttentionBlock {
     const StageScope stage(context.profile(), Stage::attention);
     attend_gqa(context, config_, layer_, q, q_width, buffers.rows, buffers.attended.data(), q_width, buffers.scratch,
                sinks_.size() != 0 ? sinks_.data() : nullptr);
+    if (!config_.output_gate) return;
+    context.threads.for_each(
+        n,
+        [&](std::int64_t r, int) {
+          for (Index h = 0; h < config_.n_heads; ++h)
+            context.kernels->sigmoid_gate(projected + r * projected_width + (2 * h + 1) * d, d,
+                                          buffers.attended.data() + r * q_width + h * d);
+        },
+        16);
   }
 
   void latent(const Context& context, const float* x, std::span<const DecoderRow> rows, const Rotations& rotations,
-              const Rope& rope, AttentionBuffers& buffers) const {
+              const Rope& rope, MixerBuffers& buffers) const {
     const auto n = static_cast<Index>(rows.size());
     const Index heads = config_.n_heads, nope = config_.qk_nope_head_dim, rotary = config_.qk_rope_head_dim,
                 lora = config_.kv_lora_rank;
@@ -201,24 +178,24 @@ class AttentionBlock {
     buffers.attended.resize(static_cast<std::size_t>(n * heads * config_.v_head_dim));
     float *q = buffers.q.data(), *k = buffers.k.data(), *q_latent = buffers.latent.data(), *wide = buffers.v.data();
 
-    prepare(context, {q_a_.empty() ? &q_ : &q_a_, &kv_a_}, x, n, kv_a_.inputs(), kv_a_.inputs(), buffers.prepared);
+    detail::prepare(context, {q_a_.empty() ? &q_ : &q_a_, &kv_a_}, x, n, kv_a_.inputs(), kv_a_.inputs(), buffers.prepared);
     {
       const StageScope stage(context.profile(), Stage::projections);
       kv_a_.forward(context, buffers.prepared, k, key);
       (q_a_.empty() ? q_ : q_a_)
           .forward(context, buffers.prepared, q_a_.empty() ? q : wide, q_a_.empty() ? heads * q_head : config_.q_lora_rank);
     }
-    add_bias(context, kv_a_bias_, k, n, key);
+    detail::add_bias(context, kv_a_bias_, k, n, key);
     if (!q_a_.empty()) {
       const Index rank = config_.q_lora_rank;
-      add_bias(context, q_a_bias_, wide, n, rank);
+      detail::add_bias(context, q_a_bias_, wide, n, rank);
       context.threads.for_each(
           n,
           [&](std::int64_t r, int) {
             context.kernels->rms_norm(wide + r * rank, q_a_norm_.data(), config_.latent_norm_eps, rank, wide + r * rank);
           },
           16);
-      project(context, q_b_, Vector(), wide, n, rank, q, heads * q_head, buffers.prepared);
+      detail::project(context, q_b_, Vector(), wide, n, rank, q, heads * q_head, buffers.prepared);
     }
     context.threads.for_each(
         n,
@@ -246,7 +223,7 @@ class AttentionBlock {
 
   /// y[r][h] = matrices[h] x[r][h] for all rows and heads; heads of x are `x_head` floats apart, those of y `y_head`.
   void per_head(const Context& context, const std::vector<Linear>& matrices, const float* x, Index n, Index x_head, float* y,
-                Index y_head, AttentionBuffers& buffers) const {
+                Index y_head, MixerBuffers& buffers) const {
     const auto heads = static_cast<Index>(matrices.size());
     const Linear& first = matrices.front();
     buffers.prepared_latent.assign_rows(context, n * heads, first.inputs(), first.takes_int8(context.activations),

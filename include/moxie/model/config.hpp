@@ -13,7 +13,7 @@ namespace moxie {
 
 struct ModelConfig {
   std::string family;  ///< "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "glm4_moe",
-                       ///< "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe"
+                       ///< "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe", "qwen3_next", "qwen3_5_moe"
   std::string name;    ///< what the file calls itself; may be empty
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
@@ -25,10 +25,12 @@ struct ModelConfig {
   float residual_multiplier = 1.0f;   ///< of what attention and feed-forward layers add
   float logits_scaling = 1.0f;        ///< logits are divided by it: rows after the final norm are, before the output matrix
   AttentionConfig attention;
+  DeltaNetConfig delta_net;
   MoeConfig moe;
   /// The rows of q and k that RoPE turns lie in interleaved pairs where Hugging Face's checkpoints of the model have halves.
   bool permuted_rows = false;
   std::vector<bool> is_moe_layer;  ///< [n_layers]; others have a dense feed-forward layer
+  std::vector<bool> is_recurrent_layer;  ///< [n_layers]: a gated delta net in place of attention; empty: none
   std::vector<std::int64_t>
       layer_windows;  ///< [n_layers] where sliding windows differ between layers; empty: attention.sliding_window in all
 
@@ -42,6 +44,14 @@ struct ModelConfig {
     for (const std::int64_t window : windows) same = same && window == windows.front();
     attention.sliding_window = same && !windows.empty() ? windows.front() : 0;
     layer_windows = same ? std::vector<std::int64_t>() : windows;
+  }
+  bool recurrent_layer(std::int64_t layer) const {
+    return !is_recurrent_layer.empty() && is_recurrent_layer[static_cast<std::size_t>(layer)];
+  }
+  std::int64_t n_recurrent_layers() const {
+    std::int64_t n = 0;
+    for (const bool recurrent : is_recurrent_layer) n += recurrent;
+    return n;
   }
   std::int64_t n_moe_layers() const {
     std::int64_t n = 0;

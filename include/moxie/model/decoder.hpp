@@ -3,6 +3,7 @@
 //
 // Immutable after loading: a const Decoder may run from several threads at once, each with its own scratch.
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -14,6 +15,8 @@
 
 #include <moxie/model/attention_block.hpp>
 #include <moxie/model/config.hpp>
+#include <moxie/model/delta_net_block.hpp>
+#include <moxie/model/mixer.hpp>
 #include <moxie/model/tensors.hpp>
 #include <moxie/model/token_ids.hpp>
 #include <moxie/model/weights.hpp>
@@ -28,9 +31,10 @@ namespace moxie {
 
 /// Reusable memory of forward passes; one for each thread of the program that runs the model.
 struct DecoderScratch {
-  AttentionBuffers attention;
+  MixerBuffers mixer;
   MoeScratch moe;
   Rotations rotations;
+  SequenceRuns runs;
   AlignedBuffer<float> stream, normed, branch;
 };
 
@@ -53,8 +57,10 @@ class Decoder {
       done += bytes;
       if (progress) progress(std::min(done, total), total);
     };
+    std::int64_t n_attention = 0, n_recurrent = 0;
     for (std::int64_t i = 0; i < config_.n_layers; ++i) {
-      layers_.push_back(load_layer(context, i, tensors.layers[static_cast<std::size_t>(i)]));
+      std::int64_t& of_its_kind = config_.recurrent_layer(i) ? n_recurrent : n_attention;
+      layers_.push_back(load_layer(context, i, of_its_kind++, tensors.layers[static_cast<std::size_t>(i)]));
       packed(layers_.back().bytes());
     }
     output_norm_ = load_vector(tensors.output_norm);
@@ -70,40 +76,35 @@ class Decoder {
   KvShape kv_shape(KvType type) const {
     const AttentionConfig& a = config_.attention;
     if (a.kind == AttentionKind::mla) return {config_.n_layers, 1, a.kv_lora_rank + a.qk_rope_head_dim, 0, type};
-    return {config_.n_layers, a.n_kv_heads, a.head_dim, a.head_dim, type};
+    KvShape shape{config_.n_layers - config_.n_recurrent_layers(), a.n_kv_heads, a.head_dim, a.head_dim, type};
+    shape.n_states = config_.n_recurrent_layers();
+    if (shape.n_states != 0) shape.state_floats = delta_net_state_floats(config_.delta_net);
+    return shape;
   }
 
   /// Runs rows through all layers: hidden [rows, hidden_size] after the final norm, divided by logits_scaling. Positions must be
   /// reserved in their sequences, and a sequence's earlier positions must be written or be earlier rows of this call. `record`
   /// takes the routes of these rows, `replay` replaces the choice of experts. Throws ArgumentError for an id outside the
   /// vocabulary.
+  ///
+  /// Recurrent layers move their sequences' states: a sequence's rows must be its next positions in their order (else
+  /// ArgumentError), and advance() must follow, or fail(). When something else is thrown, fail() has been called.
   void forward(const Context& context, std::span<const DecoderRow> rows, float* hidden, DecoderScratch& scratch,
                RoutingTrace* record = nullptr, const RoutingTrace* replay = nullptr) const {
     const auto n = static_cast<Index>(rows.size());
     const Index width = config_.hidden_size;
     const auto size = static_cast<std::size_t>(n * width);
     for (AlignedBuffer<float>* buffer : {&scratch.stream, &scratch.normed, &scratch.branch}) buffer->resize(size);
-    float *stream = scratch.stream.data(), *normed = scratch.normed.data(), *branch = scratch.branch.data();
-
-    for (Index r = 0; r < n; ++r) embed(rows[static_cast<std::size_t>(r)].id, stream + r * width);
+    for (Index r = 0; r < n; ++r) embed(rows[static_cast<std::size_t>(r)].id, scratch.stream.data() + r * width);
     scratch.rotations.assign(context, rope_, rows);
-    std::int64_t moe_layer = 0;
-    for (const Layer& layer : layers_) {
-      norm(context, stream, n, layer.attn_norm, normed);
-      layer.attention->forward(context, normed, rows, scratch.rotations, rope_, branch, scratch.attention);
-      add(context, branch, n, stream);
-      norm(context, stream, n, layer.ffn_norm, normed);
-      if (layer.moe) {
-        RoutingRows routing = record ? record->record(moe_layer) : RoutingRows{};
-        if (replay) routing.replay = replay->ids(moe_layer).data();
-        layer.moe->forward(context, normed, n, width, branch, width, scratch.moe, routing);
-        ++moe_layer;
-      } else {
-        layer.dense->forward(context, normed, n, width, branch, width, scratch.moe);
-      }
-      add(context, branch, n, stream);
+    if (config_.n_recurrent_layers() != 0) scratch.runs.assign(rows);
+    try {
+      run_layers(context, rows, scratch, record, replay);
+      norm(context, scratch.stream.data(), n, output_norm_, hidden);
+    } catch (...) {
+      for (const DecoderRow& row : rows) row.sequence->fail();
+      throw;
     }
-    norm(context, stream, n, output_norm_, hidden);
   }
 
   /// About what a row takes of the scratch memory of a pass: activations of attention and of the MoE layer.
@@ -112,10 +113,12 @@ class Decoder {
     const std::int64_t attention =
         a.kind == AttentionKind::mla
             ? a.n_heads * (a.qk_nope_head_dim + 2 * (a.kv_lora_rank + a.qk_rope_head_dim) + a.v_head_dim + a.kv_lora_rank)
-            : (2 * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
+            : ((a.output_gate ? 4 : 2) * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
+    const DeltaNetConfig& d = config_.delta_net;
+    const std::int64_t delta_net = 2 * d.channels() + 2 * d.n_v_heads * (d.v_head_dim + 2);
     const std::int64_t experts =
         config_.moe.router.top_k * config_.moe.moe_intermediate_size + config_.moe.shared_intermediate_size;
-    return static_cast<std::size_t>(attention + 2 * experts + 6 * config_.hidden_size) * sizeof(float);
+    return static_cast<std::size_t>(std::max(attention, delta_net) + 2 * experts + 6 * config_.hidden_size) * sizeof(float);
   }
 
   /// Bytes of packed weights.
@@ -128,11 +131,41 @@ class Decoder {
  private:
   struct Layer {
     Vector attn_norm, ffn_norm;
-    std::unique_ptr<AttentionBlock> attention;
+    std::unique_ptr<AttentionBlock> attention;  // one of these two
+    std::unique_ptr<DeltaNetBlock> delta_net;
     std::unique_ptr<MoeBlock> moe;  // one of these two
     std::unique_ptr<FeedForward> dense;
-    std::size_t bytes() const noexcept { return attention->bytes() + (moe ? moe->bytes() : dense->bytes()); }
+    std::size_t bytes() const noexcept {
+      return (attention ? attention->bytes() : delta_net->bytes()) + (moe ? moe->bytes() : dense->bytes());
+    }
   };
+
+  /// From embeddings to what the final norm takes, in scratch.stream.
+  void run_layers(const Context& context, std::span<const DecoderRow> rows, DecoderScratch& scratch, RoutingTrace* record,
+                  const RoutingTrace* replay) const {
+    const auto n = static_cast<Index>(rows.size());
+    const Index width = config_.hidden_size;
+    float *stream = scratch.stream.data(), *normed = scratch.normed.data(), *branch = scratch.branch.data();
+    std::int64_t moe_layer = 0;
+    for (const Layer& layer : layers_) {
+      norm(context, stream, n, layer.attn_norm, normed);
+      if (layer.attention)
+        layer.attention->forward(context, normed, rows, scratch.rotations, rope_, branch, scratch.mixer);
+      else
+        layer.delta_net->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
+      add(context, branch, n, stream);
+      norm(context, stream, n, layer.ffn_norm, normed);
+      if (layer.moe) {
+        RoutingRows routing = record ? record->record(moe_layer) : RoutingRows{};
+        if (replay) routing.replay = replay->ids(moe_layer).data();
+        layer.moe->forward(context, normed, n, width, branch, width, scratch.moe, routing);
+        ++moe_layer;
+      } else {
+        layer.dense->forward(context, normed, n, width, branch, width, scratch.moe);
+      }
+      add(context, branch, n, stream);
+    }
+  }
 
   std::vector<FeedForwardWeights> load_experts(const Context& context, const std::vector<FeedForwardTensors>& tensors) const {
     std::vector<FeedForwardWeights> experts(tensors.size());
@@ -170,11 +203,15 @@ class Decoder {
     for (FeedForwardWeights& expert : experts) expert.swiglu_limit = config_.moe.swiglu_limit;
   }
 
-  Layer load_layer(const Context& context, std::int64_t i, const LayerTensors& tensors) const {
+  /// `of_its_kind`: the layer's number among those with attention, or among the recurrent ones.
+  Layer load_layer(const Context& context, std::int64_t i, std::int64_t of_its_kind, const LayerTensors& tensors) const {
     Layer layer;
     layer.attn_norm = load_vector(tensors.attn_norm);
     layer.ffn_norm = load_vector(tensors.ffn_norm);
-    layer.attention = std::make_unique<AttentionBlock>(context, config_, i, tensors, source_);
+    if (config_.recurrent_layer(i))
+      layer.delta_net = std::make_unique<DeltaNetBlock>(context, config_, of_its_kind, *tensors.delta_net, source_);
+    else
+      layer.attention = std::make_unique<AttentionBlock>(context, config_, i, of_its_kind, tensors, source_);
     const auto feed_forward = [&](const FeedForwardTensors& weights) {
       return FeedForwardWeights{load_matrix(context, weights.gate, source_), load_matrix(context, weights.up, source_),
                                 load_matrix(context, weights.down, source_)};

@@ -5,8 +5,11 @@
 // Errors: UnsupportedError for a family, architecture or option that moxie does not have; FormatError for values out of
 // range, and for tensors that are missing, misshaped or out of place (all in one message).
 
+#include <functional>
+#include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -30,7 +33,9 @@
 #include <moxie/model/families/mixtral.hpp>
 #include <moxie/model/families/olmoe.hpp>
 #include <moxie/model/families/qwen2_moe.hpp>
+#include <moxie/model/families/qwen3_5_moe.hpp>
 #include <moxie/model/families/qwen3_moe.hpp>
+#include <moxie/model/families/qwen3_next.hpp>
 #include <moxie/model/families/tensor_finder.hpp>
 #include <moxie/model/fields.hpp>
 #include <moxie/model/tensors.hpp>
@@ -45,8 +50,8 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3, &qwen2_moe,  &qwen3_moe,    &mixtral,    &olmoe,          &gpt_oss,
-    &glm4_moe,    &dots1,       &minimax_m2, &ernie4_5_moe, &granitemoe, &hunyuan_v1_moe,
+    &deepseek_v2, &deepseek_v3, &qwen2_moe,    &qwen3_moe,  &mixtral,        &olmoe,      &gpt_oss,     &glm4_moe,
+    &dots1,       &minimax_m2,  &ernie4_5_moe, &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."
@@ -107,34 +112,61 @@ inline ModelDescription describe_gguf(const nlohmann::json& metadata, const Tens
   return model;
 }
 
-/// `config` is the content of config.json; `folder` names the model in errors.
-inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMap& tensors, const std::string& folder) {
-  using namespace families;
-  const std::string file = concat(folder, "/config.json");
-  Fields f(config, file);
+namespace families {
+
+/// The family of a model_type.
+inline const Family& hf_family(const Fields& f) {
   if (!f.contains("model_type"))
     f.fail("model_type", concat("this key is missing; it names the model's family (", list_families(false), ")"));
   const std::string type = f.text("model_type", "");
-  const Family* family = nullptr;
-  for (const Family* candidate : all_families)
-    if (candidate->name == type || (candidate->other_name && candidate->other_name == type)) family = candidate;
-  if (!family) f.unsupported("model_type", concat("is ", Fields::show(type), "; moxie has ", list_families(false)));
+  for (const Family* family : all_families)
+    if (family->name == type || (family->other_name && family->other_name == type)) return *family;
+  f.unsupported("model_type", concat("is ", Fields::show(type), "; moxie has ", list_families(false)));
+}
+
+/// The tensors of the text model, under its own names, of a model for more than text.
+inline TensorMap text_model_tensors(const TensorMap& tensors) {
+  constexpr std::string_view nested = "model.language_model.";
+  std::map<std::string, TensorView, std::less<>> text;
+  for (const auto& [name, view] : tensors.all()) {
+    if (name.starts_with(nested)) {
+      text.emplace(concat("model.", name.substr(nested.size())), view);
+    } else if (!name.starts_with("model.visual.")) {
+      text.emplace(name, view);
+    }
+  }
+  return tensors.with_tensors(std::move(text));
+}
+
+}  // namespace families
+
+/// `config` is the content of config.json; `folder` names the model in errors. Of a model for text and images the text model is
+/// described.
+inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMap& tensors, const std::string& folder) {
+  using namespace families;
+  const std::string file = concat(folder, "/config.json");
+  const Fields outer(config, file);
+  const Family& family = hf_family(outer);
+  const nlohmann::json* text_config = family.hf.text_config ? outer.find("text_config") : nullptr;
+  Fields f(text_config ? *text_config : config, file, {}, text_config ? "text_config." : "");
+  if (text_config) check_hf_quantization(outer, family);
   ModelDescription model;
-  model.config = read_hf_config(f, *family);
-  const bool bias = family->hf.bias_key && f.boolean(family->hf.bias_key, family->hf.bias_default);
-  const bool tied = f.boolean("tie_word_embeddings", family->hf.tied_default);
+  model.config = read_hf_config(f, family);
+  const bool bias = family.hf.bias_key && f.boolean(family.hf.bias_key, family.hf.bias_default);
+  const bool tied = f.boolean("tie_word_embeddings", outer.boolean("tie_word_embeddings", family.hf.tied_default));
   const Presence biases = bias ? Presence::required : Presence::absent;
   const TensorRules rules{
-      .names = family->hf.names,
+      .names = family.hf.names,
       .output = Presence::required,
       .tied = tied,
-      .qkv_bias = family->attention == AttentionKind::gqa ? biases : Presence::absent,
+      .qkv_bias = family.attention == AttentionKind::gqa ? biases : Presence::absent,
       .latent_bias = biases,
-      .o_bias = family->hf.o_bias ? biases : Presence::absent,
-      .selection_bias = family->selection_bias,
+      .o_bias = family.hf.o_bias ? biases : Presence::absent,
+      .selection_bias = family.selection_bias,
       .prediction_layers = f.integer("num_nextn_predict_layers|num_mtp_layers", 0, max_layers, 0),
   };
-  model.tensors = find_tensors(model.config, rules, tensors, folder);
+  const TensorMap text = text_config ? text_model_tensors(tensors) : TensorMap();
+  model.tensors = find_tensors(model.config, rules, text_config ? text : tensors, folder);
   return model;
 }
 

@@ -22,6 +22,13 @@ struct StridedBlocks {
   std::int64_t first = 0, row_step = 0, column_step = 1;
 };
 
+/// What a file holds in place of an element x.
+enum class StoredAs {
+  itself,
+  minus_one,     ///< x - 1: norms of checkpoints whose model multiplies by 1 + weight
+  log_of_minus,  ///< log(-x)
+};
+
 /// A weight matrix [outputs, inputs] (or vector) in a file. FP8 checkpoints have a scale for each 128 x 128 block beside it:
 /// weight[r][c] * scale_inv[r / 128][c / 128]. An adapter may give it a low-rank part (model/adapter.hpp).
 struct Weight {
@@ -29,6 +36,7 @@ struct Weight {
   std::optional<TensorView> scale_inv = {};
   std::shared_ptr<const LowRank> low_rank = {};
   std::shared_ptr<const StridedBlocks> strided = {};  ///< plain_rows() reads it
+  StoredAs stored_as = StoredAs::itself;              ///< of vectors that load_vector() reads
 };
 
 /// Weights of one feed-forward network: down(silu(gate x) * up x). gate, up [width, hidden]; down [hidden, width].
@@ -36,14 +44,28 @@ struct FeedForwardTensors {
   Weight gate, up, down;
 };
 
+/// A gated delta net with nk key heads of dk and nv value heads of dv, g = nv / nk.
+struct DeltaNetTensors {
+  Weight qkv;                // [rows of all q heads, all k heads, all v heads, hidden]; without z, for each key head its rows of
+                             // q, k, g times v, g times z
+  std::optional<Weight> z;   // [nv * dv, hidden]
+  std::optional<Weight> ba;  // [2 nv, hidden]: for each key head g rows of b, g of a
+  std::optional<Weight> b, a;  // instead of ba: [nv, hidden] each
+  Weight conv;                 // [channels, conv_kernel]
+  Weight dt_bias, decay;       // [nv]; -exp(A_log)
+  Weight norm;                 // [dv]
+  Weight out;                  // [hidden, nv * dv]
+};
+
 struct LayerTensors {
   Weight attn_norm, ffn_norm;  // [hidden]
   // grouped-query attention; biases and norms only where the family has them
-  std::optional<Weight> q, k, v;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] x 2
+  std::optional<Weight> q, k, v;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] x 2; with an output gate q has
+                                  // [heads, {q, gate}, head_dim] rows
   std::optional<Weight> q_bias, k_bias, v_bias, o_bias;
   std::optional<Weight> q_norm, k_norm;  // [head_dim], or of all heads together
   std::optional<Weight> sinks;           // [heads]
-  Weight o;                              // [hidden, heads * head_dim or heads * v_head_dim]
+  std::optional<Weight> o;               // [hidden, heads * head_dim or heads * v_head_dim]
   // multi-head latent attention. q alone, or q_a, q_a_norm, q_b
   std::optional<Weight> q_a, q_a_norm, q_b;  // [q_lora, hidden], [q_lora], [heads * (nope + rope), q_lora]
   std::optional<Weight> q_a_bias, kv_a_bias;
@@ -51,6 +73,8 @@ struct LayerTensors {
   std::optional<Weight> kv_b;                    // [heads * (nope + v), kv_lora]: per head the rows of nope keys, then of values
   std::shared_ptr<const LowRank> kv_b_low_rank;  // of kv_b, whichever form it has
   std::optional<Weight> k_b, v_b;                // instead of kv_b: [heads, kv_lora, nope] (transposed) and [heads, v, kv_lora]
+
+  std::optional<DeltaNetTensors> delta_net;  // in place of attention
 
   std::optional<FeedForwardTensors> dense;
   std::optional<Weight> router;             // [experts, hidden]

@@ -3,6 +3,7 @@
 // form, matrices whose rows do not lie one after the other.
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -80,9 +81,15 @@ inline RowMatrix load_rows(const Weight& weight, Index rows) {
   return load_rows(matrix, 0, rows);
 }
 
+/// The element of which a file holds `stored`.
+inline float from_stored(StoredAs as, float stored) noexcept {
+  return as == StoredAs::minus_one ? 1.0f + stored : as == StoredAs::log_of_minus ? -std::exp(stored) : stored;
+}
+
 inline Vector load_vector(const Weight& weight) {
   Vector values(weight.tensor.elements());
   dequantize(weight.tensor, values.data());
+  for (float& value : values) value = from_stored(weight.stored_as, value);
   return values;
 }
 

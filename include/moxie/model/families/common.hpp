@@ -38,6 +38,18 @@ struct TensorNames {
   const char* kv_b = nullptr;
   const char* k_b = nullptr;
   const char* v_b = nullptr;
+  const char* delta_qkvz = nullptr;  ///< rows of q, k, v, z by key head; or delta_qkv and delta_z
+  const char* delta_qkv = nullptr;
+  const char* delta_z = nullptr;
+  const char* delta_ba = nullptr;  ///< rows of b and a by key head; or delta_b and delta_a
+  const char* delta_b = nullptr;
+  const char* delta_a = nullptr;
+  const char* delta_conv = nullptr;  ///< [channels, kernel] or [channels, 1, kernel]
+  const char* delta_dt_bias = nullptr;
+  const char* delta_decay = nullptr;  ///< -exp(A_log)
+  const char* delta_a_log = nullptr;  ///< or A_log
+  const char* delta_norm = nullptr;
+  const char* delta_out = nullptr;
   const char* dense_gate = nullptr;
   const char* dense_up = nullptr;
   const char* dense_down = nullptr;
@@ -58,6 +70,7 @@ struct TensorNames {
   /// gpt-oss in Hugging Face's form: experts_gate_up [experts, hidden, 2 * width], gate and up alternating, and experts_down
   /// [experts, width, hidden], or both as MXFP4 (_blocks, _scales) with the dimensions in the usual order; biases are "_bias".
   bool alternating_experts = false;
+  bool norms_minus_one = false;  ///< norms but delta_norm hold their weight - 1
 };
 
 /// Hugging Face's usual names: what is around the feed-forward networks, with grouped-query attention.
@@ -152,6 +165,7 @@ struct HfRules {
   double rope_theta = 10000.0;
   double rms_norm_eps = 1e-6;
   std::int64_t context_length = 4096;
+  std::int64_t head_dim = 0;  ///< its default; 0: hidden_size / num_attention_heads
   Layout layout = Layout::half;
   bool partial_rotation = false;     ///< a part of each head may be rotated: partial_rotary_factor
   double rotary_factor = 1.0;        ///< its default
@@ -173,6 +187,7 @@ struct HfRules {
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: norm_topk_prob
   bool topk_norm_default = false;
   const char* norm_minimum = nullptr;  ///< of RouterConfig::norm_minimum
+  bool text_config = false;            ///< config.json may be that of a model for more than text, with this one in "text_config"
   bool tied_default = false;           ///< of tie_word_embeddings
   bool groups = false;                 ///< routed_scaling_factor, n_group and topk_group count
   double scaling_default = 1.0;        ///< of routed_scaling_factor
@@ -195,6 +210,8 @@ struct GgufRules {
   bool o_bias = false;                    ///< the same of o
   bool qk_norm_optional = false;          ///< q and k have their norms where the file has them
   bool alternating_windows = false;       ///< sliding windows are those of layers 0, 2, ..
+  bool tiled_heads = false;               ///< DeltaNetConfig::tiled_heads
+  bool rope_sections = false;             ///< rope.dimension_sections is there; text has one position in all of them
 };
 
 struct Family {
@@ -210,6 +227,8 @@ struct Family {
   float norm_minimum = 0.0f;
   SharedExperts shared = SharedExperts::none;
   bool sinks = false;           ///< of attention
+  bool output_gate = false;     ///< of attention
+  bool delta_net = false;       ///< layers are gated delta nets but each n-th, or those that are named
   bool expert_biases = false;   ///< MoeConfig::biases
   float swiglu_limit = 0.0f;    ///< where the file does not say it; 0: silu(gate) * up
   bool multipliers = false;     ///< of embeddings, q . k, branches and logits

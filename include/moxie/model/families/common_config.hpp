@@ -27,6 +27,7 @@ inline constexpr std::int64_t max_head_dim = 1 << 14;
 inline constexpr std::int64_t max_vocab = 1 << 24;
 inline constexpr std::int64_t max_context = (std::int64_t{1} << 32) - 1;  // what the u32 of a GGUF file holds
 inline constexpr std::int64_t max_experts = 1 << 14;
+inline constexpr std::int64_t default_full_attention_interval = 4;  // of families with gated delta nets
 inline constexpr std::int64_t max_expert_matrices = 1 << 16;  // layers * experts: about 1 KB of description each
 
 /// YaRN's factor on attention, arXiv 2309.00071 with DeepSeek-V2's mscale: 0.1 mscale ln(factor) + 1, and 1 for factor <= 1.
@@ -57,6 +58,12 @@ inline void check_config(const ModelConfig& c, const Fields& f) {
                                                   " key-value heads; the first must be a multiple of the second"));
     require(r.dims <= a.head_dim, concat("the model rotates ", n(r.dims), " dimensions of heads that have ", n(a.head_dim),
                                          "; it can rotate at most all"));
+  }
+  if (const DeltaNetConfig& d = c.delta_net; d.n_k_heads != 0) {
+    require(d.n_v_heads % d.n_k_heads == 0, concat("the model's delta nets have ", n(d.n_v_heads), " value heads and ",
+                                                   n(d.n_k_heads), " key heads; the first must be a multiple of the second"));
+    if (c.n_recurrent_layers() == c.n_layers)
+      throw UnsupportedError({f.file(), {}, {}}, "all layers are delta nets; moxie needs one with attention");
   }
   require(r.dims > 0 && r.dims % 2 == 0,
           concat("the model rotates ", n(r.dims),

@@ -51,6 +51,17 @@ inline constexpr TensorNames gguf_tensor_names{
     .kv_b = "blk.{i}.attn_kv_b.weight",
     .k_b = "blk.{i}.attn_k_b.weight",
     .v_b = "blk.{i}.attn_v_b.weight",
+    .delta_qkvz = "blk.{i}.ssm_in.weight",
+    .delta_qkv = "blk.{i}.attn_qkv.weight",
+    .delta_z = "blk.{i}.attn_gate.weight",
+    .delta_ba = "blk.{i}.ssm_ba.weight",
+    .delta_b = "blk.{i}.ssm_beta.weight",
+    .delta_a = "blk.{i}.ssm_alpha.weight",
+    .delta_conv = "blk.{i}.ssm_conv1d.weight",
+    .delta_dt_bias = "blk.{i}.ssm_dt.bias",
+    .delta_decay = "blk.{i}.ssm_a",
+    .delta_norm = "blk.{i}.ssm_norm.weight",
+    .delta_out = "blk.{i}.ssm_out.weight",
     .dense_gate = "blk.{i}.ffn_gate.weight",
     .dense_up = "blk.{i}.ffn_up.weight",
     .dense_down = "blk.{i}.ffn_down.weight",
@@ -69,6 +80,13 @@ inline constexpr TensorNames gguf_tensor_names{
     .shared_expert_gate = "blk.{i}.ffn_gate_inp_shexp.weight",
 };
 
+/// The same where the norm before the feed-forward network is called after what is before it.
+inline constexpr TensorNames gguf_post_attention_norm_names = [] {
+  TensorNames names = gguf_tensor_names;
+  names.ffn_norm = "blk.{i}.post_attention_norm.weight";
+  return names;
+}();
+
 /// The names of an architecture's tensors.
 inline const TensorNames& gguf_names_of(const Family& family) noexcept {
   return family.gguf.names ? *family.gguf.names : gguf_tensor_names;
@@ -79,8 +97,11 @@ inline constexpr FixedOption gguf_fixed_options[] = {
     {"attn_logit_softcapping", "0"},       {"final_logit_softcapping", "0"},       {"attention.causal", "true"},
     {"attention.clamp_kqv", "0"},          {"attention.temperature_scale", "0"},   {"attention.chunk_size", "0"},
     {"rope.scaling.yarn_ext_factor", "1"}, {"rope.scaling.yarn_attn_factor", "1"}, {"rope.scaling.alpha", "0"},
-    {"rope.dimension_sections", "null"},   {"use_parallel_residual", "false"},
+    {"use_parallel_residual", "false"},
 };
+
+/// The same in families without GgufRules::rope_sections.
+inline constexpr FixedOption gguf_without_sections[] = {{"rope.dimension_sections", "null"}};
 
 /// The same in families without Family::multipliers.
 inline constexpr FixedOption gguf_without_multipliers[] = {
@@ -137,6 +158,7 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     if (!family.gguf.qk_norm_optional || tensors.find(tensor_name(gguf_tensor_names.q_norm, 0))) a.qk_norm = family.qk_norm;
     a.clip_qkv = static_cast<float>(own.number("attention.clip_qkv", 5e-7, 1e6, 0.0));
     a.sinks = family.sinks;
+    a.output_gate = family.output_gate;
     a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
     if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
       f.fail("attention.key_length",
@@ -183,6 +205,34 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     }
   }
   c.set_sliding_windows(windows);
+}
+
+/// Which layers are gated delta nets, and what these are.
+inline void read_gguf_delta_net(Fields& f, const Family& family, ModelConfig& c) {
+  if (!family.delta_net) return;
+  DeltaNetConfig& d = c.delta_net;
+  d.n_k_heads = f.integer("ssm.group_count", 1, max_heads);
+  d.n_v_heads = f.integer("ssm.time_step_rank", 1, max_heads);
+  d.k_head_dim = f.integer("ssm.state_size", 1, max_head_dim);
+  d.conv_kernel = f.integer("ssm.conv_kernel", 1, max_conv_kernel);
+  const std::int64_t width = f.integer("ssm.inner_size", 1, max_heads * max_head_dim);
+  d.tiled_heads = family.gguf.tiled_heads;
+  f.check_missing();
+  if (width % d.n_v_heads != 0 || width / d.n_v_heads > max_head_dim)
+    f.fail("ssm.inner_size", concat("is ", width, "; it must be a multiple of ssm.time_step_rank, ", d.n_v_heads, ", at most ",
+                                    max_head_dim, " times it"));
+  d.v_head_dim = width / d.n_v_heads;
+  const std::int64_t interval = f.integer("full_attention_interval", 1, max_layers, default_full_attention_interval);
+  const nlohmann::json* layers = f.find("attention.recurrent_layers");
+  if (layers && (!layers->is_array() || std::ssize(*layers) < c.n_layers))
+    f.fail("attention.recurrent_layers",
+           concat("is ", Fields::show(*layers), "; it must have a boolean for each of the ", c.n_layers, " layers"));
+  for (std::int64_t i = 0; i < c.n_layers; ++i) {
+    const nlohmann::json recurrent = layers ? (*layers)[static_cast<std::size_t>(i)] : nlohmann::json((i + 1) % interval != 0);
+    if (!recurrent.is_boolean())
+      f.fail("attention.recurrent_layers", concat("holds ", Fields::show(recurrent), "; it must hold booleans"));
+    c.is_recurrent_layer.push_back(recurrent.get<bool>());
+  }
 }
 
 /// expert_gating_func.
@@ -274,6 +324,7 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
                                     const TensorMap& tensors) {
   check_fixed(f, gguf_fixed_options);
   check_fixed(f, family.multipliers ? std::span<const FixedOption>(gguf_with_multipliers) : gguf_without_multipliers);
+  if (!family.gguf.rope_sections) check_fixed(f, gguf_without_sections);
   ModelConfig c;
   c.family = family.name;
   c.name = all.text("general.name", "");
@@ -306,6 +357,7 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
     c.logits_scaling = multiplier("logit_scale");
   }
   read_gguf_attention(f, own, family, tensors, c);
+  read_gguf_delta_net(f, family, c);
   c.permuted_rows = own.boolean("rope.permuted_rows",
                                 family.gguf.layout == RopeLayout::interleaved && family.hf.layout == HfRules::Layout::half);
   read_gguf_moe(f, own, family, c);

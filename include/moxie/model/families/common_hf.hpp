@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <iterator>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -140,11 +141,12 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
     if (!family.hf.qk_norm_key || f.boolean(family.hf.qk_norm_key, false)) a.qk_norm = family.qk_norm;
     if (family.hf.clip_qkv) a.clip_qkv = static_cast<float>(f.number("clip_qkv", 1e-6, 1e6, 0.0));
     a.sinks = family.sinks;
+    a.output_gate = family.output_gate;
     a.n_kv_heads = f.integer("num_key_value_heads", 1, max_heads, a.n_heads);
-    if (!f.contains("head_dim") && c.hidden_size % a.n_heads != 0)
+    if (!f.contains("head_dim") && family.hf.head_dim == 0 && c.hidden_size % a.n_heads != 0)
       f.fail("head_dim",
              concat("is missing, and hidden_size ", c.hidden_size, " is no multiple of num_attention_heads ", a.n_heads));
-    a.head_dim = f.integer("head_dim", 1, max_head_dim, c.hidden_size / a.n_heads);
+    a.head_dim = f.integer("head_dim", 1, max_head_dim, family.hf.head_dim != 0 ? family.hf.head_dim : c.hidden_size / a.n_heads);
     a.rope.dims = a.head_dim;
     width = static_cast<double>(a.head_dim);
   } else {
@@ -163,18 +165,44 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
   if (family.multipliers) a.scale = static_cast<float>(f.number("attention_multiplier", 1e-6, 1e6, 1.0));
 }
 
+/// The type of a layer in `layer_types`.
+inline std::string hf_layer_type(const Fields& f, const nlohmann::json& types, std::int64_t n_layers, std::int64_t layer) {
+  if (!types.is_array() || std::ssize(types) != n_layers || !types[static_cast<std::size_t>(layer)].is_string())
+    f.fail("layer_types",
+           concat("is ", Fields::show(types), "; it must be an array of ", n_layers, " strings, one for each layer"));
+  return types[static_cast<std::size_t>(layer)].get<std::string>();
+}
+
+/// Which layers are gated delta nets, and what these are.
+inline void read_hf_delta_net(Fields& f, const Family& family, ModelConfig& c) {
+  if (!family.delta_net) return;
+  DeltaNetConfig& d = c.delta_net;
+  d.n_k_heads = f.integer("linear_num_key_heads", 1, max_heads, 16);
+  d.n_v_heads = f.integer("linear_num_value_heads", 1, max_heads, 32);
+  d.k_head_dim = f.integer("linear_key_head_dim", 1, max_head_dim, 128);
+  d.v_head_dim = f.integer("linear_value_head_dim", 1, max_head_dim, 128);
+  d.conv_kernel = f.integer("linear_conv_kernel_dim", 1, max_conv_kernel, 4);
+  const std::int64_t interval = f.integer("full_attention_interval", 1, max_layers, default_full_attention_interval);
+  const nlohmann::json* types = f.find("layer_types");
+  for (std::int64_t i = 0; i < c.n_layers; ++i) {
+    const std::string type = types                     ? hf_layer_type(f, *types, c.n_layers, i)
+                             : (i + 1) % interval == 0 ? "full_attention"
+                                                       : "linear_attention";
+    if (type != "full_attention" && type != "linear_attention")
+      f.unsupported("layer_types",
+                    concat("names ", Fields::show(type), "; moxie has full_attention and linear_attention for this family"));
+    c.is_recurrent_layer.push_back(type == "linear_attention");
+  }
+}
+
 inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& c) {
   using Window = HfRules::Window;
   const Window rule = family.hf.window;
   const nlohmann::json* types = f.find("layer_types");
-  const auto type_of = [&](std::int64_t layer) -> std::string {
-    if (!types->is_array() || std::ssize(*types) != c.n_layers || !(*types)[static_cast<std::size_t>(layer)].is_string())
-      f.fail("layer_types",
-             concat("is ", Fields::show(*types), "; it must be an array of ", c.n_layers, " strings, one for each layer"));
-    return (*types)[static_cast<std::size_t>(layer)].get<std::string>();
-  };
+  const auto type_of = [&](std::int64_t layer) { return hf_layer_type(f, *types, c.n_layers, layer); };
   if (rule == Window::none) {
     if (f.boolean("use_sliding_window", false)) f.unsupported("use_sliding_window", "is true; this family has no sliding window");
+    if (family.delta_net) return;  // read_hf_delta_net() has read the types
     for (std::int64_t i = 0; types && i < c.n_layers; ++i)
       if (const std::string type = type_of(i); type != "full_attention")
         f.unsupported("layer_types", concat("names ", Fields::show(type), "; this family has only full_attention"));
@@ -290,7 +318,11 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   c.hidden_size = f.integer("hidden_size", 1, max_width);
   c.n_layers = f.integer("num_hidden_layers", 1, max_layers);
   c.context_length = f.integer("max_position_embeddings", 1, max_context, family.hf.context_length);
-  c.intermediate_size = f.integer("intermediate_size", 1, max_width);
+  // only of dense layers, but where it is that of experts
+  const bool no_dense_layers =
+      family.hf.dense == HfRules::Dense::none && family.hf.expert_width != std::string_view("intermediate_size");
+  c.intermediate_size =
+      no_dense_layers ? f.integer("intermediate_size", 0, max_width, 0) : f.integer("intermediate_size", 1, max_width);
   c.rms_norm_eps = static_cast<float>(f.number("rms_norm_eps", 1e-20, 1.0, family.hf.rms_norm_eps));
   if (family.multipliers) {
     c.embedding_multiplier = static_cast<float>(f.number("embedding_multiplier", 1e-6, 1e6, 1.0));
@@ -298,6 +330,7 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
     c.logits_scaling = static_cast<float>(f.number("logits_scaling", 1e-6, 1e6, 1.0));
   }
   read_hf_attention(f, family, c);
+  read_hf_delta_net(f, family, c);
   read_hf_windows(f, family, c);
   read_hf_moe(f, family, c);
   f.check_missing();

@@ -42,7 +42,7 @@ class DecoderFinder {
   DecoderTensors run() {
     DecoderTensors all;
     put(all.embedding, find_.matrix(n_.embedding, {c_.vocab_size, c_.hidden_size}));
-    put(all.output_norm, find_.vector(n_.output_norm, c_.hidden_size));
+    put(all.output_norm, norm(find_.vector(n_.output_norm, c_.hidden_size)));
     if (rules_.tied) {
       find_.ignore(n_.output);
     } else {
@@ -62,16 +62,12 @@ class DecoderFinder {
 
   LayerTensors layer(std::int64_t i) {
     LayerTensors t;
-    put(t.attn_norm, find_.vector(tensor_name(n_.attn_norm, i), c_.hidden_size));
-    put(t.ffn_norm, find_.vector(tensor_name(n_.ffn_norm, i), c_.hidden_size));
-    const AttentionConfig& a = c_.attention;
-    const std::string o = tensor_name(n_.o, i);
-    put(t.o, find_.matrix(o, {c_.hidden_size, a.n_heads * (a.kind == AttentionKind::gqa ? a.head_dim : a.v_head_dim)}));
-    t.o_bias = find_.vector(bias_name(o), c_.hidden_size, rules_.o_bias);
-    if (a.kind == AttentionKind::gqa) {
-      grouped_query(i, t);
+    put(t.attn_norm, norm(find_.vector(tensor_name(n_.attn_norm, i), c_.hidden_size)));
+    put(t.ffn_norm, norm(find_.vector(tensor_name(n_.ffn_norm, i), c_.hidden_size)));
+    if (c_.recurrent_layer(i)) {
+      delta_net(i, t.delta_net.emplace());
     } else {
-      latent(i, t);
+      attention(i, t);
     }
     if (c_.is_moe_layer[static_cast<std::size_t>(i)]) {
       mixture(i, t);
@@ -81,9 +77,56 @@ class DecoderFinder {
     return t;
   }
 
+  /// What the file holds of a norm's weight.
+  std::optional<Weight> norm(std::optional<Weight> weight) const {
+    if (weight && n_.norms_minus_one) weight->stored_as = StoredAs::minus_one;
+    return weight;
+  }
+
+  void attention(std::int64_t i, LayerTensors& t) {
+    const AttentionConfig& a = c_.attention;
+    const std::string o = tensor_name(n_.o, i);
+    t.o = find_.matrix(o, {c_.hidden_size, a.n_heads * (a.kind == AttentionKind::gqa ? a.head_dim : a.v_head_dim)});
+    t.o_bias = find_.vector(bias_name(o), c_.hidden_size, rules_.o_bias);
+    if (a.kind == AttentionKind::gqa) {
+      grouped_query(i, t);
+    } else {
+      latent(i, t);
+    }
+  }
+
+  void delta_net(std::int64_t i, DeltaNetTensors& t) {
+    const DeltaNetConfig& d = c_.delta_net;
+    const std::int64_t h = c_.hidden_size, values = d.n_v_heads * d.v_head_dim;
+    const auto has = [&](const char* pattern) { return pattern && find_.has(tensor_name(pattern, i)); };
+    const auto matrix = [&](const char* pattern, const Shape& shape) { return find_.matrix(tensor_name(pattern, i), shape); };
+    if (n_.delta_qkvz && (has(n_.delta_qkvz) || !n_.delta_qkv)) {
+      put(t.qkv, matrix(n_.delta_qkvz, {d.channels() + values, h}));
+    } else {
+      put(t.qkv, matrix(n_.delta_qkv, {d.channels(), h}));
+      t.z = matrix(n_.delta_z, {values, h});
+    }
+    if (n_.delta_ba && (has(n_.delta_ba) || !has(n_.delta_b))) {
+      t.ba = matrix(n_.delta_ba, {2 * d.n_v_heads, h});
+    } else {
+      t.b = matrix(n_.delta_b, {d.n_v_heads, h});
+      t.a = matrix(n_.delta_a, {d.n_v_heads, h});
+    }
+    const std::string conv = tensor_name(n_.delta_conv, i);
+    const TensorView* found = tensors_.find(conv);
+    const bool three = found && found->shape.size() == 3;  // Conv1d's [channels, 1, kernel]
+    put(t.conv, find_.floats(conv, three ? Shape{d.channels(), 1, d.conv_kernel} : Shape{d.channels(), d.conv_kernel}));
+    put(t.dt_bias, find_.vector(tensor_name(n_.delta_dt_bias, i), d.n_v_heads));
+    put(t.decay, find_.vector(tensor_name(n_.delta_a_log ? n_.delta_a_log : n_.delta_decay, i), d.n_v_heads));
+    if (n_.delta_a_log) t.decay.stored_as = StoredAs::log_of_minus;
+    put(t.norm, find_.vector(tensor_name(n_.delta_norm, i), d.v_head_dim));
+    put(t.out, matrix(n_.delta_out, {h, values}));
+  }
+
   void grouped_query(std::int64_t i, LayerTensors& t) {
     const AttentionConfig& a = c_.attention;
-    const std::int64_t q_rows = a.n_heads * a.head_dim, kv_rows = a.n_kv_heads * a.head_dim, h = c_.hidden_size;
+    const std::int64_t q_rows = (a.output_gate ? 2 : 1) * a.n_heads * a.head_dim, kv_rows = a.n_kv_heads * a.head_dim,
+                       h = c_.hidden_size;
     const std::string q = tensor_name(n_.q, i), k = tensor_name(n_.k, i), v = tensor_name(n_.v, i);
     const std::string qkv = n_.qkv ? tensor_name(n_.qkv, i) : std::string();
     if (!qkv.empty() && find_.has(qkv) && !find_.has(q)) {
@@ -107,8 +150,8 @@ class DecoderFinder {
     }
     if (a.qk_norm != QkNorm::none) {
       const bool per_head = a.qk_norm != QkNorm::all_heads;
-      t.q_norm = find_.vector(tensor_name(n_.q_norm, i), per_head ? a.head_dim : q_rows);
-      t.k_norm = find_.vector(tensor_name(n_.k_norm, i), per_head ? a.head_dim : kv_rows);
+      t.q_norm = norm(find_.vector(tensor_name(n_.q_norm, i), per_head ? a.head_dim : q_rows));
+      t.k_norm = norm(find_.vector(tensor_name(n_.k_norm, i), per_head ? a.head_dim : kv_rows));
     }
     if (a.sinks) t.sinks = find_.vector(tensor_name(n_.sinks, i), a.n_heads);
   }

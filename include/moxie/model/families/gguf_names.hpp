@@ -71,6 +71,40 @@ inline RopeRowOrders rope_row_orders(const AttentionConfig& a) {
   return {pairs_from_halves(a.n_heads, a.qk_nope_head_dim, dims, 0), pairs_from_halves(1, a.kv_lora_rank, dims, 0)};
 }
 
+/// How rows and elements of a gated delta net's tensors lie in another form of them, which has all q, all k, all v and z apart:
+/// what is at r there is at order[r] here; empty: the same.
+struct DeltaNetOrders {
+  std::vector<std::int64_t> qkv, z, heads, values,
+      channels;  ///< rows of qkv and z; value heads; their elements; the convolution's channels
+};
+
+/// `by_key_head`: qkv has the rows of q, k, v, z of each key head together here. `tile`: value heads are tiled there and not here
+/// (DeltaNetConfig::tiled_heads).
+inline DeltaNetOrders delta_net_orders(const DeltaNetConfig& d, bool by_key_head, bool tile) {
+  DeltaNetOrders orders;
+  if (!by_key_head && !tile) return orders;
+  const std::int64_t group = d.n_v_heads / d.n_k_heads, dk = d.k_head_dim, dv = d.v_head_dim, step = 2 * (dk + group * dv);
+  const auto add = [](std::vector<std::int64_t>& order, std::int64_t first, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) order.push_back(first + i);
+  };
+  for (std::int64_t p = 0; p < d.n_v_heads; ++p) {
+    const std::int64_t h = tile ? p % d.n_k_heads * group + p / d.n_k_heads : p;
+    orders.heads.push_back(h);
+    add(orders.values, h * dv, dv);
+    add(orders.z, by_key_head ? h / group * step + 2 * dk + (group + h % group) * dv : h * dv, dv);
+  }
+  for (const std::int64_t part : {0, 1})
+    for (std::int64_t h = 0; h < d.n_k_heads; ++h)
+      add(orders.qkv, by_key_head ? h * step + part * dk : (part * d.n_k_heads + h) * dk, dk);
+  add(orders.channels, 0, 2 * d.n_k_heads * dk);
+  for (const std::int64_t h : orders.heads) {
+    add(orders.qkv, by_key_head ? h / group * step + 2 * dk + h % group * dv : 2 * d.n_k_heads * dk + h * dv, dv);
+    add(orders.channels, 2 * d.n_k_heads * dk + h * dv, dv);
+  }
+  if (!tile) orders.heads = orders.values = orders.channels = {};
+  return orders;
+}
+
 /// rope_freqs.weight: what frequencies are divided by, [dims / 2]; empty: no such tensor. Llama 3.1's scaling is written this
 /// way.
 inline std::vector<float> gguf_rope_freqs(const ModelConfig& config) {
@@ -200,6 +234,27 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   if (family.gguf.alternating_windows ? window != 0 && !implied : !config.layer_windows.empty())
     out[concat(a, "attention.sliding_window_pattern")] = pattern;
 
+  if (const DeltaNetConfig& d = config.delta_net; d.n_k_heads != 0) {
+    out[concat(a, "ssm.conv_kernel")] = d.conv_kernel;
+    out[concat(a, "ssm.state_size")] = d.k_head_dim;
+    out[concat(a, "ssm.group_count")] = d.n_k_heads;
+    out[concat(a, "ssm.time_step_rank")] = d.n_v_heads;
+    out[concat(a, "ssm.inner_size")] = d.n_v_heads * d.v_head_dim;
+    const auto first_full = std::find(config.is_recurrent_layer.begin(), config.is_recurrent_layer.end(), false);
+    const std::int64_t interval = first_full - config.is_recurrent_layer.begin() + 1;
+    bool regular = true;
+    for (std::int64_t i = 0; i < config.n_layers; ++i)
+      regular = regular && config.recurrent_layer(i) == ((i + 1) % interval != 0);
+    if (regular) out[concat(a, "full_attention_interval")] = interval;
+    out[concat(a, "attention.recurrent_layers")] = config.is_recurrent_layer;
+  }
+  if (family.gguf
+          .rope_sections)  // which are those of the models does not matter to text; together they are half of the dimensions
+    out[concat(a, "rope.dimension_sections")] = [&] {
+      const std::int64_t half = attention.rope.dims / 2, third = half / 3;
+      return nlohmann::json::array({half - 2 * third - (half % 3 == 2), third + (half % 3 == 2), third, 0});
+    }();
+
   out[concat(a, "expert_count")] = router.n_experts;
   out[concat(a, "expert_used_count")] = router.top_k;
   out[a + family.gguf.expert_width] = moe.moe_intermediate_size;
@@ -243,7 +298,17 @@ struct GgufTensor {
   std::string name;
   std::vector<const Weight*> parts;  ///< one weight; or one for each expert, stacked along a new first dimension
   bool stacked = false;
-  std::vector<std::int64_t> row_order;  ///< row r of the tensor is row row_order[r] of the weight; empty: the same
+  std::vector<std::int64_t> row_order;     ///< row r of the tensor is row row_order[r] of the weight; empty: the same
+  std::vector<std::int64_t> column_order;  ///< the same of columns, of a vector elements
+
+  /// [rows.., columns] of one weight, two dimensions of which are those of a matrix.
+  std::vector<std::int64_t> shape() const {
+    std::vector<std::int64_t> shape = parts.front()->tensor.shape;
+    if (shape.size() == 3 && shape[1] == 1) shape.erase(shape.begin() + 1);  // Conv1d's weight
+    if (!row_order.empty()) shape[0] = static_cast<std::int64_t>(row_order.size());
+    if (stacked) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
+    return shape;
+  }
 };
 
 /// All weights of `tensors`, which must outlive the result, with the names and the order of rows that GGUF wants. kv_b stays
@@ -252,12 +317,15 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
   const families::TensorNames& n = families::gguf_names_of(family_of(config));
   std::vector<GgufTensor> out;
   std::int64_t layer = -1;
-  const auto put = [&](const char* pattern, const Weight* weight, std::vector<std::int64_t> order = {}) {
-    if (weight) out.push_back({families::tensor_name(pattern, layer), {weight}, false, std::move(order)});
+  const auto put = [&](const char* pattern, const Weight* weight, std::vector<std::int64_t> order = {},
+                       std::vector<std::int64_t> column_order = {}) {
+    if (weight)
+      out.push_back({families::tensor_name(pattern, layer), {weight}, false, std::move(order), std::move(column_order)});
   };
   const auto maybe = [](const std::optional<Weight>& weight) { return weight ? &*weight : nullptr; };
   const auto bias = [&](const char* pattern, const std::optional<Weight>& weight, std::vector<std::int64_t> order = {}) {
-    if (weight) out.push_back({families::bias_name(families::tensor_name(pattern, layer)), {&*weight}, false, std::move(order)});
+    if (weight)
+      out.push_back({families::bias_name(families::tensor_name(pattern, layer)), {&*weight}, false, std::move(order), {}});
   };
   const auto feed_forward = [&](const char* gate, const char* up, const char* down, const std::optional<FeedForwardTensors>& t) {
     if (!t) return;
@@ -267,9 +335,25 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
   };
   const auto stack = [&](const char* pattern, const std::vector<FeedForwardTensors>& experts, Weight FeedForwardTensors::*part) {
     if (experts.empty()) return;
-    GgufTensor all{families::tensor_name(pattern, layer), {}, true, {}};
+    GgufTensor all{families::tensor_name(pattern, layer), {}, true, {}, {}};
     for (const FeedForwardTensors& expert : experts) all.parts.push_back(&(expert.*part));
     out.push_back(std::move(all));
+  };
+
+  const auto delta_net = [&](const DeltaNetTensors& t) {
+    const DeltaNetConfig& d = config.delta_net;
+    const bool tile = family_of(config).gguf.tiled_heads && !d.tiled_heads;
+    DeltaNetOrders order = delta_net_orders(d, !t.z, tile);
+    put(n.delta_qkv, &t.qkv, std::move(order.qkv));
+    put(n.delta_z, t.z ? &*t.z : &t.qkv, std::move(order.z));
+    put(n.delta_ba, maybe(t.ba));
+    put(n.delta_b, maybe(t.b), order.heads);
+    put(n.delta_a, maybe(t.a), order.heads);
+    put(n.delta_conv, &t.conv, std::move(order.channels));
+    put(n.delta_dt_bias, &t.dt_bias, {}, order.heads);
+    put(n.delta_decay, &t.decay, {}, order.heads);
+    put(n.delta_norm, &t.norm);
+    put(n.delta_out, &t.out, {}, std::move(order.values));
   };
 
   const RopeRowOrders order = gguf_permutes_rows(config) ? rope_row_orders(config.attention) : RopeRowOrders{};
@@ -299,8 +383,9 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     put(n.kv_b, maybe(t.kv_b));
     put(n.k_b, maybe(t.k_b));
     put(n.v_b, maybe(t.v_b));
-    put(n.o, &t.o);
+    put(n.o, maybe(t.o));
     bias(n.o, t.o_bias);
+    if (t.delta_net) delta_net(*t.delta_net);
     put(n.ffn_norm, &t.ffn_norm);
     feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
     put(n.router, maybe(t.router));

@@ -15,11 +15,6 @@ inline constexpr TensorNames glm4_moe_hf_names = [] {
   names.router_bias = "model.layers.{i}.mlp.gate.e_score_correction_bias";
   return names;
 }();
-inline constexpr TensorNames glm4_moe_gguf_names = [] {
-  TensorNames names = gguf_tensor_names;
-  names.ffn_norm = "blk.{i}.post_attention_norm.weight";
-  return names;
-}();
 
 inline constexpr Family glm4_moe{
     .name = "glm4_moe",
@@ -44,7 +39,7 @@ inline constexpr Family glm4_moe{
            .topk_norm = TopkNorm::by_key,
            .topk_norm_default = true,
            .groups = true},
-    .gguf = {.names = &glm4_moe_gguf_names,
+    .gguf = {.names = &gguf_post_attention_norm_names,
              .shared = "expert_shared_count",
              .topk_norm = TopkNorm::by_key,
              .qk_norm_optional = true},

@@ -1,5 +1,5 @@
 """Adapters saved by PEFT on small models, with the logits that PEFT gives: make_peft.py MODELS OUT [CASE ..], MODELS being the shared folder of
-models."""
+models; those that are not there are taken from tests/data/models."""
 import json, pathlib, sys
 import peft, peft.utils.transformers_weight_conversion, torch, transformers
 from safetensors.torch import save_file
@@ -17,6 +17,8 @@ cases = {
     "olmoe_clip": dict(r=2, lora_alpha=3, target_modules=attention, target_parameters=experts + ["mlp.gate.weight"]),
     "deepseek_v3": dict(r=1, lora_alpha=2.5, target_modules=latent + networks + ["lm_head"], target_parameters=experts + ["mlp.gate.weight"],
                         rank_pattern={"self_attn.kv_b_proj": 17, "layers.1.self_attn.o_proj": 3}, alpha_pattern={"kv_b_proj": 23.5}),
+    "qwen3_next": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj_qkvz", "in_proj_ba", "out_proj", "shared_expert_gate"]),
+    "qwen3_5_moe": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]),
 }
 only = sys.argv[3:] or list(cases)
 for name, options in cases.items():
@@ -25,7 +27,8 @@ for name, options in cases.items():
     if name == "deepseek_v3":  # "gate_proj" is the dense and shared networks' here, and not turned into the experts' gate_up_proj
         peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
     torch.manual_seed(1)
-    base = transformers.AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
+    folder = models / name if (models / name).exists() else pathlib.Path(__file__).resolve().parents[2] / "models" / name
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     base.name_or_path = f"models/{name}"  # what adapter_config.json names as the base model
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **options))
     for parameter_name, parameter in model.named_parameters():
