@@ -86,6 +86,7 @@ json summary(const ModelConfig& c) {
           {"output_gate", a.output_gate},
           {"delta_net", {c.delta_net.n_k_heads, c.delta_net.n_v_heads, c.delta_net.k_head_dim, c.delta_net.v_head_dim, c.delta_net.conv_kernel}},
           {"recurrent", c.is_recurrent_layer},
+          {"short_conv", c.short_conv_kernel},
           {"kv_heads", a.n_kv_heads},
           {"head_dim", a.head_dim},
           {"scale", digits(static_cast<double>(a.scale))},
@@ -153,16 +154,17 @@ void check_tensors(const ModelDescription& d) {
             static_cast<std::uint64_t>(c.moe.moe_intermediate_size) * expert.gate.tensor.row_stride());
       CHECK(expert.gate.scale_inv.has_value() == (expert.gate.tensor.dtype == moxie::Dtype::F8_E4M3));
     }
-    REQUIRE(t.delta_net.has_value() == c.recurrent_layer(i));
+    REQUIRE(t.delta_net.has_value() == (c.recurrent_layer(i) && c.short_conv_kernel == 0));
+    REQUIRE(t.short_conv.has_value() == (c.recurrent_layer(i) && c.short_conv_kernel != 0));
     CHECK(t.o.has_value() == !c.recurrent_layer(i));
     if (t.delta_net) {
       const moxie::DeltaNetTensors& net = *t.delta_net;
       CHECK(net.ba.has_value() != (net.a && net.b));
       CHECK(net.qkv.tensor.rows() + (net.z ? net.z->tensor.rows() : 0) == c.delta_net.channels() + c.delta_net.n_v_heads * c.delta_net.v_head_dim);
-    } else if (c.attention.kind == moxie::AttentionKind::gqa) {
+    } else if (c.attention.kind == moxie::AttentionKind::gqa && !t.short_conv) {
       CHECK((t.q && t.k && t.v));
       CHECK(t.q_norm.has_value() == (c.attention.qk_norm != moxie::QkNorm::none));
-    } else {
+    } else if (!t.short_conv) {
       CHECK((t.kv_a && t.kv_a_norm));
       CHECK(t.q.has_value() == (c.attention.q_lora_rank == 0));
       CHECK(t.q_b.has_value() == (c.attention.q_lora_rank != 0));
@@ -197,7 +199,7 @@ const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", 
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
                                   "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
-                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "qwen3_next"};
+                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "qwen3_next", "lfm2_moe"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -1026,6 +1028,49 @@ TEST_CASE("the text model of a model for text and images is described, with gate
   CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, without, path); }), "layers.1.linear_attn.in_proj_b.weight': is missing"));
   const TensorMap odd = with(folder.tensors(), [](Views& views) { views["model.language_model.layers.0.linear_attn.q_norm.weight"] = views.begin()->second; });
   CHECK_THROWS_AS(moxie::describe_hf(folder.config, odd, path), moxie::FormatError);
+}
+
+TEST_CASE("lfm2_moe's layers are convolutions where config.json or, in GGUF, the numbers of kv heads say so") {
+  const auto path = test::shared_path("models/lfm2_moe");
+  if (!path) return;
+  const moxie::HfFolder folder = moxie::HfFolder::open(*path);
+  const ModelDescription d = open_hf(*path);
+  CHECK(d.config.is_recurrent_layer == std::vector<bool>{true, true, false, true});
+  CHECK(d.config.short_conv_kernel == 3);
+  CHECK(d.config.rms_norm_eps == 1e-3f);
+  CHECK_FALSE(d.tensors.output.has_value());
+  json config = folder.config;  // the hub's older form
+  config.erase("layer_types");
+  config.erase("tie_word_embeddings");
+  config["full_attn_idxs"] = {2};
+  config["tie_embedding"] = true;
+  CHECK(summary(moxie::describe_hf(config, folder.tensors(), *path).config) == summary(d.config));
+  const auto hf_error = [&](const char* key, const json& value) {
+    json other = folder.config;
+    other[key] = value;
+    return error_of([&] { moxie::describe_hf(other, folder.tensors(), *path); });
+  };
+  CHECK(contains(hf_error("layer_types", nullptr), "is missing"));
+  CHECK(contains(hf_error("layer_types", json::array({"conv", "conv", "conv", "conv"})), "one with attention"));
+  CHECK(contains(hf_error("layer_types", json::array({"conv", "conv", "linear_attention", "conv"})), "linear_attention"));
+  CHECK(contains(hf_error("conv_bias", true), "conv_bias"));
+  CHECK(contains(hf_error("use_expert_bias", false), "use_expert_bias"));
+  CHECK(contains(hf_error("conv_L_cache", 4), "conv.conv.weight"));
+
+  const Written written = write(d);
+  const auto gguf_error = [&](const char* key, const json& value) {
+    json metadata = written.metadata;
+    metadata[std::string("lfm2moe.") + key] = value;
+    return error_of([&] { moxie::describe_gguf(metadata, written.tensors, "x.gguf"); });
+  };
+  CHECK(gguf_error("general.name", "x").empty());
+  CHECK(contains(gguf_error("attention.head_count_kv", 2), "for each of the 4 layers"));
+  CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 0, 2})), "for each of the 4 layers"));
+  CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 0, "2", 0})), "integers from 0"));
+  CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 0, -2, 0})), "integers from 0"));
+  CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 1, 2, 0})), "differs between layers"));
+  CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 0, 0, 0})), "one with attention"));
+  CHECK(contains(gguf_error("shortconv.l_cache", 0), "from 1 to 16"));
 }
 
 TEST_CASE("what a GGUF file says of gated delta nets is checked, and older files have their projections in one tensor") {

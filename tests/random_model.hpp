@@ -219,6 +219,18 @@ inline moxie::ModelConfig qwen3_5_moe_config(moxie::Dtype type) {
   return c;
 }
 
+/// lfm2_moe: two gated short convolutions around attention, a first dense layer, sigmoid scores with a selection bias.
+inline moxie::ModelConfig lfm2_moe_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "lfm2_moe";
+  c.n_layers = 3;
+  c.moe.router = {6, 2, moxie::RouterScoring::sigmoid, 1, 1, moxie::GroupScore::best_two, true, 1e-6f, 1.0f};
+  c.is_moe_layer = {false, true, true};
+  c.is_recurrent_layer = {true, false, true};
+  c.short_conv_kernel = 3;
+  return c;
+}
+
 /// granitemoe: multipliers everywhere, a shared expert, interleaved rotation.
 inline moxie::ModelConfig granitemoe_config(moxie::Dtype type) {
   moxie::ModelConfig c = qwen3_moe_config(type);
@@ -277,10 +289,11 @@ class RandomModelWriter {
       else if (value.is_number_integer()) writer_.set(key, value.get<std::uint32_t>());
       else if (value.is_number_float()) writer_.set(key, value.get<float>());
       else if (value.is_string()) writer_.set(key, value.get<std::string>());
+      else if (value.is_array() && value.front().is_number_integer()) writer_.set(key, value.get<std::vector<std::int32_t>>());
     }
     const std::int64_t h = config_.hidden_size;
     matrix("token_embd.weight", {config_.vocab_size, h}, moxie::Dtype::F32, 1.0f);
-    norm("output_norm.weight", h);
+    norm(config_.short_conv_kernel != 0 ? "token_embd_norm.weight" : "output_norm.weight", h);
     matrix("output.weight", {config_.vocab_size, h}, type_, 2.5f);  // logits with a spread of 2.5: peaks and tails
     for (std::int64_t i = 0; i < config_.n_layers; ++i) {
       type_ = types_[static_cast<std::size_t>(i) % types_.size()];
@@ -297,7 +310,11 @@ class RandomModelWriter {
     norm(at + "attn_norm.weight", h);
     const bool gpt_oss = config_.family == "gpt_oss", glm = config_.family == "glm4_moe";
     norm(at + (gpt_oss || glm || config_.delta_net.n_k_heads != 0 ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
-    if (config_.recurrent_layer(i)) {
+    if (config_.recurrent_layer(i) && config_.short_conv_kernel != 0) {
+      matrix(at + "shortconv.in_proj.weight", {3 * h, h}, type_);
+      matrix(at + "shortconv.conv.weight", {h, config_.short_conv_kernel}, moxie::Dtype::F32);
+      matrix(at + "shortconv.out_proj.weight", {h, h}, type_);
+    } else if (config_.recurrent_layer(i)) {
       delta_net(at);
     } else if (a.kind == moxie::AttentionKind::gqa) {
       const std::int64_t q = a.n_heads * a.head_dim, kv = a.n_kv_heads * a.head_dim;

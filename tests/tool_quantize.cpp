@@ -67,7 +67,7 @@ TEST_CASE("a Hugging Face folder in a type that holds its weights gives the fold
                         Case{"models/qwen2_moe", "BF16", 0}, Case{"models/qwen3_moe_yarn", "BF16", 0}, Case{"models/olmoe", "BF16", 0}, Case{"models/olmoe_clip", "BF16", 0},
                         Case{"models/gpt_oss", "BF16", 0}, Case{"models/gpt_oss_mxfp4", "BF16", 0}, Case{"models/glm4_moe", "BF16", 0}, Case{"models/glm4_moe_air", "BF16", 0}, Case{"models/dots1", "BF16", 0},
                         Case{"models/minimax_m2", "F32", 0}, Case{"models/ernie4_5_moe", "F32", 0}, Case{"models/granitemoe", "BF16", 5e-5},
-                        Case{"models/granitemoeshared", "BF16", 5e-5}, Case{"models/hunyuan_v1_moe", "F32", 0}, Case{"models/qwen3_next", "BF16", 0}}) {
+                        Case{"models/granitemoeshared", "BF16", 5e-5}, Case{"models/hunyuan_v1_moe", "F32", 0}, Case{"models/qwen3_next", "BF16", 0}, Case{"models/lfm2_moe", "F32", 0}}) {
     const bool own = std::filesystem::exists(data_path(c.folder));
     const auto model = own ? std::optional(data_path(c.folder)) : shared_path(c.folder);
     if (!model) return;

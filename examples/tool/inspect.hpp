@@ -46,10 +46,13 @@ inline OrderedJson inspect_attention(const moxie::ModelConfig& config) {
   return out;
 }
 
-inline OrderedJson inspect_delta_net(const moxie::ModelConfig& config) {
+inline OrderedJson inspect_recurrent(const moxie::ModelConfig& config) {
   const moxie::DeltaNetConfig& d = config.delta_net;
-  return {{"layers", config.n_recurrent_layers()}, {"n_k_heads", d.n_k_heads},   {"n_v_heads", d.n_v_heads},
-          {"k_head_dim", d.k_head_dim},            {"v_head_dim", d.v_head_dim}, {"conv_kernel", d.conv_kernel}};
+  if (config.short_conv_kernel != 0)
+    return {{"kind", "short_conv"}, {"layers", config.n_recurrent_layers()}, {"conv_kernel", config.short_conv_kernel}};
+  return {{"kind", "delta_net"},        {"layers", config.n_recurrent_layers()}, {"n_k_heads", d.n_k_heads},
+          {"n_v_heads", d.n_v_heads},   {"k_head_dim", d.k_head_dim},            {"v_head_dim", d.v_head_dim},
+          {"conv_kernel", d.conv_kernel}};
 }
 
 inline OrderedJson inspect_rope(const moxie::RopeConfig& r) {
@@ -205,7 +208,7 @@ inline OrderedJson inspect_model(const std::string& path) {
   out["intermediate_size"] = config.intermediate_size;
   out["rms_norm_eps"] = config.rms_norm_eps;
   out["attention"] = inspect_attention(config);
-  if (config.n_recurrent_layers() != 0) out["delta_net"] = inspect_delta_net(config);
+  if (config.n_recurrent_layers() != 0) out["recurrent"] = inspect_recurrent(config);
   out["rope"] = inspect_rope(config.attention.rope);
   out["moe"] = inspect_moe(config.moe);
   out["formats"] = inspect_formats(tensors);
@@ -273,7 +276,7 @@ inline std::string inspect_text(const OrderedJson& j) {
   line("size", number("%.1f MB", j["file_bytes"].get<double>() * 1e-6) + ", " +
                    number("%.2f bits per weight", j["bits_per_weight"].get<double>()));
   line("attention", fields(j["attention"], true));
-  if (j.contains("delta_net")) line("delta nets", fields(j["delta_net"], false));
+  if (j.contains("recurrent")) line("recurrent", fields(j["recurrent"], true));
   line("rope", fields(j["rope"], false));
   line("experts", fields(j["moe"], false));
   formats();

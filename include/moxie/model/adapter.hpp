@@ -91,6 +91,10 @@ class AdapterWalk {
       update(n.kv_a, t.kv_a, order.k);
       if (config.attention.kind == AttentionKind::mla) update_kv_b(n.kv_b, t);
       if (t.delta_net) delta_net(n, *t.delta_net);
+      if (t.short_conv) {
+        update(n.short_conv_in, t.short_conv->in);
+        update(n.short_conv_out, t.short_conv->out);
+      }
       feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
       stored_ = Dtype::F32;
       update(n.router, t.router);

@@ -13,7 +13,8 @@ namespace moxie {
 
 struct ModelConfig {
   std::string family;  ///< "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "gpt_oss", "glm4_moe",
-                       ///< "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe", "qwen3_next", "qwen3_5_moe"
+                       ///< "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe", "qwen3_next", "qwen3_5_moe",
+                       ///< "lfm2_moe"
   std::string name;    ///< what the file calls itself; may be empty
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
@@ -26,11 +27,13 @@ struct ModelConfig {
   float logits_scaling = 1.0f;        ///< logits are divided by it: rows after the final norm are, before the output matrix
   AttentionConfig attention;
   DeltaNetConfig delta_net;
+  std::int64_t short_conv_kernel = 0;  ///< tokens that a short convolution sees (LFM2), 1 to max_conv_kernel; 0: there are none
   MoeConfig moe;
   /// The rows of q and k that RoPE turns lie in interleaved pairs where Hugging Face's checkpoints of the model have halves.
   bool permuted_rows = false;
   std::vector<bool> is_moe_layer;  ///< [n_layers]; others have a dense feed-forward layer
-  std::vector<bool> is_recurrent_layer;  ///< [n_layers]: a gated delta net in place of attention; empty: none
+  std::vector<bool>
+      is_recurrent_layer;  ///< [n_layers]: a gated delta net or short convolution in place of attention; empty: none
   std::vector<std::int64_t>
       layer_windows;  ///< [n_layers] where sliding windows differ between layers; empty: attention.sliding_window in all
 

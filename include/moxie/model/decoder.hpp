@@ -17,6 +17,7 @@
 #include <moxie/model/config.hpp>
 #include <moxie/model/delta_net_block.hpp>
 #include <moxie/model/mixer.hpp>
+#include <moxie/model/short_conv_block.hpp>
 #include <moxie/model/tensors.hpp>
 #include <moxie/model/token_ids.hpp>
 #include <moxie/model/weights.hpp>
@@ -78,7 +79,10 @@ class Decoder {
     if (a.kind == AttentionKind::mla) return {config_.n_layers, 1, a.kv_lora_rank + a.qk_rope_head_dim, 0, type};
     KvShape shape{config_.n_layers - config_.n_recurrent_layers(), a.n_kv_heads, a.head_dim, a.head_dim, type};
     shape.n_states = config_.n_recurrent_layers();
-    if (shape.n_states != 0) shape.state_floats = delta_net_state_floats(config_.delta_net);
+    if (shape.n_states != 0)
+      shape.state_floats = config_.short_conv_kernel != 0
+                               ? short_conv_state_floats(config_.short_conv_kernel, config_.hidden_size)
+                               : delta_net_state_floats(config_.delta_net);
     return shape;
   }
 
@@ -115,10 +119,11 @@ class Decoder {
             ? a.n_heads * (a.qk_nope_head_dim + 2 * (a.kv_lora_rank + a.qk_rope_head_dim) + a.v_head_dim + a.kv_lora_rank)
             : ((a.output_gate ? 4 : 2) * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
     const DeltaNetConfig& d = config_.delta_net;
-    const std::int64_t delta_net = 2 * d.channels() + 2 * d.n_v_heads * (d.v_head_dim + 2);
+    const std::int64_t recurrent =
+        config_.short_conv_kernel != 0 ? 5 * config_.hidden_size : 2 * d.channels() + 2 * d.n_v_heads * (d.v_head_dim + 2);
     const std::int64_t experts =
         config_.moe.router.top_k * config_.moe.moe_intermediate_size + config_.moe.shared_intermediate_size;
-    return static_cast<std::size_t>(std::max(attention, delta_net) + 2 * experts + 6 * config_.hidden_size) * sizeof(float);
+    return static_cast<std::size_t>(std::max(attention, recurrent) + 2 * experts + 6 * config_.hidden_size) * sizeof(float);
   }
 
   /// Bytes of packed weights.
@@ -131,12 +136,16 @@ class Decoder {
  private:
   struct Layer {
     Vector attn_norm, ffn_norm;
-    std::unique_ptr<AttentionBlock> attention;  // one of these two
+    std::unique_ptr<AttentionBlock> attention;  // one of these three
     std::unique_ptr<DeltaNetBlock> delta_net;
+    std::unique_ptr<ShortConvBlock> short_conv;
     std::unique_ptr<MoeBlock> moe;  // one of these two
     std::unique_ptr<FeedForward> dense;
     std::size_t bytes() const noexcept {
-      return (attention ? attention->bytes() : delta_net->bytes()) + (moe ? moe->bytes() : dense->bytes());
+      return (attention   ? attention->bytes()
+              : delta_net ? delta_net->bytes()
+                          : short_conv->bytes()) +
+             (moe ? moe->bytes() : dense->bytes());
     }
   };
 
@@ -151,8 +160,10 @@ class Decoder {
       norm(context, stream, n, layer.attn_norm, normed);
       if (layer.attention)
         layer.attention->forward(context, normed, rows, scratch.rotations, rope_, branch, scratch.mixer);
-      else
+      else if (layer.delta_net)
         layer.delta_net->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
+      else
+        layer.short_conv->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
       add(context, branch, n, stream);
       norm(context, stream, n, layer.ffn_norm, normed);
       if (layer.moe) {
@@ -208,7 +219,9 @@ class Decoder {
     Layer layer;
     layer.attn_norm = load_vector(tensors.attn_norm);
     layer.ffn_norm = load_vector(tensors.ffn_norm);
-    if (config_.recurrent_layer(i))
+    if (tensors.short_conv)
+      layer.short_conv = std::make_unique<ShortConvBlock>(context, config_, of_its_kind, *tensors.short_conv, source_);
+    else if (tensors.delta_net)
       layer.delta_net = std::make_unique<DeltaNetBlock>(context, config_, of_its_kind, *tensors.delta_net, source_);
     else
       layer.attention = std::make_unique<AttentionBlock>(context, config_, i, of_its_kind, tensors, source_);

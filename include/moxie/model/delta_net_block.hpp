@@ -40,47 +40,6 @@ inline std::int64_t delta_net_state_floats(const DeltaNetConfig& c) noexcept {
   return (delta_net_matrix_floats(c) + (c.conv_kernel - 1) * c.channels() + 15) / 16 * 16;
 }
 
-/// The rows of a pass by sequence, each sequence's in the order of their positions.
-class SequenceRuns {
- public:
-  struct Run {
-    KvSequence* sequence;
-    std::int64_t begin, end;  // of rows()
-  };
-
-  /// Throws ArgumentError where the rows of a sequence are not its next positions in their order.
-  void assign(std::span<const DecoderRow> rows) {
-    rows_.resize(rows.size());
-    for (std::size_t i = 0; i < rows.size(); ++i) rows_[i] = static_cast<std::int32_t>(i);
-    std::stable_sort(rows_.begin(), rows_.end(), [&](std::int32_t a, std::int32_t b) {
-      return std::less<>()(rows[static_cast<std::size_t>(a)].sequence, rows[static_cast<std::size_t>(b)].sequence);
-    });
-    runs_.clear();
-    run_of_.clear();
-    for (std::size_t i = 0; i < rows_.size(); ++i) {
-      const DecoderRow& row = rows[static_cast<std::size_t>(rows_[i])];
-      const auto at = static_cast<std::int64_t>(i);
-      if (runs_.empty() || runs_.back().sequence != row.sequence) runs_.push_back({row.sequence, at, at});
-      Run& run = runs_.back();
-      const std::int64_t next = row.sequence->length() + run.end++ - run.begin;
-      if (row.position != next || next >= row.sequence->reserved())
-        throw ArgumentError(concat("a row is position ", row.position, " of its sequence, of which ", next,
-                                   " is the next; with recurrent layers rows are the next positions, reserved, in their order"));
-      run_of_.push_back(static_cast<std::int32_t>(runs_.size() - 1));
-    }
-  }
-  const std::vector<Run>& runs() const noexcept { return runs_; }
-  /// Row numbers, run after run.
-  const std::vector<std::int32_t>& rows() const noexcept { return rows_; }
-  const Run& run_of(std::int64_t i) const noexcept {
-    return runs_[static_cast<std::size_t>(run_of_[static_cast<std::size_t>(i)])];
-  }
-
- private:
-  std::vector<Run> runs_;
-  std::vector<std::int32_t> rows_, run_of_;
-};
-
 class DeltaNetBlock {
  public:
   /// `state`: its number among the recurrent layers.
@@ -120,7 +79,11 @@ class DeltaNetBlock {
       context.threads.for_each(
           n, [&](std::int64_t i, int) { convolve(context, runs, i, buffers); }, 2);
       context.threads.for_each(std::ssize(runs.runs()), [&](std::int64_t i, int) {
-        keep_inputs(runs, runs.runs()[static_cast<std::size_t>(i)], buffers);
+        const SequenceRuns::Run& run = runs.runs()[static_cast<std::size_t>(i)];
+        runs.keep_inputs(run, config_.conv_kernel - 1, config_.channels(), inputs_of(*run.sequence), [&](Index row, float* to) {
+          const float* from = buffers.projected.data() + row * qkv_.outputs();
+          for_each_head([&](Index offset, Index channel, Index size) { std::copy_n(from + offset, size, to + channel); });
+        });
       });
       recur(context, runs, buffers);
       context.threads.for_each(
@@ -208,12 +171,7 @@ class DeltaNetBlock {
     const float* const earlier = inputs_of(*run.sequence);
     std::array<const float*, max_conv_kernel> x{};
     const auto conv = [&](Index offset, Index channel, Index size, float* y) {
-      for (Index t = 0; t < taps; ++t) {
-        const std::int64_t at = i - (taps - 1) + t;
-        x[static_cast<std::size_t>(t)] =
-            at >= run.begin ? buffers.projected.data() + runs.rows()[static_cast<std::size_t>(at)] * qkv_.outputs() + offset
-                            : earlier + (at - run.begin + taps - 1) * config_.channels() + channel;
-      }
+      runs.inputs(i, taps, earlier + channel, config_.channels(), buffers.projected.data() + offset, qkv_.outputs(), x.data());
       context.kernels->causal_conv(x.data(), conv_.data() + channel, config_.channels(), taps, size, true, y);
     };
     const float length_eps = 1e-6f / static_cast<float>(dk);  // of the mean of squares
@@ -233,23 +191,6 @@ class DeltaNetBlock {
       const float softplus = step > 20.0f ? step : std::log1p(std::exp(step));
       buffers.decays[static_cast<std::size_t>(row * heads + h)] = std::exp(decay_[h] * softplus);
       buffers.betas[static_cast<std::size_t>(row * heads + h)] = 1.0f / (1.0f + std::exp(-ba[b_offset(h)]));
-    }
-  }
-
-  /// The last inputs of the convolution, for the next pass.
-  void keep_inputs(const SequenceRuns& runs, const SequenceRuns::Run& run, const MixerBuffers& buffers) const {
-    const Index kept = config_.conv_kernel - 1, channels = config_.channels();
-    float* const inputs = inputs_of(*run.sequence);
-    for (Index t = 0; t < kept; ++t) {
-      const std::int64_t at = run.end - kept + t;
-      float* const to = inputs + t * channels;
-      if (at < run.begin) {
-        const float* from = inputs + (at - run.begin + kept) * channels;
-        std::copy(from, from + channels, to);
-        continue;
-      }
-      const float* from = buffers.projected.data() + runs.rows()[static_cast<std::size_t>(at)] * qkv_.outputs();
-      for_each_head([&](Index offset, Index channel, Index size) { std::copy_n(from + offset, size, to + channel); });
     }
   }
 

@@ -29,6 +29,7 @@
 #include <moxie/model/families/gpt_oss.hpp>
 #include <moxie/model/families/granitemoe.hpp>
 #include <moxie/model/families/hunyuan_v1_moe.hpp>
+#include <moxie/model/families/lfm2_moe.hpp>
 #include <moxie/model/families/minimax_m2.hpp>
 #include <moxie/model/families/mixtral.hpp>
 #include <moxie/model/families/olmoe.hpp>
@@ -51,7 +52,7 @@ namespace families {
 
 inline constexpr const Family* all_families[] = {
     &deepseek_v2, &deepseek_v3, &qwen2_moe,    &qwen3_moe,  &mixtral,        &olmoe,      &gpt_oss,     &glm4_moe,
-    &dots1,       &minimax_m2,  &ernie4_5_moe, &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe,
+    &dots1,       &minimax_m2,  &ernie4_5_moe, &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe, &lfm2_moe,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."
@@ -153,7 +154,7 @@ inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMa
   ModelDescription model;
   model.config = read_hf_config(f, family);
   const bool bias = family.hf.bias_key && f.boolean(family.hf.bias_key, family.hf.bias_default);
-  const bool tied = f.boolean("tie_word_embeddings", outer.boolean("tie_word_embeddings", family.hf.tied_default));
+  const bool tied = f.boolean("tie_word_embeddings|tie_embedding", outer.boolean("tie_word_embeddings", family.hf.tied_default));
   const Presence biases = bias ? Presence::required : Presence::absent;
   const TensorRules rules{
       .names = family.hf.names,

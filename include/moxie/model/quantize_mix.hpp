@@ -104,7 +104,8 @@ inline Dtype with_more_bits(const QuantizeMix& mix, const QuantizedModel& model,
 inline bool stays_f32(std::string_view name, std::span<const std::int64_t> shape) {
   const auto matrix_dims = std::count_if(shape.begin(), shape.end(), [](std::int64_t n) { return n > 1; });
   return matrix_dims < 2 || !name.ends_with("weight") || name.find("_norm.weight") != std::string_view::npos ||
-         name.find("ffn_gate_inp") != std::string_view::npos || name.find("ssm_conv1d") != std::string_view::npos;
+         name.find("ffn_gate_inp") != std::string_view::npos || name.find("ssm_conv1d") != std::string_view::npos ||
+         name.find("shortconv.conv") != std::string_view::npos;
 }
 
 /// The type of a tensor of a GGUF file, its shape with the fastest dimension last. `pure`: no tensor gets more bits than the

@@ -57,6 +57,13 @@ struct DeltaNetTensors {
   Weight out;                  // [hidden, nv * dv]
 };
 
+/// A gated short convolution.
+struct ShortConvTensors {
+  Weight in;    // [3 hidden, hidden]: rows of B, C, x
+  Weight conv;  // [hidden, kernel]
+  Weight out;   // [hidden, hidden]
+};
+
 struct LayerTensors {
   Weight attn_norm, ffn_norm;  // [hidden]
   // grouped-query attention; biases and norms only where the family has them
@@ -74,7 +81,8 @@ struct LayerTensors {
   std::shared_ptr<const LowRank> kv_b_low_rank;  // of kv_b, whichever form it has
   std::optional<Weight> k_b, v_b;                // instead of kv_b: [heads, kv_lora, nope] (transposed) and [heads, v, kv_lora]
 
-  std::optional<DeltaNetTensors> delta_net;  // in place of attention
+  std::optional<DeltaNetTensors> delta_net;  // in place of attention, as the next
+  std::optional<ShortConvTensors> short_conv;
 
   std::optional<FeedForwardTensors> dense;
   std::optional<Weight> router;             // [experts, hidden]

@@ -50,6 +50,9 @@ struct TensorNames {
   const char* delta_a_log = nullptr;  ///< or A_log
   const char* delta_norm = nullptr;
   const char* delta_out = nullptr;
+  const char* short_conv_in = nullptr;
+  const char* short_conv = nullptr;  ///< as delta_conv
+  const char* short_conv_out = nullptr;
   const char* dense_gate = nullptr;
   const char* dense_up = nullptr;
   const char* dense_down = nullptr;
@@ -155,7 +158,7 @@ struct HfRules {
   enum class Dense {
     none,
     sparse_step,  ///< mlp_only_layers, and layers i where i + 1 is no multiple of decoder_sparse_step
-    first_k,      ///< the first first_k_dense_replace layers
+    first_k,      ///< the first first_k_dense_replace (first_k_key) layers
     /// layers before moe_layer_start_index or after moe_layer_end_index (-1: the last one), and layers i where i + 1 is no
     /// multiple of moe_layer_interval
     outside_range
@@ -164,6 +167,7 @@ struct HfRules {
   const TensorNames* names = nullptr;
   double rope_theta = 10000.0;
   double rms_norm_eps = 1e-6;
+  const char* rms_norm_eps_key = "rms_norm_eps";
   std::int64_t context_length = 4096;
   std::int64_t head_dim = 0;  ///< its default; 0: hidden_size / num_attention_heads
   Layout layout = Layout::half;
@@ -184,6 +188,7 @@ struct HfRules {
   std::int64_t shared_default = 0;
   Dense dense = Dense::none;
   std::int64_t first_k_default = 0;
+  const char* first_k_key = "first_k_dense_replace";
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: norm_topk_prob
   bool topk_norm_default = false;
   const char* norm_minimum = nullptr;  ///< of RouterConfig::norm_minimum
@@ -229,6 +234,7 @@ struct Family {
   bool sinks = false;           ///< of attention
   bool output_gate = false;     ///< of attention
   bool delta_net = false;       ///< layers are gated delta nets but each n-th, or those that are named
+  bool short_conv = false;      ///< layers are short convolutions but those that are named
   bool expert_biases = false;   ///< MoeConfig::biases
   float swiglu_limit = 0.0f;    ///< where the file does not say it; 0: silu(gate) * up
   bool multipliers = false;     ///< of embeddings, q . k, branches and logits

@@ -62,9 +62,9 @@ inline void check_config(const ModelConfig& c, const Fields& f) {
   if (const DeltaNetConfig& d = c.delta_net; d.n_k_heads != 0) {
     require(d.n_v_heads % d.n_k_heads == 0, concat("the model's delta nets have ", n(d.n_v_heads), " value heads and ",
                                                    n(d.n_k_heads), " key heads; the first must be a multiple of the second"));
-    if (c.n_recurrent_layers() == c.n_layers)
-      throw UnsupportedError({f.file(), {}, {}}, "all layers are delta nets; moxie needs one with attention");
   }
+  if (c.n_recurrent_layers() == c.n_layers)
+    throw UnsupportedError({f.file(), {}, {}}, "all layers are recurrent; moxie needs one with attention");
   require(r.dims > 0 && r.dims % 2 == 0,
           concat("the model rotates ", n(r.dims),
                  " dimensions; the number must be even, as dimensions are rotated in pairs, and not 0"));

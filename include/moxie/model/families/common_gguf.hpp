@@ -62,6 +62,9 @@ inline constexpr TensorNames gguf_tensor_names{
     .delta_decay = "blk.{i}.ssm_a",
     .delta_norm = "blk.{i}.ssm_norm.weight",
     .delta_out = "blk.{i}.ssm_out.weight",
+    .short_conv_in = "blk.{i}.shortconv.in_proj.weight",
+    .short_conv = "blk.{i}.shortconv.conv.weight",
+    .short_conv_out = "blk.{i}.shortconv.out_proj.weight",
     .dense_gate = "blk.{i}.ffn_gate.weight",
     .dense_up = "blk.{i}.ffn_up.weight",
     .dense_down = "blk.{i}.ffn_down.weight",
@@ -149,6 +152,28 @@ inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& f
   return m;
 }
 
+/// Of models with short convolutions: attention.head_count_kv has 0 for these layers.
+inline void read_gguf_short_conv(Fields& f, ModelConfig& c) {
+  c.short_conv_kernel = f.integer("shortconv.l_cache", 1, max_conv_kernel);
+  const nlohmann::json* heads = f.find("attention.head_count_kv");
+  const auto layers = static_cast<std::size_t>(c.n_layers);
+  if (!heads || !heads->is_array() || heads->size() < layers)
+    f.fail("attention.head_count_kv",
+           concat((heads ? concat("is ", Fields::show(*heads)) : std::string("is missing")),
+                  "; it must have a number for each of the ", c.n_layers, " layers, 0 for convolutions"));
+  for (std::size_t i = 0; i < layers; ++i) {
+    const nlohmann::json& n = (*heads)[i];
+    if (!n.is_number_integer() || n < 0 || n > max_heads)
+      f.fail("attention.head_count_kv", concat("holds ", Fields::show(n), "; it must hold integers from 0 to ", max_heads));
+    std::int64_t& all = c.attention.n_kv_heads;
+    if (n != 0 && all != 0 && n != all)
+      f.unsupported("attention.head_count_kv", "differs between layers with attention; moxie needs it to be the same in all");
+    if (n != 0) all = n.get<std::int64_t>();
+    c.is_recurrent_layer.push_back(n == 0);
+  }
+  c.attention.n_kv_heads = std::max<std::int64_t>(1, c.attention.n_kv_heads);  // check_config() says that there are none
+}
+
 inline void read_gguf_attention(Fields& f, const Fields& own, const Family& family, const TensorMap& tensors, ModelConfig& c) {
   AttentionConfig& a = c.attention;
   a.kind = family.attention;
@@ -159,7 +184,10 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     a.clip_qkv = static_cast<float>(own.number("attention.clip_qkv", 5e-7, 1e6, 0.0));
     a.sinks = family.sinks;
     a.output_gate = family.output_gate;
-    a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
+    if (family.short_conv)
+      read_gguf_short_conv(f, c);
+    else
+      a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
     if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
       f.fail("attention.key_length",
              concat("is missing, and embedding_length ", c.hidden_size, " is no multiple of head_count ", a.n_heads));

@@ -173,6 +173,23 @@ inline std::string hf_layer_type(const Fields& f, const nlohmann::json& types, s
   return types[static_cast<std::size_t>(layer)].get<std::string>();
 }
 
+/// Which layers are short convolutions, and what these are.
+inline void read_hf_short_conv(Fields& f, const Family& family, ModelConfig& c) {
+  if (!family.short_conv) return;
+  c.short_conv_kernel = f.integer("conv_L_cache", 1, max_conv_kernel, 3);
+  const nlohmann::json *types = f.find("layer_types"), *attention = f.find("full_attn_idxs");
+  if (!types && (!attention || !attention->is_array()))
+    f.fail("layer_types", concat("is missing; it must be an array of ", c.n_layers, " strings, one for each layer"));
+  for (std::int64_t i = 0; i < c.n_layers; ++i) {
+    const std::string type = types ? hf_layer_type(f, *types, c.n_layers, i)
+                             : std::find(attention->begin(), attention->end(), i) != attention->end() ? "full_attention"
+                                                                                                      : "conv";
+    if (type != "full_attention" && type != "conv")
+      f.unsupported("layer_types", concat("names ", Fields::show(type), "; moxie has full_attention and conv for this family"));
+    c.is_recurrent_layer.push_back(type == "conv");
+  }
+}
+
 /// Which layers are gated delta nets, and what these are.
 inline void read_hf_delta_net(Fields& f, const Family& family, ModelConfig& c) {
   if (!family.delta_net) return;
@@ -202,7 +219,7 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
   const auto type_of = [&](std::int64_t layer) { return hf_layer_type(f, *types, c.n_layers, layer); };
   if (rule == Window::none) {
     if (f.boolean("use_sliding_window", false)) f.unsupported("use_sliding_window", "is true; this family has no sliding window");
-    if (family.delta_net) return;  // read_hf_delta_net() has read the types
+    if (family.delta_net || family.short_conv) return;  // the types have been read
     for (std::int64_t i = 0; types && i < c.n_layers; ++i)
       if (const std::string type = type_of(i); type != "full_attention")
         f.unsupported("layer_types", concat("names ", Fields::show(type), "; this family has only full_attention"));
@@ -277,7 +294,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
 
   c.is_moe_layer.assign(static_cast<std::size_t>(c.n_layers), true);
   if (hf.dense == HfRules::Dense::first_k) {
-    const std::int64_t k = f.integer("first_k_dense_replace", 0, max_layers, hf.first_k_default);
+    const std::int64_t k = f.integer(hf.first_k_key, 0, max_layers, hf.first_k_default);
     for (std::int64_t i = 0; i < std::min(k, c.n_layers); ++i) c.is_moe_layer[static_cast<std::size_t>(i)] = false;
   }
   if (hf.dense == HfRules::Dense::outside_range) {
@@ -323,7 +340,7 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
       family.hf.dense == HfRules::Dense::none && family.hf.expert_width != std::string_view("intermediate_size");
   c.intermediate_size =
       no_dense_layers ? f.integer("intermediate_size", 0, max_width, 0) : f.integer("intermediate_size", 1, max_width);
-  c.rms_norm_eps = static_cast<float>(f.number("rms_norm_eps", 1e-20, 1.0, family.hf.rms_norm_eps));
+  c.rms_norm_eps = static_cast<float>(f.number(family.hf.rms_norm_eps_key, 1e-20, 1.0, family.hf.rms_norm_eps));
   if (family.multipliers) {
     c.embedding_multiplier = static_cast<float>(f.number("embedding_multiplier", 1e-6, 1e6, 1.0));
     c.residual_multiplier = static_cast<float>(f.number("residual_multiplier", 1e-6, 1e6, 1.0));
@@ -331,6 +348,7 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   }
   read_hf_attention(f, family, c);
   read_hf_delta_net(f, family, c);
+  read_hf_short_conv(f, family, c);
   read_hf_windows(f, family, c);
   read_hf_moe(f, family, c);
   f.check_missing();

@@ -64,7 +64,9 @@ class DecoderFinder {
     LayerTensors t;
     put(t.attn_norm, norm(find_.vector(tensor_name(n_.attn_norm, i), c_.hidden_size)));
     put(t.ffn_norm, norm(find_.vector(tensor_name(n_.ffn_norm, i), c_.hidden_size)));
-    if (c_.recurrent_layer(i)) {
+    if (c_.recurrent_layer(i) && c_.short_conv_kernel != 0) {
+      short_conv(i, t.short_conv.emplace());
+    } else if (c_.recurrent_layer(i)) {
       delta_net(i, t.delta_net.emplace());
     } else {
       attention(i, t);
@@ -112,15 +114,26 @@ class DecoderFinder {
       t.b = matrix(n_.delta_b, {d.n_v_heads, h});
       t.a = matrix(n_.delta_a, {d.n_v_heads, h});
     }
-    const std::string conv = tensor_name(n_.delta_conv, i);
-    const TensorView* found = tensors_.find(conv);
-    const bool three = found && found->shape.size() == 3;  // Conv1d's [channels, 1, kernel]
-    put(t.conv, find_.floats(conv, three ? Shape{d.channels(), 1, d.conv_kernel} : Shape{d.channels(), d.conv_kernel}));
+    put(t.conv, convolution(tensor_name(n_.delta_conv, i), d.channels(), d.conv_kernel));
     put(t.dt_bias, find_.vector(tensor_name(n_.delta_dt_bias, i), d.n_v_heads));
     put(t.decay, find_.vector(tensor_name(n_.delta_a_log ? n_.delta_a_log : n_.delta_decay, i), d.n_v_heads));
     if (n_.delta_a_log) t.decay.stored_as = StoredAs::log_of_minus;
     put(t.norm, find_.vector(tensor_name(n_.delta_norm, i), d.v_head_dim));
     put(t.out, matrix(n_.delta_out, {h, values}));
+  }
+
+  /// [channels, kernel], or [channels, 1, kernel], as Conv1d has it.
+  std::optional<Weight> convolution(const std::string& name, std::int64_t channels, std::int64_t kernel) {
+    const TensorView* found = tensors_.find(name);
+    const bool three = found && found->shape.size() == 3;
+    return find_.floats(name, three ? Shape{channels, 1, kernel} : Shape{channels, kernel});
+  }
+
+  void short_conv(std::int64_t i, ShortConvTensors& t) {
+    const std::int64_t h = c_.hidden_size;
+    put(t.in, find_.matrix(tensor_name(n_.short_conv_in, i), {3 * h, h}));
+    put(t.conv, convolution(tensor_name(n_.short_conv, i), h, c_.short_conv_kernel));
+    put(t.out, find_.matrix(tensor_name(n_.short_conv_out, i), {h, h}));
   }
 
   void grouped_query(std::int64_t i, LayerTensors& t) {

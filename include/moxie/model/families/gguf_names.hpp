@@ -196,6 +196,12 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   out[concat(a, "attention.head_count")] = attention.n_heads;
   if (attention.kind == AttentionKind::gqa) {
     out[concat(a, "attention.head_count_kv")] = attention.n_kv_heads;
+    if (config.short_conv_kernel != 0) {
+      nlohmann::json heads = nlohmann::json::array();
+      for (std::int64_t i = 0; i < config.n_layers; ++i) heads.push_back(config.recurrent_layer(i) ? 0 : attention.n_kv_heads);
+      out[concat(a, "attention.head_count_kv")] = heads;
+      out[concat(a, "shortconv.l_cache")] = config.short_conv_kernel;
+    }
     out[concat(a, "attention.key_length")] = attention.head_dim;
     out[concat(a, "attention.value_length")] = attention.head_dim;
     if (attention.clip_qkv != 0.0f) out["moxie.attention.clip_qkv"] = static_cast<double>(attention.clip_qkv);
@@ -386,6 +392,11 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     put(n.o, maybe(t.o));
     bias(n.o, t.o_bias);
     if (t.delta_net) delta_net(*t.delta_net);
+    if (t.short_conv) {
+      put(n.short_conv_in, &t.short_conv->in);
+      put(n.short_conv, &t.short_conv->conv);
+      put(n.short_conv_out, &t.short_conv->out);
+    }
     put(n.ffn_norm, &t.ffn_norm);
     feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
     put(n.router, maybe(t.router));
