@@ -127,11 +127,12 @@ class ModelCost {
   std::vector<std::vector<double>> expert_bytes_;  // [MoE layer][expert]
 };
 
-/// Bytes of the KV entries that a row at `position` attends to, itself included, in all layers.
+/// Bytes of the KV entries that a row at `position` attends to, itself included, in all layers with attention.
 inline double kv_bytes(const moxie::ModelConfig& config, const moxie::KvShape& shape, std::int64_t position) {
   const double entry = static_cast<double>(shape.page_bytes()) / static_cast<double>(moxie::kv_page * shape.n_layers);
   double total = 0.0;
   for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
+    if (config.recurrent_layer(layer)) continue;
     const std::int64_t window = config.sliding_window(layer);
     total += entry * static_cast<double>(window > 0 ? std::min(window, position + 1) : position + 1);
   }

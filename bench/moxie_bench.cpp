@@ -148,12 +148,14 @@ class Bench {
   double kv_bytes(const moxie::KvShape& shape, std::int64_t position) const {
     return bench::kv_bytes(model_.config(), shape, position);
   }
+  /// Bytes of a sequence's recurrent states, read and written by each pass.
+  static double state_bytes(const moxie::KvShape& shape) { return 2.0 * static_cast<double>(shape.state_bytes()); }
 
   Row prefill(std::int64_t n) {
     const auto tokens = ids(n, 1);
-    moxie::KvSequence kv = sequence(moxie::KvPool(model_.kv_shape()));
+    moxie::KvSequence start = sequence(moxie::KvPool(model_.kv_shape()));
     const auto pass = [&](bench::Work* work) {
-      kv.truncate(options_.depth);
+      moxie::KvSequence kv = start.fork();
       kv.reserve(options_.depth + n);
       std::vector<moxie::DecoderRow> rows;
       for (std::int64_t first = 0; first < n; first += model_.options().chunk) {
@@ -165,7 +167,7 @@ class Bench {
         kv.advance(end - first);
         if (work)
           cost_.add_pass(*work, static_cast<double>(end - first), end == n ? 1 : 0, routes,
-                         kv_bytes(kv.shape(), options_.depth + end - 1));
+                         kv_bytes(kv.shape(), options_.depth + end - 1) + state_bytes(kv.shape()));
       }
       const Index last = static_cast<Index>(rows.size()) - 1;
       moxie::compute_logits(model_, scratch_.hidden.data() + last * model_.config().hidden_size, 1, scratch_);
@@ -178,13 +180,13 @@ class Bench {
 
   Row decode(std::int64_t batch) {
     const moxie::KvPool pool(model_.kv_shape());
-    std::vector<moxie::KvSequence> sequences;
-    for (std::int64_t b = 0; b < batch; ++b)
-      sequences.push_back(options_.fork && b > 0 ? sequences.front().fork() : sequence(pool));
+    std::vector<moxie::KvSequence> starts, sequences;
+    for (std::int64_t b = 0; b < batch; ++b) starts.push_back(options_.fork && b > 0 ? starts.front().fork() : sequence(pool));
     const double shared = options_.fork && options_.depth > 0 ? kv_bytes(pool.shape(), options_.depth - 1) : 0.0;
     const auto tokens = ids(batch * options_.decode, 2);
     const auto pass = [&](bench::Work* work) {
-      for (auto& s : sequences) s.truncate(options_.depth);
+      sequences.clear();
+      for (auto& start : starts) sequences.push_back(start.fork());
       std::vector<moxie::DecoderRow> rows;
       for (std::int64_t step = 0; step < options_.decode; ++step) {
         const std::int64_t position = options_.depth + step;
@@ -198,7 +200,9 @@ class Bench {
         moxie::compute_logits(model_, scratch_.hidden.data(), batch, scratch_);
         for (auto& s : sequences) s.advance(1);
         const auto n = static_cast<double>(batch);
-        if (work) cost_.add_pass(*work, n, n, routes, n * kv_bytes(pool.shape(), position) - (n - 1) * shared);
+        if (work)
+          cost_.add_pass(*work, n, n, routes,
+                         n * (kv_bytes(pool.shape(), position) + state_bytes(pool.shape())) - (n - 1) * shared);
       }
     };
     bench::Work work;

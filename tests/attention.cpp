@@ -642,6 +642,26 @@ TEST_CASE("recurrent states are zeros at first, shared by forks and copied when 
   CHECK_THROWS_AS(KvPool(KvShape{1, 1, 16, 16, KvType::f16, 1 << 20, std::int64_t{1} << 30}), moxie::ArgumentError);
 }
 
+TEST_CASE("a budget holds for what was given back too: pages make room for states, and states for pages") {
+  const KvShape shape{1, 8, 4096, 4096, KvType::f32, 1, 1 << 22};  // a page and a state of 16 MB each
+  const KvPool sizes(shape);
+  REQUIRE(sizes.page_bytes() == sizes.state_bytes());
+  const KvPool pool(shape, 4 * sizes.page_bytes());
+  KvSequence one(pool);
+  one.reserve(3 * 64);  // three pages and a state
+  CHECK_THROWS_AS(one.reserve(4 * 64), moxie::MemoryError);
+  one = KvSequence(pool);
+  CHECK(pool.bytes_held() == 4 * sizes.page_bytes());
+  KvSequence a(pool), b(pool);
+  a.reserve(1);
+  b.reserve(1);  // two pages and two states: a page was let go
+  CHECK(pool.bytes_in_use() == 4 * sizes.page_bytes());
+  CHECK(pool.bytes_held() == 4 * sizes.page_bytes());
+  a = KvSequence(pool);
+  b.reserve(3 * 64);
+  CHECK(pool.bytes_held() == 4 * sizes.page_bytes());
+}
+
 TEST_CASE("shapes, layers and positions that do not fit are refused") {
   const Problem p(gqa(4, 2, 16), KvType::f16, 10);
   const KvPool pool(p.shape());

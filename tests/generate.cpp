@@ -591,11 +591,29 @@ TEST_CASE("a session of a model with recurrent layers goes back without running 
   const std::int64_t before = session.length();
   session.feed(turn);
   const Ids second = answer(session);
-  session.rewind(before);  // one token, the last of the answer, had not been run
-  CHECK(run_again(session) == 1);
+  session.rewind(before);  // where the feed began
+  CHECK(run_again(session) == 0);
   session.feed(turn);
   CHECK(answer(session) == second);
   CHECK(session.kv_bytes() == 6 * sizes.page_bytes() + 3 * sizes.state_bytes());  // 210 tokens, and a copy for each checkpoint
+
+  // A chat whose template takes thinking out of what was said goes back to before the end of each turn: only that turn is run again.
+  Session chat(model);
+  chat.feed(prompt);
+  for (int round = 0; round < 3; ++round) {
+    answer(chat);
+    const std::int64_t begin = 98 + 68 * round;
+    chat.rewind(begin);
+    if (round > 0) CHECK(run_again(chat) == 68);
+    chat.feed(turn);
+    CHECK(same_bits(chat.logits(), fresh_logits(model, chat.ids())));
+  }
+  // Short feeds are remembered when together they are long.
+  Session pieces(model);
+  pieces.feed(prompt);
+  for (int i = 0; i < 10; ++i) pieces.feed(std::span(turn).first(7));
+  pieces.rewind(168);
+  CHECK(run_again(pieces) <= 64);
 
   // Checkpoints give way: what fits one state is enough for everything.
   Session tight(model, 4 * sizes.page_bytes() + sizes.state_bytes());

@@ -1019,6 +1019,31 @@ TEST_CASE("the text model of a model for text and images is described, with gate
   refused("linear_conv_kernel_dim", 17, "from 1 to 16");
   refused("linear_value_head_dim", 25, "must be");
   refused("attn_output_gate", false, "attn_output_gate");
+  json large = folder.config;
+  large["text_config"]["linear_num_value_heads"] = large["text_config"]["linear_key_head_dim"] = 16384;
+  CHECK(contains(error_of([&] { describe(large); }), "at most 1073741824 bytes"));
+  json tied = folder.config;  // the whole model's says it, not the text model's
+  tied["text_config"]["tie_word_embeddings"] = true;
+  CHECK(describe(tied).tensors.output.has_value());
+  tied["tie_word_embeddings"] = true;
+  CHECK_FALSE(describe(tied).tensors.output.has_value());
+  const TensorMap twice = with(folder.tensors(), [](Views& views) { views["model.norm.weight"] = views.at("model.language_model.norm.weight"); });
+  CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, twice, path); }), "twice"));
+
+  const Written written = write(d);
+  const auto gguf_error = [&](const json& sections) {
+    json metadata = written.metadata;
+    metadata["qwen35moe.rope.dimension_sections"] = sections;
+    return error_of([&] { moxie::describe_gguf(metadata, written.tensors, "x.gguf"); });
+  };
+  CHECK(written.metadata["qwen35moe.rope.dimension_sections"] == json::array({2, 1, 1, 0}));
+  CHECK(gguf_error({2, 1, 1, 0}).empty());
+  CHECK(gguf_error(nullptr).empty());
+  for (const json& bad : {json::array({4, 0, 0, 0}), json::array({1, 1, 1, 1}), json::array({0, 0, 0, 0}), json("x"), json::array({2, 1}), json::array({2, 1, -1, 0})})
+    CHECK(contains(gguf_error(bad), "rope.dimension_sections"));
+  const TensorMap older = with(written.tensors, [](Views& views) { views["blk.0.ssm_ba.weight"] = views.at("blk.0.ssm_beta.weight"); });
+  CHECK(contains(error_of([&] { moxie::describe_gguf(written.metadata, older, "x.gguf"); }), "ssm_ba"));
+
   json quantized = folder.config;
   quantized["quantization_config"] = {{"quant_method", "awq"}};
   CHECK(contains(error_of([&] { describe(quantized); }), "awq"));

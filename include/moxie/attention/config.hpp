@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <moxie/attention/rope_config.hpp>
+#include <moxie/kernels/table.hpp>
 
 namespace moxie {
 
@@ -50,6 +51,11 @@ struct DeltaNetConfig {
 
   /// Channels of the convolution: those of all q, all k, all v heads.
   std::int64_t channels() const noexcept { return 2 * n_k_heads * k_head_dim + n_v_heads * v_head_dim; }
+  /// Floats of the delta rule's matrices, whose columns lie in groups of kernels::delta_columns.
+  std::int64_t matrix_floats() const noexcept {
+    constexpr std::int64_t columns = kernels::delta_columns;
+    return n_v_heads * ((v_head_dim + columns - 1) / columns * columns) * k_head_dim;
+  }
 };
 
 }  // namespace moxie

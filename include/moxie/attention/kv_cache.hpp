@@ -139,7 +139,7 @@ class KvSequence;
 /// Where sequences take their pages from. A handle: copies share the pool, and sequences keep it alive.
 class KvPool {
  public:
-  /// Pages together take at most `budget_bytes`; 0: no limit. Throws ArgumentError when the shape is out of range.
+  /// Pages and states together take at most `budget_bytes`; 0: no limit. Throws ArgumentError when the shape is out of range.
   explicit KvPool(const KvShape& shape, std::size_t budget_bytes = 0) : state_(std::make_shared<State>(shape, budget_bytes)) {}
 
   const KvShape& shape() const noexcept { return state_->shape; }
@@ -149,6 +149,11 @@ class KvPool {
   std::size_t bytes_in_use() const noexcept {
     const std::lock_guard lock(state_->guard);
     return state_->in_use();
+  }
+  /// The same with those that were given back and will be used again; never more than the budget.
+  std::size_t bytes_held() const noexcept {
+    const std::lock_guard lock(state_->guard);
+    return state_->pages.held() + state_->states.held();
   }
   std::size_t budget_bytes() const noexcept { return state_->budget; }
 
@@ -165,6 +170,7 @@ class KvPool {
     std::vector<std::unique_ptr<Block>> free = {};
     std::size_t in_use = 0;
 
+    std::size_t held() const noexcept { return (in_use + free.size()) * size; }
     /// Makes n blocks free: those that were given back are used again.
     void fill(std::size_t n, Arena& arena) {
       free.reserve(in_use + free.size() + n);  // so that giving back never allocates
@@ -205,6 +211,12 @@ class KvPool {
                                  " bytes) are available; end or truncate a sequence, or give a larger budget"));
       taken.reserve(taken.size() + n);
       data.reserve(data.size() + n);
+      for (Stock* stock : {&pages, &states}) {  // what was given back, of the other kind, makes room
+        const std::size_t wanted = stock == &pages ? n : with_state;
+        const std::size_t kept = budget == 0 ? stock->free.size() : wanted;
+        while (stock->free.size() > kept && pages.held() + states.held() + n * pages.size + state > budget)
+          stock->free.pop_back();
+      }
       pages.fill(n, arena);
       states.fill(with_state, arena);
       for (std::size_t i = 0; i < n; ++i) {

@@ -25,7 +25,7 @@
 namespace moxie {
 
 struct BatchOptions {
-  std::size_t kv_budget_bytes = 0;         ///< what KV pages may take together; 0: no limit
+  std::size_t kv_budget_bytes = 0;         ///< what KV pages and states may take together; 0: no limit
   bool record_routes = false;              ///< keep the experts of every token that was run
   const OutputAdapter* adapter = nullptr;  ///< on the output matrix; must outlive the batch
   /// What errors call a sequence; "sequence ID" without it.

@@ -52,7 +52,8 @@ struct ModelInfo {
   std::string path;
   std::uint64_t file_bytes = 0;
   std::uint64_t parameters = 0;
-  std::uint64_t active_parameters = 0;  ///< multiplied for one token: the chosen experts only, embedding rows not counted
+  std::uint64_t active_parameters = 0;  ///< multiplied for one token: the chosen experts only, embedding rows not counted; with
+                                        ///< what files hold beside the text model (images, further tokens)
   double bits_per_weight = 0.0;
   double load_seconds = 0.0;
 };

@@ -49,7 +49,8 @@ class Generation;
 
 class Session {
  public:
-  /// `kv_budget_bytes`: what the pages of this session and its forks may take together; 0: no limit. `adapter` (may be nullptr)
+  /// `kv_budget_bytes`: what the pages and recurrent states of this session and its forks may take together (the states that it
+  /// keeps to go back to give way to its own need, not to that of its forks); 0: no limit. `adapter` (may be nullptr)
   /// must outlive the session and its forks. Throws ArgumentError when the adapter does not fit.
   explicit Session(const Model& model, std::size_t kv_budget_bytes = 0, const OutputAdapter* adapter = nullptr)
       : model_(model),
@@ -68,12 +69,18 @@ class Session {
     if (const std::int64_t context = model_.config().context_length; before + static_cast<std::int64_t>(ids.size()) > context)
       throw ArgumentError(concat("the sequence would have ", before + static_cast<std::int64_t>(ids.size()),
                                  " tokens; the model's context is ", context));
-    const bool worth = static_cast<std::int64_t>(ids.size()) >= worth_a_checkpoint;
-    if (worth) checkpoint(true);
+    const std::int64_t last = checkpoints_.empty() ? 0 : checkpoints_.back().kv.length();
+    const bool keeps =
+        kv_.shape().recurrent() && !ids.empty() && before + static_cast<std::int64_t>(ids.size()) - last >= worth_a_checkpoint;
+    if (keeps) {
+      run({});  // what was drawn last, so that going back to here runs nothing again
+      checkpoints_.clear();
+      checkpoint();
+    }
     ids_.insert(ids_.end(), ids.begin(), ids.end());
     try {
       run(progress);
-      if (worth) checkpoint(false);
+      if (keeps) checkpoint();
     } catch (...) {
       restore(before);
       throw;
@@ -117,8 +124,9 @@ class Session {
   }
 
   /// Forgets all but the first n tokens. Throws ArgumentError when there are fewer. The states of recurrent layers cannot go
-  /// back: of models that have some, tokens are run again from the nearest of the begin and the end of the last feed() of 64
-  /// tokens or more, or from the first one (fork() before what is to be undone, and nothing is run again).
+  /// back: of models that have some, two are kept, of the begin and the end of a feed() that ends 64 tokens or more after the
+  /// last one kept, and tokens are run again from the nearest before n, else from the first one. (fork() before what is to be
+  /// undone, and nothing is run again.)
   void rewind(std::int64_t n) {
     if (n < 0 || n > length()) throw ArgumentError(concat("cannot rewind to ", n, " tokens: the session has ", length()));
     restore(n);
@@ -154,6 +162,11 @@ class Session {
 
   /// Runs all tokens that have not been run, so that hidden_ is the last token's row.
   void run(const PromptProgress& progress) {
+    if (!checkpoints_.empty() && checkpoints_.back().kv.length() > kv_.length()) {  // after restore(), or a pass that failed
+      kv_ = checkpoints_.back().kv.fork();
+      hidden_ = checkpoints_.back().hidden;
+      logits_valid_ = false;
+    }
     const std::int64_t total = length(), begin = kv_.length();
     if (begin == total) return;
     reserve(total);
@@ -186,19 +199,12 @@ class Session {
   }
 
   /// Back to the first n tokens; some are run again when needed, which gives the same bits.
-  void restore(std::int64_t n) {
+  void restore(std::int64_t n) noexcept {
     ids_.resize(static_cast<std::size_t>(n));
     logits_valid_ = false;
     std::erase_if(checkpoints_, [&](const Checkpoint& c) { return c.kv.length() > n; });
-    if (kv_.length() <= n) return;  // hidden_ is the row of its last token
-    if (!kv_.shape().recurrent()) {
-      kv_.truncate(std::max<std::int64_t>(0, n - 1));
-    } else if (checkpoints_.empty()) {
-      kv_.truncate(0);
-    } else {
-      kv_ = checkpoints_.back().kv.fork();
-      hidden_ = checkpoints_.back().hidden;
-    }
+    if (kv_.length() > n) kv_.truncate(kv_.shape().recurrent() ? 0 : std::max<std::int64_t>(0, n - 1));
+    // else hidden_ is the row of the last token that was run
   }
 
   /// A sequence as it was, for recurrent states, which cannot go back.
@@ -206,13 +212,12 @@ class Session {
     KvSequence kv;
     std::vector<float> hidden;
   };
-  /// Running fewer tokens again is no dearer than copying a state.
+  /// Tokens after the last checkpoint from which on there is another one: to run fewer again costs about what a copied state
+  /// does.
   static constexpr std::int64_t worth_a_checkpoint = 64;
 
-  /// Remembers the sequence as it is now, `first` of the two that are kept or second.
-  void checkpoint(bool first) {
-    if (!kv_.shape().recurrent()) return;
-    if (first) checkpoints_.clear();
+  /// Remembers the sequence as it is now.
+  void checkpoint() {
     if (kv_.length() != 0) checkpoints_.push_back({kv_.fork(), hidden_});
   }
 

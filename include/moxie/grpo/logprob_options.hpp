@@ -25,7 +25,7 @@ struct LogprobOptions {
   bool record_routes = false;
   /// Experts to use instead of the router's choice, one trace for each sequence; empty: none.
   std::span<const RoutingTrace> replay = {};
-  std::size_t kv_budget_bytes = 0;         ///< what KV pages may take together; 0: no limit. A sequence alone must fit
+  std::size_t kv_budget_bytes = 0;         ///< what KV pages and states may take together; 0: no limit. A sequence alone must fit
   const OutputAdapter* adapter = nullptr;  ///< on the output matrix
   /// Told the number of tokens done and in all; may throw to stop.
   std::function<void(std::int64_t done, std::int64_t total)> progress = {};

@@ -46,7 +46,7 @@ struct RolloutOptions {
   std::int64_t group_size = 8;
   GenerateOptions generate = {};    ///< stop texts are not supported
   std::int64_t batch = 32;          ///< completions that run together at most
-  std::size_t kv_budget_bytes = 0;  ///< what KV pages may take together; 0: no limit
+  std::size_t kv_budget_bytes = 0;  ///< what KV pages and states may take together; 0: no limit
   const OutputAdapter* adapter = nullptr;
   bool record_routes = false;
   std::uint64_t first_prompt = 0;  ///< the number p of the first prompt, for the random streams

@@ -21,7 +21,7 @@ struct SequencePart {
 
 /// Runs all sequences, checked by check_sequences(). visit(hidden, parts, routes) is called after each pass: hidden [rows,
 /// hidden_size] of the parts one after another, and the rows' routes when options.record_routes. Empty sequences are left out.
-/// Throws MemoryError when a sequence alone does not fit the budget of KV pages.
+/// Throws MemoryError when a sequence alone does not fit the budget of KV pages and states.
 template <class Visit>
 void run_sequences(const Model& model, std::span<const std::vector<std::int32_t>> sequences, const LogprobOptions& options,
                    Visit&& visit) {

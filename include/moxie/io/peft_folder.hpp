@@ -46,6 +46,9 @@ class PeftFolder {
   const std::string& path() const noexcept { return path_; }
 
  private:
+  /// What modules of a model for text and images begin with; here they are those of its text model.
+  static constexpr std::string_view text_model = "model.language_model.";
+
   static constexpr std::int64_t max_rank = 65536;
 
   explicit PeftFolder(std::string path) : path_(std::move(path)), config_file_(file("adapter_config.json")) {
@@ -65,7 +68,9 @@ class PeftFolder {
     const auto scaling = std::make_shared<const Scaling>(f);
     tensors_ = SafetensorsFile::open(file("adapter_model.safetensors")).tensors();
     collect();
-    adapter_.scale = [scaling](const std::string& module, std::int64_t rank) { return scaling->of(module, rank); };
+    adapter_.scale = [scaling, nested = nested_](const std::string& module, std::int64_t rank) {
+      return scaling->of(nested && module.starts_with("model.") ? concat(text_model, module.substr(6)) : module, rank);
+    };
   }
 
   /// What the configuration says of modules' scales.
@@ -175,11 +180,14 @@ class PeftFolder {
       if (tensor.dtype != Dtype::F32 && tensor.dtype != Dtype::F16 && tensor.dtype != Dtype::BF16)
         throw UnsupportedError(tensor.place(), concat("is ", dtype_info(tensor.dtype).name, "; it must be F32, F16 or BF16"));
       std::string key(module);
-      if (constexpr std::string_view text_model = "model.language_model."; module.starts_with(text_model))
-        key = concat("model.", module.substr(text_model.size()));  // of a model for text and images
+      if (module.starts_with(text_model)) {
+        key = concat("model.", module.substr(text_model.size()));
+        nested_ = true;
+      }
       LowRankUpdate& update = adapter_.updates[key];
       TensorView& part = a ? update.a : update.b;
-      if (part.data) throw FormatError(tensor.place(), "is there twice, with and without 'base_model.model.'");
+      if (part.data)
+        throw FormatError(tensor.place(), "is there twice, with and without 'base_model.model.' or 'language_model.'");
       part = tensor;
     }
     if (adapter_.updates.empty()) throw FormatError({file("adapter_model.safetensors"), {}, {}}, "holds no matrices");
@@ -191,6 +199,7 @@ class PeftFolder {
 
   std::string path_, config_file_;
   TensorMap tensors_;
+  bool nested_ = false;  // modules begin with text_model
   LowRankAdapter adapter_;
 };
 

@@ -5,8 +5,8 @@
 //   S = decay S;   S += k (beta (v - S^T k))^T;   out = S^T q
 //
 // Columns of S do not depend on each other, so 32 of them, 16 KB for keys of 128, stay in the first-level cache while all tokens
-// of a pass go over them: 8 operations for an element and token, 2 of them fused, one after the other in each column. Token after
-// token is the form of decoding; a chunked form would be products of matrices, but its bits would depend on where chunks begin.
+// of a pass go over them: a product and 3 fused multiply-adds for an element and token. Token after token is the form
+// of decoding; a chunked form would be products of matrices, but its bits would depend on where chunks begin.
 //
 // Order of summation: over k, four sums taken in turn, (0 + 1) + (2 + 3) at the end.
 

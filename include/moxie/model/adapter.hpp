@@ -347,7 +347,8 @@ class AdapterWalk {
       throw FormatError({first->a.file, {}, {}},
                         concat("updates ", unknown, (count > 3 ? concat(" and ", count - 3, " more") : ""),
                                ", which this model (", config_.family,
-                               ") does not have or moxie cannot update; it can update lm_head, the projections of attention, "
+                               ") does not have or moxie cannot update; it can update lm_head, the projections of attention and "
+                               "of recurrent layers, "
                                "routers and the feed-forward networks"));
   }
 

@@ -56,6 +56,13 @@ struct ModelConfig {
     for (const bool recurrent : is_recurrent_layer) n += recurrent;
     return n;
   }
+  /// Floats of the state of a recurrent layer, a multiple of 16.
+  std::int64_t state_floats() const noexcept {
+    const std::int64_t floats = short_conv_kernel != 0
+                                    ? (short_conv_kernel - 1) * hidden_size
+                                    : delta_net.matrix_floats() + (delta_net.conv_kernel - 1) * delta_net.channels();
+    return floats <= 16 ? 16 : (floats + 15) / 16 * 16;
+  }
   std::int64_t n_moe_layers() const {
     std::int64_t n = 0;
     for (const bool moe_layer : is_moe_layer) n += moe_layer;

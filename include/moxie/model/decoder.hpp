@@ -79,10 +79,7 @@ class Decoder {
     if (a.kind == AttentionKind::mla) return {config_.n_layers, 1, a.kv_lora_rank + a.qk_rope_head_dim, 0, type};
     KvShape shape{config_.n_layers - config_.n_recurrent_layers(), a.n_kv_heads, a.head_dim, a.head_dim, type};
     shape.n_states = config_.n_recurrent_layers();
-    if (shape.n_states != 0)
-      shape.state_floats = config_.short_conv_kernel != 0
-                               ? short_conv_state_floats(config_.short_conv_kernel, config_.hidden_size)
-                               : delta_net_state_floats(config_.delta_net);
+    if (shape.n_states != 0) shape.state_floats = config_.state_floats();
     return shape;
   }
 
@@ -92,7 +89,8 @@ class Decoder {
   /// vocabulary.
   ///
   /// Recurrent layers move their sequences' states: a sequence's rows must be its next positions in their order (else
-  /// ArgumentError), and advance() must follow, or fail(). When something else is thrown, fail() has been called.
+  /// ArgumentError), and advance() must follow, or fail(). What is thrown leaves such sequences as they were or, in the middle of
+  /// the pass, has failed them: length() says it.
   void forward(const Context& context, std::span<const DecoderRow> rows, float* hidden, DecoderScratch& scratch,
                RoutingTrace* record = nullptr, const RoutingTrace* replay = nullptr) const {
     const auto n = static_cast<Index>(rows.size());

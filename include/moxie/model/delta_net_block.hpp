@@ -31,15 +31,6 @@
 
 namespace moxie {
 
-/// Floats of the matrices, and of the whole state, of one gated delta net; the second is a multiple of 16.
-inline std::int64_t delta_net_matrix_floats(const DeltaNetConfig& c) noexcept {
-  constexpr std::int64_t columns = kernels::delta_columns;
-  return c.n_v_heads * ((c.v_head_dim + columns - 1) / columns * columns) * c.k_head_dim;
-}
-inline std::int64_t delta_net_state_floats(const DeltaNetConfig& c) noexcept {
-  return (delta_net_matrix_floats(c) + (c.conv_kernel - 1) * c.channels() + 15) / 16 * 16;
-}
-
 class DeltaNetBlock {
  public:
   /// `state`: its number among the recurrent layers.
@@ -135,7 +126,7 @@ class DeltaNetBlock {
   Index v_channel(Index h) const noexcept { return 2 * config_.n_k_heads * config_.k_head_dim + h * config_.v_head_dim; }
 
   float* matrices_of(KvSequence& sequence) const noexcept { return sequence.state(state_); }
-  float* inputs_of(KvSequence& sequence) const noexcept { return sequence.state(state_) + delta_net_matrix_floats(config_); }
+  float* inputs_of(KvSequence& sequence) const noexcept { return sequence.state(state_) + config_.matrix_floats(); }
 
   /// f(offset in a row of qkv_, channel, size) for every head of q, k and v.
   template <class F>
@@ -176,8 +167,8 @@ class DeltaNetBlock {
     };
     const float length_eps = 1e-6f / static_cast<float>(dk);  // of the mean of squares
     for (Index h = 0; h < config_.n_k_heads; ++h) {
-      float *q = buffers.q.data() + (row * config_.n_k_heads + h) * dk,
-            *k = buffers.k.data() + (row * config_.n_k_heads + h) * dk;
+      const Index at = (h * std::ssize(runs.rows()) + row) * dk;  // [head][row]: the delta rule reads a head's rows in order
+      float *q = buffers.q.data() + at, *k = buffers.k.data() + at;
       conv(q_offset(h), q_channel(h), dk, q);
       conv(k_offset(h), k_channel(h), dk, k);
       context.kernels->rms_norm(q, q_norm_.data(), length_eps, dk, q);
@@ -197,16 +188,16 @@ class DeltaNetBlock {
   void recur(const Context& context, const SequenceRuns& runs, MixerBuffers& buffers) const {
     constexpr Index columns = kernels::delta_columns;
     const Index heads = config_.n_v_heads, dk = config_.k_head_dim, dv = config_.v_head_dim, parts = (dv + columns - 1) / columns;
-    const auto n_runs = std::ssize(runs.runs());
+    const Index n = std::ssize(runs.rows()), n_runs = std::ssize(runs.runs());
     context.threads.for_each(n_runs * heads * parts, [&](std::int64_t item, int) {
       const SequenceRuns::Run& run = runs.runs()[static_cast<std::size_t>(item / (heads * parts))];
       const Index h = item / parts % heads, part = item % parts, first = part * columns;
       const Index key = config_.tiled_heads ? h % config_.n_k_heads : h / group();
       context.kernels->delta_rule({.rows = runs.rows().data() + run.begin,
                                    .n_rows = run.end - run.begin,
-                                   .q = buffers.q.data() + key * dk,
-                                   .k = buffers.k.data() + key * dk,
-                                   .qk_stride = config_.n_k_heads * dk,
+                                   .q = buffers.q.data() + key * n * dk,
+                                   .k = buffers.k.data() + key * n * dk,
+                                   .qk_stride = dk,
                                    .v = buffers.v.data() + h * dv + first,
                                    .v_stride = heads * dv,
                                    .decay = buffers.decays.data() + h,

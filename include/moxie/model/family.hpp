@@ -125,15 +125,17 @@ inline const Family& hf_family(const Fields& f) {
   f.unsupported("model_type", concat("is ", Fields::show(type), "; moxie has ", list_families(false)));
 }
 
-/// The tensors of the text model, under its own names, of a model for more than text.
+/// The tensors of the text model, under its own names, of a model for more than text. Throws FormatError where one is there
+/// twice.
 inline TensorMap text_model_tensors(const TensorMap& tensors) {
   constexpr std::string_view nested = "model.language_model.";
   std::map<std::string, TensorView, std::less<>> text;
   for (const auto& [name, view] : tensors.all()) {
     if (name.starts_with(nested)) {
-      text.emplace(concat("model.", name.substr(nested.size())), view);
+      if (!text.emplace(concat("model.", name.substr(nested.size())), view).second)
+        throw FormatError(view.place(), "is there twice, with and without 'language_model.'");
     } else if (!name.starts_with("model.visual.")) {
-      text.emplace(name, view);
+      if (!text.emplace(name, view).second) throw FormatError(view.place(), "is there twice, with and without 'language_model.'");
     }
   }
   return tensors.with_tensors(std::move(text));
@@ -154,7 +156,8 @@ inline ModelDescription describe_hf(const nlohmann::json& config, const TensorMa
   ModelDescription model;
   model.config = read_hf_config(f, family);
   const bool bias = family.hf.bias_key && f.boolean(family.hf.bias_key, family.hf.bias_default);
-  const bool tied = f.boolean("tie_word_embeddings|tie_embedding", outer.boolean("tie_word_embeddings", family.hf.tied_default));
+  const bool tied = text_config ? outer.boolean("tie_word_embeddings", false)  // whatever the text model's own says
+                                : f.boolean("tie_word_embeddings|tie_embedding", family.hf.tied_default);
   const Presence biases = bias ? Presence::required : Presence::absent;
   const TensorRules rules{
       .names = family.hf.names,

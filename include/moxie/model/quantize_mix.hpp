@@ -3,8 +3,8 @@
 //
 // A mix is named after the type of most matrices. Block formats get more bits where errors cost the most: the output matrix Q6_K,
 // in K-quants some layers of attn_v and ffn_down, and in models of 8 experts all of attn_k and attn_v. Rows that are no multiple
-// of a type's block fall back to a type with blocks of 32, or to F16. Norms, biases, routers and everything with one dimension
-// are F32. Source: llama.cpp, llama-quant.cpp.
+// of a type's block fall back to a type with blocks of 32, or to F16. Norms, biases, routers, convolutions and everything with
+// one dimension are F32. Source: llama.cpp, llama-quant.cpp.
 
 #include <algorithm>
 #include <cctype>

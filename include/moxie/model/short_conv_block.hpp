@@ -19,11 +19,6 @@
 
 namespace moxie {
 
-/// Floats of the state of one short convolution, a multiple of 16.
-inline std::int64_t short_conv_state_floats(std::int64_t kernel, std::int64_t hidden) noexcept {
-  return std::max<std::int64_t>(1, ((kernel - 1) * hidden + 15) / 16) * 16;
-}
-
 class ShortConvBlock {
  public:
   /// `state`: its number among the recurrent layers.

@@ -36,7 +36,7 @@ struct Weight {
   std::optional<TensorView> scale_inv = {};
   std::shared_ptr<const LowRank> low_rank = {};
   std::shared_ptr<const StridedBlocks> strided = {};  ///< plain_rows() reads it
-  StoredAs stored_as = StoredAs::itself;              ///< of vectors that load_vector() reads
+  StoredAs stored_as = StoredAs::itself;              ///< of vectors only
 };
 
 /// Weights of one feed-forward network: down(silu(gate x) * up x). gate, up [width, hidden]; down [hidden, width].

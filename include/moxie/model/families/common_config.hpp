@@ -27,6 +27,7 @@ inline constexpr std::int64_t max_head_dim = 1 << 14;
 inline constexpr std::int64_t max_vocab = 1 << 24;
 inline constexpr std::int64_t max_context = (std::int64_t{1} << 32) - 1;  // what the u32 of a GGUF file holds
 inline constexpr std::int64_t max_experts = 1 << 14;
+inline constexpr std::int64_t max_state_bytes = std::int64_t{1} << 30;  // of all recurrent layers; published models have 200 MB
 inline constexpr std::int64_t default_full_attention_interval = 4;  // of families with gated delta nets
 inline constexpr std::int64_t max_expert_matrices = 1 << 16;  // layers * experts: about 1 KB of description each
 
@@ -63,6 +64,10 @@ inline void check_config(const ModelConfig& c, const Fields& f) {
     require(d.n_v_heads % d.n_k_heads == 0, concat("the model's delta nets have ", n(d.n_v_heads), " value heads and ",
                                                    n(d.n_k_heads), " key heads; the first must be a multiple of the second"));
   }
+  if (const std::int64_t recurrent = c.n_recurrent_layers(); recurrent != 0)
+    require(c.state_floats() <= max_state_bytes / 4 / recurrent,
+            concat("the states of ", n(recurrent), " recurrent layers would take ", n(c.state_floats()),
+                   " floats each; moxie takes at most ", n(max_state_bytes), " bytes in all"));
   if (c.n_recurrent_layers() == c.n_layers)
     throw UnsupportedError({f.file(), {}, {}}, "all layers are recurrent; moxie needs one with attention");
   require(r.dims > 0 && r.dims % 2 == 0,

@@ -113,6 +113,25 @@ inline constexpr FixedOption gguf_without_multipliers[] = {
 /// In families with them, for which llama.cpp takes this key as whether there is a rotation.
 inline constexpr FixedOption gguf_with_multipliers[] = {{"rope.scaling.finetuned", "true"}};
 
+/// Sections of a rotation by several positions, of which text has the same in the first three. Throws where a pair of dimensions
+/// would turn by the fourth, which text does not have.
+inline void check_gguf_sections(const Fields& f, std::int64_t dims) {
+  const nlohmann::json* sections = f.find("rope.dimension_sections");
+  if (!sections) return;
+  std::vector<std::int64_t> sizes;
+  std::int64_t sum = 0;
+  for (const nlohmann::json& size : sections->is_array() ? *sections : nlohmann::json::array()) {
+    if (!size.is_number_integer() || size < 0 || size > max_head_dim) break;
+    sum += sizes.emplace_back(size.get<std::int64_t>());
+  }
+  if (!sections->is_array() || sizes.size() != sections->size() || sizes.size() < 3 || sum == 0)
+    f.fail("rope.dimension_sections", concat("is ", Fields::show(*sections), "; it must hold four sizes"));
+  for (std::int64_t pair = 0; pair < dims / 2; ++pair)
+    if (const std::int64_t at = pair % sum; at >= 3 * sizes[static_cast<std::size_t>(at % 3)])
+      f.unsupported("rope.dimension_sections",
+                    concat("leaves pair ", pair, " of dimensions to a fourth position, which text does not have"));
+}
+
 /// `rope.dims` is set. Returns DeepSeek's factor m on the softmax scale before it is squared.
 inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& family, std::int64_t context_length,
                              RopeConfig& rope) {
@@ -385,6 +404,7 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
     c.logits_scaling = multiplier("logit_scale");
   }
   read_gguf_attention(f, own, family, tensors, c);
+  if (family.gguf.rope_sections) check_gguf_sections(f, c.attention.rope.dims);
   read_gguf_delta_net(f, family, c);
   c.permuted_rows = own.boolean("rope.permuted_rows",
                                 family.gguf.layout == RopeLayout::interleaved && family.hf.layout == HfRules::Layout::half);

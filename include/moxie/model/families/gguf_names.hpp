@@ -2,8 +2,8 @@
 // The way back: what a GGUF file must say for a ModelConfig, and which of its tensors holds which weight. For writing files.
 //
 // Metadata values have the JSON type of the GGUF type they are written as: integers are uint32, floating-point numbers
-// float32, booleans bool, strings string, arrays of booleans bool arrays. What GGUF has no key for is written as "moxie.*"
-// keys, which describe_gguf() reads and other programs ignore; they appear only where they are needed.
+// float32, booleans bool, strings string, arrays of booleans and integers bool and int32 arrays. What GGUF has no key for is
+// written as "moxie.*" keys, which describe_gguf() reads and other programs ignore; they appear only where they are needed.
 // Source: llama.cpp, convert_hf_to_gguf.py.
 
 #include <algorithm>
@@ -306,11 +306,12 @@ struct GgufTensor {
   bool stacked = false;
   std::vector<std::int64_t> row_order;     ///< row r of the tensor is row row_order[r] of the weight; empty: the same
   std::vector<std::int64_t> column_order;  ///< the same of columns, of a vector elements
+  bool convolution = false;
 
   /// [rows.., columns] of one weight, two dimensions of which are those of a matrix.
   std::vector<std::int64_t> shape() const {
     std::vector<std::int64_t> shape = parts.front()->tensor.shape;
-    if (shape.size() == 3 && shape[1] == 1) shape.erase(shape.begin() + 1);  // Conv1d's weight
+    if (convolution && shape.size() == 3) shape.erase(shape.begin() + 1);  // Conv1d's [channels, 1, kernel]
     if (!row_order.empty()) shape[0] = static_cast<std::int64_t>(row_order.size());
     if (stacked) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
     return shape;
@@ -356,6 +357,7 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     put(n.delta_b, maybe(t.b), order.heads);
     put(n.delta_a, maybe(t.a), order.heads);
     put(n.delta_conv, &t.conv, std::move(order.channels));
+    out.back().convolution = true;
     put(n.delta_dt_bias, &t.dt_bias, {}, order.heads);
     put(n.delta_decay, &t.decay, {}, order.heads);
     put(n.delta_norm, &t.norm);
@@ -395,6 +397,7 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     if (t.short_conv) {
       put(n.short_conv_in, &t.short_conv->in);
       put(n.short_conv, &t.short_conv->conv);
+      out.back().convolution = true;
       put(n.short_conv_out, &t.short_conv->out);
     }
     put(n.ffn_norm, &t.ffn_norm);

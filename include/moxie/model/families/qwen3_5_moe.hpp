@@ -21,6 +21,12 @@ inline constexpr TensorNames qwen3_5_moe_hf_names = [] {
   return names;
 }();
 
+inline constexpr TensorNames qwen3_5_moe_gguf_names = [] {
+  TensorNames names = gguf_post_attention_norm_names;
+  names.delta_qkvz = names.delta_ba = nullptr;
+  return names;
+}();
+
 inline constexpr FixedOption qwen3_5_moe_fixed[] = {
     {"attn_output_gate", "true"}, {"mlp_only_layers", "[]"}, {"norm_topk_prob", "true"}, {"decoder_sparse_step", "1"}};
 
@@ -43,7 +49,7 @@ inline constexpr Family qwen3_5_moe{
            .shared = "shared_expert_intermediate_size",
            .text_config = true,
            .fixed = qwen3_5_moe_fixed},
-    .gguf = {.names = &gguf_post_attention_norm_names,
+    .gguf = {.names = &qwen3_5_moe_gguf_names,
              .shared = "expert_shared_feed_forward_length",
              .tiled_heads = true,
              .rope_sections = true},
