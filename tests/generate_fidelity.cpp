@@ -153,6 +153,7 @@ TEST_CASE("hunyuan_v1_moe gives the results of transformers") { compare_with_tra
 TEST_CASE("qwen3_next gives the results of transformers") { compare_with_transformers("qwen3_next"); }
 
 TEST_CASE("lfm2_moe gives the results of transformers") { compare_with_transformers("lfm2_moe"); }
+TEST_CASE("glm4_moe_lite gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/glm4_moe_lite")); }
 TEST_CASE("qwen3_5_moe gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/qwen3_5_moe")); }
 
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {

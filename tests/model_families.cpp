@@ -1055,6 +1055,33 @@ TEST_CASE("the text model of a model for text and images is described, with gate
   CHECK_THROWS_AS(moxie::describe_hf(folder.config, odd, path), moxie::FormatError);
 }
 
+TEST_CASE("glm4_moe_lite and kimi_k2 are deepseek_v3 with other defaults, and layers are dense where mlp_layer_types says so") {
+  const std::string path = test::data_path("models/glm4_moe_lite");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  const auto describe = [&](const json& config) { return moxie::describe_hf(config, folder.tensors(), path); };
+  const ModelDescription d = describe(folder.config);
+  check_tensors(d);
+  CHECK(d.config.family == "deepseek_v3");
+  CHECK(moe_layers(d.config) == std::vector<std::int64_t>{1, 2});
+  CHECK(d.config.moe.router.routed_scaling_factor == 1.8f);
+  json hub = folder.config;  // the older form, with what are defaults left out
+  for (const char* key : {"mlp_layer_types", "routed_scaling_factor", "n_group", "topk_group", "rope_interleave", "n_shared_experts"}) hub.erase(key);
+  CHECK(summary(describe(hub).config) == summary(d.config));
+  hub["first_k_dense_replace"] = 2;
+  CHECK(contains(error_of([&] { describe(hub); }), "layers.1.mlp.gate_proj.weight"));
+  json types = folder.config;
+  types["mlp_layer_types"] = {"dense", "sparse", "odd"};
+  CHECK(contains(error_of([&] { describe(types); }), "odd"));
+  types["mlp_layer_types"] = {"dense", "sparse"};
+  CHECK(contains(error_of([&] { describe(types); }), "mlp_layer_types"));
+  json kimi = folder.config;
+  kimi["model_type"] = "kimi_k2";
+  CHECK(summary(describe(kimi).config) == summary(d.config));
+  const Written written = write(d);
+  CHECK(written.metadata["general.architecture"] == "deepseek2");
+  CHECK(contains(error_of([&] { moxie::describe_gguf({{"general.architecture", "x"}}, written.tensors, "x.gguf"); }), "deepseek2, qwen2moe"));
+}
+
 TEST_CASE("lfm2_moe's layers are convolutions where config.json or, in GGUF, the numbers of kv heads say so") {
   const auto path = test::shared_path("models/lfm2_moe");
   if (!path) return;

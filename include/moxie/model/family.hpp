@@ -26,6 +26,7 @@
 #include <moxie/model/families/dots1.hpp>
 #include <moxie/model/families/ernie4_5_moe.hpp>
 #include <moxie/model/families/glm4_moe.hpp>
+#include <moxie/model/families/glm4_moe_lite.hpp>
 #include <moxie/model/families/gpt_oss.hpp>
 #include <moxie/model/families/granitemoe.hpp>
 #include <moxie/model/families/hunyuan_v1_moe.hpp>
@@ -51,8 +52,8 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3, &qwen2_moe,    &qwen3_moe,  &mixtral,        &olmoe,      &gpt_oss,     &glm4_moe,
-    &dots1,       &minimax_m2,  &ernie4_5_moe, &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe, &lfm2_moe,
+    &deepseek_v2, &deepseek_v3,  &qwen2_moe,  &qwen3_moe,      &mixtral,    &olmoe,       &gpt_oss,  &glm4_moe,      &dots1,
+    &minimax_m2,  &ernie4_5_moe, &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe, &lfm2_moe, &glm4_moe_lite,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."
@@ -60,6 +61,7 @@ inline std::string list_families(bool architectures) {
   std::string list;
   const char* last = "";
   for (const Family* family : all_families) {
+    if (architectures && family->same_as) continue;
     const char* name = architectures ? family->architecture : family->name;
     if (name != std::string_view(last)) list += (list.empty() ? "" : ", ") + std::string(name);
     last = name;
@@ -76,7 +78,8 @@ inline const Family& gguf_family(const Fields& all, const std::string& file) {
   const bool sigmoid = all.integer(concat(architecture, ".expert_gating_func"), 0, 1000, 1) == 2;
   const Family* found = nullptr;
   for (const Family* family : all_families)
-    if (family->architecture == architecture && (!found || (family->scoring == RouterScoring::sigmoid) == sigmoid))
+    if (family->architecture == architecture && !family->same_as &&
+        (!found || (family->scoring == RouterScoring::sigmoid) == sigmoid))
       found = family;
   if (!found)
     all.unsupported("general.architecture", concat("is ", Fields::show(architecture), "; moxie has ", list_families(true),

@@ -223,6 +223,8 @@ struct Family {
   const char* name;          ///< also the model_type of config.json
   const char* architecture;  ///< general.architecture of GGUF
   const char* other_name = nullptr;  ///< another model_type
+  /// The family that this one is but for what config.json means where it says nothing: ModelConfig::family, and GGUF's.
+  const char* same_as = nullptr;
   AttentionKind attention = AttentionKind::gqa;
   QkNorm qk_norm = QkNorm::none;
   RouterScoring scoring = RouterScoring::softmax;

@@ -165,11 +165,11 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
   if (family.multipliers) a.scale = static_cast<float>(f.number("attention_multiplier", 1e-6, 1e6, 1.0));
 }
 
-/// The type of a layer in `layer_types`.
-inline std::string hf_layer_type(const Fields& f, const nlohmann::json& types, std::int64_t n_layers, std::int64_t layer) {
+/// The type of a layer in `layer_types`, or in another key's value.
+inline std::string hf_layer_type(const Fields& f, const nlohmann::json& types, std::int64_t n_layers, std::int64_t layer,
+                                 const char* key = "layer_types") {
   if (!types.is_array() || std::ssize(types) != n_layers || !types[static_cast<std::size_t>(layer)].is_string())
-    f.fail("layer_types",
-           concat("is ", Fields::show(types), "; it must be an array of ", n_layers, " strings, one for each layer"));
+    f.fail(key, concat("is ", Fields::show(types), "; it must be an array of ", n_layers, " strings, one for each layer"));
   return types[static_cast<std::size_t>(layer)].get<std::string>();
 }
 
@@ -297,6 +297,15 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
     const std::int64_t k = f.integer(hf.first_k_key, 0, max_layers, hf.first_k_default);
     for (std::int64_t i = 0; i < std::min(k, c.n_layers); ++i) c.is_moe_layer[static_cast<std::size_t>(i)] = false;
   }
+  if (const nlohmann::json* types = f.find("mlp_layer_types")) {  // transformers 5 says it so, whatever older keys there are
+    for (std::int64_t i = 0; i < c.n_layers; ++i) {
+      const std::string type = hf_layer_type(f, *types, c.n_layers, i, "mlp_layer_types");
+      if (type != "dense" && type != "sparse")
+        f.unsupported("mlp_layer_types", concat("names ", Fields::show(type), "; moxie has dense and sparse"));
+      c.is_moe_layer[static_cast<std::size_t>(i)] = type == "sparse";
+    }
+    return;
+  }
   if (hf.dense == HfRules::Dense::outside_range) {
     const std::int64_t first = f.integer("moe_layer_start_index", 0, max_layers, 1),
                        last = f.integer("moe_layer_end_index", -1, max_layers, -1),
@@ -329,7 +338,7 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   check_fixed(f, family.hf.fixed);
   check_hf_quantization(f, family);
   ModelConfig c;
-  c.family = family.name;
+  c.family = family.same_as ? family.same_as : family.name;
   c.name = f.text("_name_or_path", "");
   c.vocab_size = f.integer("vocab_size", 1, max_vocab);
   c.hidden_size = f.integer("hidden_size", 1, max_width);

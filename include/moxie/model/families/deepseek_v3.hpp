@@ -1,6 +1,6 @@
 #pragma once
-// DeepSeek-V3 and R1 (arXiv 2412.19437), Moonlight: V2 with sigmoid scores, a bias for the choice of experts, and groups scored
-// by their two best experts.
+// DeepSeek-V3 and R1 (arXiv 2412.19437), Moonlight, Kimi K2: V2 with sigmoid scores, a bias for the choice of experts, and groups
+// scored by their two best experts.
 
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/deepseek_v2.hpp>
@@ -13,6 +13,7 @@ inline constexpr FixedOption deepseek_v3_fixed[] = {
 inline constexpr Family deepseek_v3{
     .name = "deepseek_v3",
     .architecture = "deepseek2",
+    .other_name = "kimi_k2",
     .attention = AttentionKind::mla,
     .scoring = RouterScoring::sigmoid,
     .selection_bias = true,

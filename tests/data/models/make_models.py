@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Writes small random models in the form of the hub's checkpoints and what transformers computes from them in float32:
+qwen3_5_moe/ (a model for text and images, of which only the text model is there), glm4_moe_lite/.
+
+    pip install torch transformers safetensors
+    python make_models.py NAME
+"""
+import json
+import os
+import sys
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+SEED, LENGTHS, GREEDY = 7, (1, 17, 70), 24
+NAME = sys.argv[1]
+OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), NAME)
+NESTED = NAME == "qwen3_5_moe"
+
+if NESTED:
+    config = transformers.Qwen3_5MoeTextConfig(
+        vocab_size=320, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+        max_position_embeddings=4096, rms_norm_eps=1e-3, moe_intermediate_size=32, shared_expert_intermediate_size=48,
+        num_experts_per_tok=3, num_experts=8, linear_conv_kernel_dim=4, linear_key_head_dim=16, linear_value_head_dim=24,
+        linear_num_key_heads=2, linear_num_value_heads=6,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
+                         "mrope_interleaved": True, "mrope_section": [2, 1, 1]})
+    model_class = transformers.Qwen3_5MoeForCausalLM
+else:
+    config = transformers.Glm4MoeLiteConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+        max_position_embeddings=4096, rms_norm_eps=1e-3, moe_intermediate_size=32, n_shared_experts=1, n_routed_experts=8,
+        num_experts_per_tok=2, routed_scaling_factor=1.8, q_lora_rank=24, kv_lora_rank=32, qk_rope_head_dim=8, qk_nope_head_dim=16,
+        v_head_dim=24, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    model_class = transformers.Glm4MoeLiteForCausalLM
+config._attn_implementation = "eager"
+config._experts_implementation = "eager"
+
+torch.manual_seed(SEED)
+model = model_class(config).eval().float()
+with torch.no_grad():
+    for name, p in model.named_parameters():
+        if name.endswith("A_log"):
+            p.copy_(torch.empty_like(p).uniform_(0.1, 4.0).log())
+        elif name.endswith("dt_bias"):
+            p.copy_(torch.empty_like(p).uniform_(-2.0, 1.0))
+        elif "norm" in name:  # Qwen3.5's multiply by 1 + weight, but those of delta nets
+            p.copy_((0.0 if NESTED and "linear_attn.norm" not in name else 1.0) + 0.2 * torch.randn_like(p))
+        elif "conv1d" in name:
+            p.copy_(0.5 * torch.randn_like(p))
+        elif "mlp.gate.weight" in name or "shared_expert_gate" in name:
+            p.copy_(0.4 * torch.randn_like(p))
+        elif "embed_tokens" in name or "lm_head" in name:
+            p.copy_((1.0 if "embed" in name else 0.25) * torch.randn_like(p))
+        else:
+            p.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
+        p.copy_(p.to(torch.bfloat16).float())
+    for name, b in model.named_buffers():
+        if "e_score" in name:
+            b.copy_(0.1 * torch.randn_like(b))
+
+moe_layers = [i for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")]
+seen = []
+for i in moe_layers:
+    model.model.layers[i].mlp.gate.register_forward_hook(lambda gate, _, out: seen.append(
+        (out[0].softmax(-1) if NESTED else out[0].sigmoid() + gate.e_score_correction_bias, out[1], out[2])))
+
+
+def run(ids):
+    """Logits, final hidden rows, and of each MoE layer the scores that choose, weights and ids."""
+    seen.clear()
+    with torch.no_grad():
+        out = model.model(input_ids=torch.tensor([ids]))
+        hidden = out.last_hidden_state[0]
+        return model.lm_head(hidden), hidden, list(seen)
+
+
+def router_margin(routes):
+    margin = 1.0
+    for scores, _, _ in routes:
+        top = scores.topk(config.num_experts_per_tok + 1, dim=-1).values
+        margin = min(margin, (top[:, -2] - top[:, -1]).min().item())
+    return margin
+
+
+golden, report = {}, []
+generator = torch.Generator().manual_seed(SEED)
+for i, length in enumerate(LENGTHS):
+    while True:
+        ids = torch.randint(config.vocab_size, (length,), generator=generator).tolist()
+        logits, hidden, routes = run(ids)
+        greedy, gap, all_ids = [], 1e9, list(ids)
+        for _ in range(GREEDY):
+            z = run(all_ids)[0][-1]
+            top = z.topk(2).values
+            gap = min(gap, (top[0] - top[1]).item())
+            greedy.append(int(z.argmax()))
+            all_ids.append(greedy[-1])
+        margin = router_margin(run(all_ids)[2])
+        if margin > 1e-4 and gap > 1e-3:
+            break
+    logprobs = logits.log_softmax(-1)
+    golden |= {f"ids.{i}": torch.tensor(ids, dtype=torch.int32), f"logits.{i}": logits, f"hidden.{i}": hidden,
+               f"router_ids.{i}": torch.stack([r[2] for r in routes]).to(torch.int32),
+               f"router_weights.{i}": torch.stack([r[1] for r in routes]),
+               f"greedy.{i}": torch.tensor(greedy, dtype=torch.int32)}
+    report.append({"length": length, "router_margin": margin, "greedy_gap": gap})
+
+weights = {}
+for name, p in model.state_dict().items():
+    if NESTED and name.startswith("model."):
+        name = name.replace("model.", "model.language_model.", 1)
+    elif not NESTED and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
+        stem = name.rsplit(".", 1)[0]
+        for e in range(p.shape[0]):
+            parts = {"gate_proj": p[e].chunk(2)[0], "up_proj": p[e].chunk(2)[1]} if "gate_up" in name else {"down_proj": p[e]}
+            weights |= {f"{stem}.{e}.{part}.weight": w.to(torch.bfloat16).clone() for part, w in parts.items()}
+        continue
+    weights[name] = p.contiguous() if "e_score" in name else p.to(torch.bfloat16).contiguous()
+written = config.to_dict()
+if NESTED:
+    weights["model.visual.patch_embed.proj.weight"] = torch.zeros(4, 4, dtype=torch.bfloat16)  # what the text model does not use
+    weights["mtp.norm.weight"] = torch.zeros(64, dtype=torch.bfloat16)
+    written["model_type"] = "qwen3_5_moe_text"
+    written = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe", "text_config": written,
+               "tie_word_embeddings": False, "vision_config": {"model_type": "qwen3_5_moe"}}
+os.makedirs(OUT, exist_ok=True)
+with open(os.path.join(OUT, "config.json"), "w") as f:
+    json.dump(written, f, indent=1, sort_keys=True)
+    f.write("\n")
+save_file(weights, os.path.join(OUT, "model.safetensors"), metadata={"format": "pt"})
+save_file({k: v.contiguous() for k, v in golden.items()}, os.path.join(OUT, "golden.safetensors"))
+with open(os.path.join(OUT, "golden.json"), "w") as f:
+    json.dump({"model_type": NAME, "n_layers": config.num_hidden_layers, "moe_layers": moe_layers, "top_k": config.num_experts_per_tok,
+               "seed": SEED, "transformers": transformers.__version__, "torch": torch.__version__, "sequences": report}, f, indent=1)
+    f.write("\n")
+print(json.dumps(report))
