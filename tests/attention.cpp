@@ -313,7 +313,7 @@ TEST_CASE("a long context gives the same bits with any number of threads") {
     std::vector<Problem> all = {Problem(mla(16, 512, 64), KvType::int16, 2500), Problem(mla(20, 16, 8), KvType::f32, 5000),
                                 Problem(gqa(8, 1, 128, 4000), KvType::bf16, 5000),
                                 with_sinks(Problem(gqa(8, 1, 64), KvType::int16, 3000))};
-    for (const std::size_t i : {0, 3}) all.push_back(all[i]), all.back().activations = Activations::int8;
+    for (const std::size_t i : {std::size_t{0}, std::size_t{3}}) all.push_back(all[i]), all.back().activations = Activations::int8;
     for (const Problem& p : all) {
       CAPTURE(name(p));
       const KvPool pool(p.shape());

@@ -68,7 +68,7 @@ MOXIE_INLINE constexpr std::int64_t kv_value_bytes(KvType type, std::int64_t dim
 /// 0.
 struct AttentionTile {
   const std::byte* const* pages;  ///< page p holds positions [64 p, 64 p + 64)
-  std::size_t scale_offset;       ///< bytes from a page's start to the scales of keys, then values (attention/kv_cache.hpp)
+  std::size_t scale_offset;       ///< bytes from a page's start to the scales of keys, then values (attention/kv_pool.hpp)
   std::size_t key_offset;         ///< to keys, or to latent rows
   std::size_t value_offset;       ///< to values; latent: not used, values are the rows' first v_dim
   KvType type;                    ///< of both

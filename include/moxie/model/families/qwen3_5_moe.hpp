@@ -30,29 +30,20 @@ inline constexpr TensorNames qwen3_5_moe_gguf_names = [] {
 inline constexpr FixedOption qwen3_5_moe_fixed[] = {
     {"attn_output_gate", "true"}, {"mlp_only_layers", "[]"}, {"norm_topk_prob", "true"}, {"decoder_sparse_step", "1"}};
 
-inline constexpr Family qwen3_5_moe{
-    .name = "qwen3_5_moe",
-    .architecture = "qwen35moe",
-    .other_name = "qwen3_5_moe_text",
-    .qk_norm = QkNorm::per_head,
-    .shared = SharedExperts::gated,
-    .output_gate = true,
-    .delta_net = true,
-    .hf = {.names = &qwen3_5_moe_hf_names,
-           .context_length = 32768,
-           .head_dim = 256,
-           .partial_rotation = true,
-           .rotary_factor = 0.25,
-           .bias_key = "attention_bias",
-           .o_bias = true,
-           .n_experts = "num_experts|num_local_experts",
-           .shared = "shared_expert_intermediate_size",
-           .text_config = true,
-           .fixed = qwen3_5_moe_fixed},
-    .gguf = {.names = &qwen3_5_moe_gguf_names,
-             .shared = "expert_shared_feed_forward_length",
-             .tiled_heads = true,
-             .rope_sections = true},
-};
+inline constexpr Family qwen3_5_moe = [] {
+  Family family = qwen3_next;
+  family.name = "qwen3_5_moe";
+  family.architecture = "qwen35moe";
+  family.other_name = "qwen3_5_moe_text";
+  family.hf.names = &qwen3_5_moe_hf_names;
+  family.hf.dense = HfRules::Dense::none;
+  family.hf.topk_norm = TopkNorm::always;
+  family.hf.text_config = true;
+  family.hf.fixed = qwen3_5_moe_fixed;
+  family.gguf.names = &qwen3_5_moe_gguf_names;
+  family.gguf.tiled_heads = true;
+  family.gguf.rope_sections = true;
+  return family;
+}();
 
 }  // namespace moxie::families
