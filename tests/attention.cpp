@@ -660,6 +660,16 @@ TEST_CASE("a budget holds for what was given back too: pages make room for state
   a = KvSequence(pool);
   b.reserve(3 * 64);
   CHECK(pool.bytes_held() == 4 * sizes.page_bytes());
+
+  // Of one kind alone, what was given back is used again, and none of it is let go.
+  const KvPool plain(KvShape{1, 8, 64, 64, KvType::f32}, 100 * KvPool(KvShape{1, 8, 64, 64, KvType::f32}).page_bytes());
+  KvSequence all(plain);
+  all.reserve(100 * 64);
+  const std::byte* const first = all.pages()[0];
+  all.truncate(0);
+  all.reserve(50 * 64);
+  CHECK(plain.bytes_held() == plain.budget_bytes());
+  CHECK(std::count(all.pages(), all.pages() + 50, first) == 1);
 }
 
 TEST_CASE("shapes, layers and positions that do not fit are refused") {

@@ -608,6 +608,25 @@ TEST_CASE("a session of a model with recurrent layers goes back without running 
     chat.feed(turn);
     CHECK(same_bits(chat.logits(), fresh_logits(model, chat.ids())));
   }
+  // Forks after a rewind share what the checkpoint has.
+  Session trunk(model);
+  trunk.feed(prompt);
+  trunk.feed(turn);
+  trunk.rewind(105);
+  const std::size_t alone = trunk.kv_bytes();
+  Session left = trunk.fork(1), right = trunk.fork(2);
+  CHECK(trunk.kv_bytes() - alone <= sizes.page_bytes());
+  for (Session* each : {&left, &right}) {
+    CHECK(run_again(*each) == 5);
+    CHECK(same_bits(each->logits(), fresh_logits(model, each->ids())));
+  }
+  // Progress tells of all that is run, and may stop it.
+  std::int64_t told = 0;
+  trunk.rewind(90);
+  trunk.feed(turn, [&](std::int64_t, std::int64_t total) { told = total; });
+  CHECK(told == 160);
+  trunk.rewind(90);
+  CHECK(run_again(trunk) == 0);
   // Short feeds are remembered when together they are long.
   Session pieces(model);
   pieces.feed(prompt);

@@ -1074,6 +1074,17 @@ TEST_CASE("glm4_moe_lite and kimi_k2 are deepseek_v3 with other defaults, and la
   CHECK(contains(error_of([&] { describe(types); }), "odd"));
   types["mlp_layer_types"] = {"dense", "sparse"};
   CHECK(contains(error_of([&] { describe(types); }), "mlp_layer_types"));
+  types["mlp_layer_types"] = {"dense", "sparse", "sparse"};
+  types["intermediate_size"] = nullptr;
+  CHECK(contains(error_of([&] { describe(types); }), "intermediate_size"));
+  for (const char* name : {"models/mixtral", "models/gpt_oss"}) {  // no dense layers
+    const auto other = test::shared_path(name);
+    if (!other) return;
+    const moxie::HfFolder opened = moxie::HfFolder::open(*other);
+    json odd = opened.config;
+    odd["mlp_layer_types"] = std::vector<std::string>(odd["num_hidden_layers"].get<std::size_t>(), "dense");
+    CHECK_THROWS_WITH_AS(moxie::describe_hf(odd, opened.tensors(), *other), doctest::Contains("mlp_layer_types"), moxie::UnsupportedError);
+  }
   json kimi = folder.config;
   kimi["model_type"] = "kimi_k2";
   CHECK(summary(describe(kimi).config) == summary(d.config));
@@ -1094,6 +1105,8 @@ TEST_CASE("lfm2_moe's layers are convolutions where config.json or, in GGUF, the
   json config = folder.config;  // the hub's older form
   config.erase("layer_types");
   config.erase("tie_word_embeddings");
+  config["full_attn_idxs"] = {"2"};
+  CHECK(contains(error_of([&] { moxie::describe_hf(config, folder.tensors(), *path); }), "full_attn_idxs"));
   config["full_attn_idxs"] = {2};
   config["tie_embedding"] = true;
   CHECK(summary(moxie::describe_hf(config, folder.tensors(), *path).config) == summary(d.config));

@@ -167,11 +167,11 @@ class KvPool {
 
     std::size_t held() const noexcept { return (in_use + free.size()) * size; }
     /// Makes n blocks free: those that were given back are used again.
-    void fill(std::size_t n, Arena& arena) {
+    void fill(std::size_t n, Arena* arena) {
       free.reserve(in_use + free.size() + n);  // so that giving back never allocates
       while (free.size() < n) {
         auto block = std::make_unique<Block>();
-        block->data = arena.allocate(size);
+        block->data = arena ? arena->allocate(size) : allocate_shared_bytes(size);
         std::memset(block->data.get(), 0, size);
         free.push_back(std::move(block));
       }
@@ -206,14 +206,17 @@ class KvPool {
                                  " bytes) are available; end or truncate a sequence, or give a larger budget"));
       taken.reserve(taken.size() + n);
       data.reserve(data.size() + n);
-      for (Stock* stock : {&pages, &states}) {  // what was given back, of the other kind, makes room
-        const std::size_t wanted = stock == &pages ? n : with_state;
-        const std::size_t kept = budget == 0 ? stock->free.size() : wanted;
-        while (stock->free.size() > kept && pages.held() + states.held() + n * pages.size + state > budget)
-          stock->free.pop_back();
-      }
-      pages.fill(n, arena);
-      states.fill(with_state, arena);
+      // What was given back makes room for blocks of the other kind; alone it is used again before there is more.
+      const auto exceeds = [&] {
+        return in_use() + std::max(pages.free.size(), n) * pages.size +
+                   std::max<std::size_t>(states.free.size(), with_state) * states.size >
+               budget;
+      };
+      while (budget != 0 && pages.free.size() > n && exceeds()) pages.free.pop_back();
+      while (budget != 0 && states.free.size() > with_state && exceeds()) states.free.pop_back();
+      Arena* const shared = budget == 0 || !shape.recurrent() ? &arena : nullptr;  // else blocks are freed one by one
+      pages.fill(n, shared);
+      states.fill(with_state, shared);
       for (std::size_t i = 0; i < n; ++i) {
         taken.push_back(pages.take());
         data.push_back(taken.back()->data.get());

@@ -72,14 +72,9 @@ class Session {
     const std::int64_t last = checkpoints_.empty() ? 0 : checkpoints_.back().kv.length();
     const bool keeps =
         kv_.shape().recurrent() && !ids.empty() && before + static_cast<std::int64_t>(ids.size()) - last >= worth_a_checkpoint;
-    if (keeps) {
-      run({});  // what was drawn last, so that going back to here runs nothing again
-      checkpoints_.clear();
-      checkpoint();
-    }
     ids_.insert(ids_.end(), ids.begin(), ids.end());
     try {
-      run(progress);
+      run(progress, keeps ? before : -1);
       if (keeps) checkpoint();
     } catch (...) {
       restore(before);
@@ -134,6 +129,7 @@ class Session {
 
   /// A session that continues from the same tokens and shares their pages; `stream` numbers its random draws.
   Session fork(std::uint64_t stream = 0) {
+    take_checkpoint();
     Session other(model_, pool_, kv_.fork());
     other.ids_ = ids_;
     other.hidden_ = hidden_;
@@ -160,20 +156,30 @@ class Session {
 
   bool take_cancel() noexcept { return cancelled_->exchange(false); }
 
-  /// Runs all tokens that have not been run, so that hidden_ is the last token's row.
-  void run(const PromptProgress& progress) {
-    if (!checkpoints_.empty() && checkpoints_.back().kv.length() > kv_.length()) {  // after restore(), or a pass that failed
-      kv_ = checkpoints_.back().kv.fork();
-      hidden_ = checkpoints_.back().hidden;
-      logits_valid_ = false;
-    }
+  /// Goes on from the last checkpoint where that is further, after restore() or a pass that failed.
+  void take_checkpoint() {
+    if (checkpoints_.empty() || checkpoints_.back().kv.length() <= kv_.length()) return;
+    kv_ = checkpoints_.back().kv.fork();
+    hidden_ = checkpoints_.back().hidden;
+    logits_valid_ = false;
+  }
+
+  /// Runs all tokens that have not been run, so that hidden_ is the last token's row. On the way the sequence is remembered as it
+  /// is after its first `keep_at` tokens, in place of what was before.
+  void run(const PromptProgress& progress, std::int64_t keep_at = -1) {
+    take_checkpoint();
     const std::int64_t total = length(), begin = kv_.length();
     if (begin == total) return;
     reserve(total);
     const Index width = model_.config().hidden_size;
     for (std::int64_t done = begin; done < total;) {
       if (take_cancel()) throw Cancelled(concat("cancelled after ", done - begin, " of ", total - begin, " tokens"));
-      const std::int64_t n = std::min(model_.options().chunk, total - done);
+      if (done == keep_at) {
+        checkpoints_.clear();
+        checkpoint();
+        reserve(total);  // what is shared now is copied
+      }
+      const std::int64_t n = std::min(model_.options().chunk, (done < keep_at ? keep_at : total) - done);
       rows_.clear();
       for (std::int64_t i = done; i < done + n; ++i) rows_.push_back({ids_[static_cast<std::size_t>(i)], &kv_, i});
       scratch_.hidden.resize(static_cast<std::size_t>(n * width));

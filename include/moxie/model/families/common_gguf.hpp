@@ -124,7 +124,7 @@ inline void check_gguf_sections(const Fields& f, std::int64_t dims) {
     if (!size.is_number_integer() || size < 0 || size > max_head_dim) break;
     sum += sizes.emplace_back(size.get<std::int64_t>());
   }
-  if (!sections->is_array() || sizes.size() != sections->size() || sizes.size() < 3 || sum == 0)
+  if (!sections->is_array() || sizes.size() != sections->size() || sizes.size() != 4 || sum == 0)
     f.fail("rope.dimension_sections", concat("is ", Fields::show(*sections), "; it must hold four sizes"));
   for (std::int64_t pair = 0; pair < dims / 2; ++pair)
     if (const std::int64_t at = pair % sum; at >= 3 * sizes[static_cast<std::size_t>(at % 3)])

@@ -180,6 +180,10 @@ inline void read_hf_short_conv(Fields& f, const Family& family, ModelConfig& c) 
   const nlohmann::json *types = f.find("layer_types"), *attention = f.find("full_attn_idxs");
   if (!types && (!attention || !attention->is_array()))
     f.fail("layer_types", concat("is missing; it must be an array of ", c.n_layers, " strings, one for each layer"));
+  if (!types)
+    for (const nlohmann::json& layer : *attention)
+      if (!layer.is_number_integer() || layer < 0 || layer >= c.n_layers)
+        f.fail("full_attn_idxs", concat("holds ", Fields::show(layer), "; it must hold layer numbers below ", c.n_layers));
   for (std::int64_t i = 0; i < c.n_layers; ++i) {
     const std::string type = types ? hf_layer_type(f, *types, c.n_layers, i)
                              : std::find(attention->begin(), attention->end(), i) != attention->end() ? "full_attention"
@@ -302,6 +306,9 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
       const std::string type = hf_layer_type(f, *types, c.n_layers, i, "mlp_layer_types");
       if (type != "dense" && type != "sparse")
         f.unsupported("mlp_layer_types", concat("names ", Fields::show(type), "; moxie has dense and sparse"));
+      if (type == "dense" && !hf.names->dense_gate)
+        f.unsupported("mlp_layer_types", "names dense; this family has no such layers");
+      if (type == "dense" && c.intermediate_size == 0) f.fail("intermediate_size", "is missing; dense layers have this width");
       c.is_moe_layer[static_cast<std::size_t>(i)] = type == "sparse";
     }
     return;
