@@ -1313,5 +1313,5 @@ TEST_CASE("any value under any key gives a model or an error, and never much mem
   }
   CHECK(models > 100);
   CHECK(errors > 1000);
-  CHECK(moxie::peak_resident_bytes() - before < 64u << 20);
+  CHECK(moxie::peak_resident_bytes() < before + (64u << 20));  // the system counts in lots: a later peak may be a few pages lower
 }

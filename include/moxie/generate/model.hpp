@@ -52,8 +52,8 @@ struct ModelInfo {
   std::string path;
   std::uint64_t file_bytes = 0;
   std::uint64_t parameters = 0;
-  std::uint64_t active_parameters = 0;  ///< multiplied for one token: the chosen experts only, embedding rows not counted; with
-                                        ///< what files hold beside the text model (images, further tokens)
+  std::uint64_t active_parameters = 0;  ///< multiplied for one token: the chosen experts only, embedding rows not counted;
+                                        ///< layers for further tokens are
   double bits_per_weight = 0.0;
   double load_seconds = 0.0;
 };
@@ -228,7 +228,8 @@ class Model {
   static void load_folder(State& state, const HfFolder& folder, const std::string& path) {
     if (folder.has_tokenizer())
       take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
-    build(state, describe_hf(folder.config, folder.tensors(), path), folder.tensors());
+    ModelDescription description = describe_hf(folder.config, folder.tensors(), path);
+    build(state, std::move(description), hf_model_tensors(folder.config, folder.tensors()));
     state.chat_template = hf_chat_template(folder);
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
       const nlohmann::json& eos = folder.generation_config["eos_token_id"];

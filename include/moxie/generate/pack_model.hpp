@@ -272,7 +272,10 @@ inline PackReport pack_model(const std::string& from, const std::string& to, con
                                    std::pair("tokenizer_config", &texts.tokenizer_config),
                                    std::pair("tokenizer", &texts.tokenizer), std::pair("chat_template", &texts.chat_template)})
     if (!text->empty()) writer.set(packed::key(concat("folder.", name)), *text);
-  write(folder.tensors(), files, describe_hf(folder.config, folder.tensors(), from));
+  const ModelDescription description = describe_hf(folder.config, folder.tensors(), from);
+  const TensorMap tensors =
+      hf_model_tensors(folder.config, folder.tensors());  // of which those of a text model have shorter names
+  write(tensors, files, description);
   return report;
 }
 

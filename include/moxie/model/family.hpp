@@ -134,17 +134,23 @@ inline TensorMap text_model_tensors(const TensorMap& tensors) {
   constexpr std::string_view nested = "model.language_model.";
   std::map<std::string, TensorView, std::less<>> text;
   for (const auto& [name, view] : tensors.all()) {
-    if (name.starts_with(nested)) {
-      if (!text.emplace(concat("model.", name.substr(nested.size())), view).second)
-        throw FormatError(view.place(), "is there twice, with and without 'language_model.'");
-    } else if (!name.starts_with("model.visual.")) {
-      if (!text.emplace(name, view).second) throw FormatError(view.place(), "is there twice, with and without 'language_model.'");
-    }
+    if (name.starts_with("model.visual.")) continue;
+    TensorView renamed = view;
+    renamed.name = name.starts_with(nested) ? concat("model.", name.substr(nested.size())) : name;
+    if (!text.emplace(renamed.name, renamed).second)
+      throw FormatError(view.place(), "is there twice, with and without 'language_model.'");
   }
   return tensors.with_tensors(std::move(text));
 }
 
 }  // namespace families
+
+/// The tensors of a folder that are the model's: of a model for text and images those of the text model, without its prefix. What
+/// describe_hf() finds in `tensors` it finds in these too.
+inline TensorMap hf_model_tensors(const nlohmann::json& config, const TensorMap& tensors) {
+  const Fields f(config, "config.json");
+  return families::hf_family(f).hf.text_config && f.contains("text_config") ? families::text_model_tensors(tensors) : tensors;
+}
 
 /// `config` is the content of config.json; `folder` names the model in errors. Of a model for text and images the text model is
 /// described.
