@@ -190,7 +190,7 @@ inline OrderedJson inspect_model(const std::string& path) {
   }
   if (folder) {
     description = moxie::describe_hf(folder->config, tensors, path);
-    tensors = moxie::hf_model_tensors(folder->config, tensors);
+    if (const auto text = moxie::hf_text_model(folder->config, tensors)) tensors = *text;
     chat_template = moxie::hf_chat_template(*folder);
   }
   const moxie::ModelConfig& config = description.config;

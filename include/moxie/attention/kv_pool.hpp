@@ -42,7 +42,6 @@
 
 #include <moxie/core/concat.hpp>
 #include <moxie/core/error.hpp>
-#include <moxie/core/floats.hpp>
 #include <moxie/core/memory.hpp>
 #include <moxie/kernels/attention_tile.hpp>
 

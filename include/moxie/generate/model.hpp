@@ -229,7 +229,8 @@ class Model {
     if (folder.has_tokenizer())
       take_tokenizer(state, [&] { return Tokenizer::from_hf(folder.load_tokenizer_json(), folder.tokenizer_config, path); });
     ModelDescription description = describe_hf(folder.config, folder.tensors(), path);
-    build(state, std::move(description), hf_model_tensors(folder.config, folder.tensors()));
+    const std::optional<TensorMap> text = hf_text_model(folder.config, folder.tensors());
+    build(state, std::move(description), text ? *text : folder.tensors());
     state.chat_template = hf_chat_template(folder);
     if (folder.generation_config.is_object() && folder.generation_config.contains("eos_token_id")) {
       const nlohmann::json& eos = folder.generation_config["eos_token_id"];

@@ -273,9 +273,8 @@ inline PackReport pack_model(const std::string& from, const std::string& to, con
                                    std::pair("tokenizer", &texts.tokenizer), std::pair("chat_template", &texts.chat_template)})
     if (!text->empty()) writer.set(packed::key(concat("folder.", name)), *text);
   const ModelDescription description = describe_hf(folder.config, folder.tensors(), from);
-  const TensorMap tensors =
-      hf_model_tensors(folder.config, folder.tensors());  // of which those of a text model have shorter names
-  write(tensors, files, description);
+  const std::optional<TensorMap> text = hf_text_model(folder.config, folder.tensors());  // whose names are short enough for GGUF
+  write(text ? *text : folder.tensors(), files, description);
   return report;
 }
 

@@ -89,7 +89,7 @@ void delta_rule(const DeltaRule& a) noexcept {
   for (std::int64_t first = 0; first < a.columns; first += 2 * rows::lanes<A>) delta::columns<A>(a, first, a.columns - first);
 }
 
-/// y[c] = silu(sum over t of w[t][c] * x[t][c]), from the earliest t on; without `activate`, the sum.
+/// y[c] = silu(sum over t of w[t][c] * x[t][c]), from the earliest t on; without `activate`, the sum. y may be w or one of x.
 template <class A>
 void causal_conv(const float* const* x, const float* w, std::int64_t w_stride, std::int64_t taps, std::int64_t n, bool activate,
                  float* y) noexcept {

@@ -15,15 +15,12 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <iterator>
 #include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
-#include <moxie/core/concat.hpp>
-#include <moxie/core/error.hpp>
 #include <moxie/linalg/linear.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/mixer.hpp>

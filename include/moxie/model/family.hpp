@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -145,11 +146,12 @@ inline TensorMap text_model_tensors(const TensorMap& tensors) {
 
 }  // namespace families
 
-/// The tensors of a folder that are the model's: of a model for text and images those of the text model, without its prefix. What
-/// describe_hf() finds in `tensors` it finds in these too.
-inline TensorMap hf_model_tensors(const nlohmann::json& config, const TensorMap& tensors) {
+/// Of a model for text and images the tensors of its text model, without their prefix: describe_hf() describes these. Nothing
+/// where the folder's tensors are the model's already.
+inline std::optional<TensorMap> hf_text_model(const nlohmann::json& config, const TensorMap& tensors) {
   const Fields f(config, "config.json");
-  return families::hf_family(f).hf.text_config && f.contains("text_config") ? families::text_model_tensors(tensors) : tensors;
+  if (!families::hf_family(f).hf.text_config || !f.contains("text_config")) return std::nullopt;
+  return families::text_model_tensors(tensors);
 }
 
 /// `config` is the content of config.json; `folder` names the model in errors. Of a model for text and images the text model is
