@@ -2,7 +2,7 @@
 #include <moxie/kernels/table.hpp>
 
 namespace moxie::kernels {
-const Table& neon_table() noexcept;
-const Table& generic_table() noexcept;
-const Table& generic_table() noexcept { return neon_table(); }
+const Table& neon_table(TunedFor cpu) noexcept;
+const Table& generic_table(TunedFor cpu) noexcept;
+const Table& generic_table(TunedFor cpu) noexcept { return neon_table(cpu); }
 }  // namespace moxie::kernels

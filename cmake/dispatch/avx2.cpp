@@ -2,5 +2,5 @@
 #include <moxie/kernels/kernels.hpp>
 
 namespace moxie::kernels {
-const Table& avx2_table() noexcept { return table<Avx2>(); }
+const Table& avx2_table(TunedFor cpu) noexcept { return table<Avx2>(cpu); }
 }  // namespace moxie::kernels

@@ -2,5 +2,5 @@
 #include <moxie/kernels/kernels.hpp>
 
 namespace moxie::kernels {
-const Table& avxvnni_table() noexcept { return table<AvxVnni>(); }
+const Table& avxvnni_table(TunedFor cpu) noexcept { return table<AvxVnni>(cpu); }
 }  // namespace moxie::kernels

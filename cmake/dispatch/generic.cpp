@@ -2,5 +2,5 @@
 #include <moxie/kernels/kernels.hpp>
 
 namespace moxie::kernels {
-const Table& generic_table() noexcept { return table<Generic>(); }
+const Table& generic_table(TunedFor cpu) noexcept { return table<Generic>(cpu); }
 }  // namespace moxie::kernels

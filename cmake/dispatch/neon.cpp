@@ -2,5 +2,5 @@
 #include <moxie/kernels/kernels.hpp>
 
 namespace moxie::kernels {
-const Table& neon_table() noexcept { return table<Neon>(); }
+const Table& neon_table(TunedFor cpu) noexcept { return table<Neon>(cpu); }
 }  // namespace moxie::kernels

@@ -6,11 +6,11 @@
 
 namespace moxie::kernels {
 
-const Table& generic_table() noexcept;
-const Table& avx2_table() noexcept;
-const Table& avxvnni_table() noexcept;
+const Table& generic_table(TunedFor cpu) noexcept;
+const Table& avx2_table(TunedFor cpu) noexcept;
+const Table& avxvnni_table(TunedFor cpu) noexcept;
 const Table& avx512_table(TunedFor cpu) noexcept;
-const Table& neon_table() noexcept;
+const Table& neon_table(TunedFor cpu) noexcept;
 const Table& native_table() noexcept;
 const Table* find_table(const char* arch) noexcept;
 
@@ -18,17 +18,20 @@ namespace {
 /// f(table) for each one that this CPU runs, the best first, until it is true.
 template <class F>
 const Table* first_table(F&& f) noexcept {
+  static const CpuFeatures cpu = cpu_features();
+  const Table* found = nullptr;
+  const auto offer = [&](bool runs, const Table& (*table_for)(TunedFor)) {
+    if (!found && runs && f(table_for(cpu.tuned_for))) found = &table_for(cpu.tuned_for);
+  };
 #if defined(__x86_64__)
-  static const CpuFeatures cpu = cpu_features();
-  if (cpu.avx512)
-    if (const Table& avx512 = avx512_table(cpu.tuned_for); f(avx512)) return &avx512;
-  if (cpu.avx_vnni && f(avxvnni_table())) return &avxvnni_table();
-  if (cpu.avx2 && f(avx2_table())) return &avx2_table();
+  offer(cpu.avx512, avx512_table);
+  offer(cpu.avx_vnni, avxvnni_table);
+  offer(cpu.avx2, avx2_table);
 #elif defined(__aarch64__)
-  static const CpuFeatures cpu = cpu_features();
-  if (cpu.neon_dotprod && f(neon_table())) return &neon_table();
+  offer(cpu.neon_dotprod, neon_table);
 #endif
-  return f(generic_table()) ? &generic_table() : nullptr;
+  offer(true, generic_table);
+  return found;
 }
 }  // namespace
 

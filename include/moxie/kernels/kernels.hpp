@@ -82,14 +82,14 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
     using P = Panel<Format>;
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
     k.int8 = &matmul_int8<A, Layout>;
-    if (!int8::fetching_is_tuned<A>) cpu = TunedFor::xeon;  // others than AVX-512 are the same everywhere
-    const bool xeon = cpu == TunedFor::xeon, zen4 = cpu == TunedFor::zen4, zen5 = cpu == TunedFor::zen5;
+    constexpr bool avx512 = Ops<A>::unfetched > 0;  // kernels of others are the same on all of AMD's
+    const bool intel = cpu == TunedFor::intel;
+    const bool zen4 = avx512 && cpu == TunedFor::zen4, zen5 = avx512 && cpu == TunedFor::zen5;
     // IQ1, IQ2 and Q3_K are dear to unpack; Q6_K and NVFP4 are faster without a stage at up to 96 rows
     const int zen4_stages = P::codes == Codes::u6 || has_float_halves<P> ? 1 << 20 : 12;
-    k.tuning = {xeon || (zen5 && narrow), xeon || (zen4 && narrow), zen4 && !narrow ? 4096 : 8192,
-                xeon   ? 0
-                : zen5 ? 24
-                       : zen4_stages};
+    const int distance = intel ? 3072 : zen4 && !narrow ? 4096 : 8192;
+    const int staged = zen5 ? 24 : zen4 ? zen4_stages : 0;
+    k.tuning = {intel || (zen5 && narrow), intel || (zen4 && narrow), distance, staged};
   }
   k.f32 = &matmul_f32<A, Layout>;
   k.unpack = &f32::unpack<A, Layout>;
@@ -141,14 +141,14 @@ inline constexpr Table table_of = make_table<A, cpu>();
 
 /// For a CPU with this CpuFeatures::tuned_for.
 template <class A>
-const Table& table(TunedFor cpu = TunedFor::xeon) noexcept {
+const Table& table(TunedFor cpu = TunedFor::intel) noexcept {
   switch (cpu) {
     case TunedFor::zen4:
       return detail::table_of<A, TunedFor::zen4>;
     case TunedFor::zen5:
       return detail::table_of<A, TunedFor::zen5>;
     default:
-      return detail::table_of<A, TunedFor::xeon>;
+      return detail::table_of<A, TunedFor::intel>;
   }
 }
 

@@ -46,19 +46,34 @@ inline constexpr int max_tokens = 96;
 // They stay in a second-level cache of 512 KB beside a panel: 96 rows of 2048 inputs are 320 KB.
 inline constexpr int activation_bytes = 320 * 1024;
 
-// How far ahead the direct path fetches. A core reads 20 to 40 GB/s, so memory's latency of 100 to 200 ns (more when others load
-// it) is 2 to 7 KB. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5, a
-// decode step: 4 KB 0 to 9% slower, 12 KB 1 to 3%. It goes to the first-level cache or to the second-level one (TunedFor): on
-// Zen 5 a decode step is 2 to 6% faster with the first, on Zen 4 tiles of 3 and 4 tokens of up to 6 bits are 15 to 30% faster
-// with the second, and of 8 bits 10 to 15% with the first, 4 KB ahead. Tiles of up to Ops::unfetched tokens may do best without:
-// a block is so few instructions that the loads of the next ones start by themselves, and a panel is read in the order of its
-// bytes, which the processor's prefetchers follow. On Zen 4 the kernels for one token read 34 to 36 GB/s so, as much as a plain
-// loop, and 22 to 30 with fetching 6 KB ahead; of other processors see TunedFor. What follows at the panels' end is fetched in
-// any case. Architectures that fetch for all tiles have more to do with each line and gain nothing by other distances or caches
-// than these.
+// How far ahead the direct path fetches, and to which cache (TunedFor). A core reads 20 to 40 GB/s, so memory's latency of 100 to
+// 200 ns (more when others load it) is 2 to 7 KB.
+//
+// AVX-512. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5, a decode
+// step: 4 KB 0 to 9% slower, 12 KB 1 to 3%. On Zen 5 a decode step is 2 to 6% faster with the first-level cache, on Zen 4 tiles
+// of 3 and 4 tokens of up to 6 bits are 15 to 30% faster with the second, and of 8 bits 10 to 15% with the first, 4 KB ahead.
+// Tiles of up to Ops::unfetched tokens may do best without: a block is so few instructions that the loads of the next ones start
+// by themselves, and a panel is read in the order of its bytes, which the processor's prefetchers follow. On Zen 4 the kernels
+// for one token read 34 to 36 GB/s so, as much as a plain loop, and 22 to 30 with fetching 6 KB ahead.
+//
+// Intel, 2 cores of a Xeon (model 167), one token, Q4_K from memory, GB/s:
+//
+//   KB ahead                     1      2      3      4      8   none
+//   second-level cache, AVX-512  29.9   32.3   33.8   31.7   29.8   28.8
+//                       AVX2     26.8   30.3   30.1   28.0   26.5   26.3
+//   first-level cache,  AVX-512  31.8   32.6   31.0   28.4   26.4
+//                       AVX2     28.7   30.3   24.1   22.0   19.5
+//
+// and so for AVX-VNNI, other formats, 2 tokens and (by less) 4: a fetch to the first-level cache holds one of the few places for
+// its misses until memory answers. AVX2 on Zen 3 gains nothing by other distances or caches than 8 KB and the first.
+//
+// What follows at the panels' end is fetched in any case.
 inline constexpr int direct_ahead = 8192;
-template <class A>
-inline constexpr bool fetching_is_tuned = Ops<A>::unfetched > 0;
+#if defined(__x86_64__)
+inline constexpr bool fetching_is_tuned = true;
+#else
+inline constexpr bool fetching_is_tuned = false;
+#endif
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
 template <class Format>
@@ -395,7 +410,7 @@ struct Ahead {
         MOXIE_UNROLL
         for (int i = 0; i < (block_bytes<Format> + 63) / 64; ++i) __builtin_prefetch(at + 64 * i, 0, locality.value);
       };
-      (fetching_is_tuned<A> && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
+      (fetching_is_tuned && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
     } else {
       for (int i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
     }
@@ -530,7 +545,7 @@ template <class A>
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
     const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
     const std::byte* then = row + most < m.n_rows ? begin : m.then;
-    const std::ptrdiff_t distance = fetching_is_tuned<A> ? m.tuning.fetch_distance : direct_ahead;
+    const std::ptrdiff_t distance = fetching_is_tuned ? m.tuning.fetch_distance : direct_ahead;
     Ahead ahead{m.tuning.fetch_few ? Ahead::follow_few : Ahead::follow,
                 nullptr,
                 end,
