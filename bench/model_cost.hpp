@@ -81,6 +81,8 @@ class ModelCost {
         for (const auto* weight : {&d.z, &d.ba, &d.b, &d.a})
           if (*weight) always_.add((*weight)->tensor, int8_);
       }
+      if (layer.mamba)
+        for (const auto* weight : {&layer.mamba->in, &layer.mamba->out}) always_.add(weight->tensor, int8_);
       if (layer.short_conv)
         for (const auto* weight : {&layer.short_conv->in, &layer.short_conv->out}) always_.add(weight->tensor, int8_);
       if (layer.router) always_.bytes += static_cast<double>(layer.router->tensor.bytes);

@@ -156,6 +156,9 @@ TEST_CASE("lfm2_moe gives the results of transformers") { compare_with_transform
 TEST_CASE("glm4_moe_lite gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/glm4_moe_lite")); }
 TEST_CASE("qwen3_5_moe gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/qwen3_5_moe")); }
 
+TEST_CASE("qwen3_vl_moe gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/qwen3_vl_moe")); }
+TEST_CASE("granitemoehybrid gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/granitemoehybrid")); }
+
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");
   if (!folder) return;

@@ -245,6 +245,18 @@ inline moxie::ModelConfig granitemoe_config(moxie::Dtype type) {
   return c;
 }
 
+/// granitemoehybrid: the same with two Mamba-2 layers around attention without rotation.
+inline moxie::ModelConfig granitemoehybrid_config(moxie::Dtype type) {
+  moxie::ModelConfig c = granitemoe_config(type);
+  c.family = "granitemoehybrid";
+  c.attention.rope = {.dims = 0, .layout = moxie::RopeLayout::interleaved};
+  c.n_layers = 3;
+  c.is_moe_layer = {true, true, true};
+  c.is_recurrent_layer = {true, false, true};
+  c.mamba = {6, 2, 48, 22, 4};
+  return c;
+}
+
 /// deepseek_v3: latent attention with a query rank, sigmoid scores with groups and a selection bias, a first dense layer.
 inline moxie::ModelConfig deepseek_v3_config(moxie::Dtype type) {
   const OddSizes s = odd_sizes(type);
@@ -314,6 +326,8 @@ class RandomModelWriter {
       matrix(at + "shortconv.in_proj.weight", {3 * h, h}, type_);
       matrix(at + "shortconv.conv.weight", {h, config_.short_conv_kernel}, moxie::Dtype::F32);
       matrix(at + "shortconv.out_proj.weight", {h, h}, type_);
+    } else if (config_.recurrent_layer(i) && config_.mamba.n_heads != 0) {
+      mamba(at);
     } else if (config_.recurrent_layer(i)) {
       delta_net(at);
     } else if (a.kind == moxie::AttentionKind::gqa) {
@@ -386,6 +400,19 @@ class RandomModelWriter {
     vector(at + "ssm_a", d.n_v_heads, -1.5f);
     norm(at + "ssm_norm.weight", d.v_head_dim);
     matrix(at + "ssm_out.weight", {h, values}, type_);
+  }
+
+  void mamba(const std::string& at) {
+    const moxie::MambaConfig& m = config_.mamba;
+    const std::int64_t h = config_.hidden_size;
+    matrix(at + "ssm_in.weight", {m.width() + m.channels() + m.n_heads, h}, type_);
+    matrix(at + "ssm_conv1d.weight", {m.channels(), m.conv_kernel}, moxie::Dtype::F32);
+    vector(at + "ssm_conv1d.bias", m.channels(), 0.0f);
+    vector(at + "ssm_dt.bias", m.n_heads, 0.0f);
+    matrix(at + "ssm_d", {m.n_heads, 1}, moxie::Dtype::F32);
+    vector(at + "ssm_a", m.n_heads, -1.5f);
+    norm(at + "ssm_norm.weight", m.width());
+    matrix(at + "ssm_out.weight", {h, m.width()}, type_);
   }
 
   void feed_forward(const std::string& at, const std::string& suffix, std::vector<std::int64_t> stack, std::int64_t width) {

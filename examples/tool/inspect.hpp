@@ -50,6 +50,14 @@ inline OrderedJson inspect_recurrent(const moxie::ModelConfig& config) {
   const moxie::DeltaNetConfig& d = config.delta_net;
   if (config.short_conv_kernel != 0)
     return {{"kind", "short_conv"}, {"layers", config.n_recurrent_layers()}, {"conv_kernel", config.short_conv_kernel}};
+  if (const moxie::MambaConfig& m = config.mamba; m.n_heads != 0)
+    return {{"kind", "mamba2"},
+            {"layers", config.n_recurrent_layers()},
+            {"n_heads", m.n_heads},
+            {"n_groups", m.n_groups},
+            {"head_dim", m.head_dim},
+            {"state_dim", m.state_dim},
+            {"conv_kernel", m.conv_kernel}};
   return {{"kind", "delta_net"},        {"layers", config.n_recurrent_layers()}, {"n_k_heads", d.n_k_heads},
           {"n_v_heads", d.n_v_heads},   {"k_head_dim", d.k_head_dim},            {"v_head_dim", d.v_head_dim},
           {"conv_kernel", d.conv_kernel}};

@@ -58,4 +58,23 @@ struct DeltaNetConfig {
   }
 };
 
+/// Mamba-2 (arXiv 2405.21060), the recurrent layers of Granite 4.
+struct MambaConfig {
+  std::int64_t n_heads = 0;   ///< 0: the model has no such layers
+  std::int64_t n_groups = 0;  ///< of heads with the same B and C; n_heads is a multiple
+  std::int64_t head_dim = 0, state_dim = 0;
+  std::int64_t conv_kernel = 0;  ///< tokens that the convolution sees, the own one included; 1 to max_conv_kernel
+
+  std::int64_t width() const noexcept { return n_heads * head_dim; }
+  /// Of all B, and of all C.
+  std::int64_t keys() const noexcept { return n_groups * state_dim; }
+  /// Channels of the convolution: those of x, B, C.
+  std::int64_t channels() const noexcept { return width() + 2 * keys(); }
+  /// Floats of the matrices, whose columns lie in groups of kernels::delta_columns.
+  std::int64_t matrix_floats() const noexcept {
+    constexpr std::int64_t columns = kernels::delta_columns;
+    return n_heads * ((head_dim + columns - 1) / columns * columns) * state_dim;
+  }
+};
+
 }  // namespace moxie

@@ -121,8 +121,8 @@ class Rope {
       if (!right) throw ArgumentError({{}, item, {}}, message);
     };
     const auto positive = [](double x) { return std::isfinite(x) && x > 0; };
-    require(c.dims > 0 && c.dims % 2 == 0 && c.dims <= 1 << 20, "RopeConfig.dims",
-            concat("must be even and positive, got ", c.dims));
+    require(c.dims >= 0 && c.dims % 2 == 0 && c.dims <= 1 << 20, "RopeConfig.dims",
+            concat("must be even and not negative, got ", c.dims));
     require(positive(c.theta), "RopeConfig.theta", concat("must be positive, got ", c.theta));
     require(positive(c.factor), "RopeConfig.factor", concat("must be positive, got ", c.factor));
     require(positive(c.magnitude), "RopeConfig.magnitude", concat("must be positive, got ", c.magnitude));

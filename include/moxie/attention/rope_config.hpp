@@ -17,7 +17,7 @@ enum class RopeScaling {
 };
 
 struct RopeConfig {
-  std::int64_t dims = 0;  ///< rotated dimensions, the first ones of a head (of its RoPE part)
+  std::int64_t dims = 0;  ///< rotated dimensions, the first ones of a head (of its RoPE part); 0: nothing is rotated
   double theta = 10000.0;
   RopeLayout layout = RopeLayout::half;
   RopeScaling scaling = RopeScaling::none;

@@ -75,6 +75,8 @@ void for_each_multiplied(const DecoderTensors& tensors, F&& f) {
       for (const auto* weight : {&layer.delta_net->z, &layer.delta_net->ba, &layer.delta_net->b, &layer.delta_net->a})
         one(*weight);
     }
+    if (layer.mamba)
+      for (const Weight* weight : {&layer.mamba->in, &layer.mamba->out}) f(*weight);
     if (layer.short_conv)
       for (const Weight* weight : {&layer.short_conv->in, &layer.short_conv->out}) f(*weight);
     heads(layer.k_b);

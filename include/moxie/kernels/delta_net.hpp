@@ -4,6 +4,8 @@
 //
 //   S = decay S;   S += k (beta (v - S^T k))^T;   out = S^T q
 //
+// or, as in Mamba-2, without the subtraction.
+//
 // Columns of S do not depend on each other, so 32 of them, 16 KB for keys of 128, stay in the first-level cache while all tokens
 // of a pass go over them: a product and 3 fused multiply-adds for an element and token. Token after token is the form
 // of decoding; a chunked form would be products of matrices, but its bits would depend on where chunks begin.
@@ -46,11 +48,11 @@ MOXIE_INLINE void columns(const DeltaRule& a, std::int64_t first, std::int64_t n
       MOXIE_UNROLL
       for (int u = 0; u < 2; ++u) old[t][u] = madd(key, F::load_unaligned(state + at * delta_columns + u * lanes), old[t][u]);
     };
-    for (; d + sums <= a.k_dim; d += sums) {
+    for (; a.subtracts && d + sums <= a.k_dim; d += sums) {
       MOXIE_UNROLL
       for (int t = 0; t < sums; ++t) recall(d + t, t);
     }
-    for (int t = 0; d < a.k_dim; ++d, ++t) recall(d, t);
+    for (int t = 0; a.subtracts && d < a.k_dim; ++d, ++t) recall(d, t);
     MOXIE_UNROLL
     for (int u = 0; u < 2; ++u) {
       const F value = whole ? F::load_unaligned(v + u * lanes) : rows::load_part<A>(v + u * lanes, n - u * lanes, 0.0f);

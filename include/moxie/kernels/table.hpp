@@ -100,6 +100,7 @@ struct DeltaRule {
   float* state = nullptr;  ///< [k_dim][delta_columns]; columns that do not exist hold anything
   float* out = nullptr;    ///< row r at r * v_stride, [columns]
   std::int64_t k_dim = 0, columns = 0;
+  bool subtracts = true;  ///< from v what the state has for k; false: v is added as it is, as in Mamba-2
 };
 
 using MatmulFn = void (*)(const MatmulArgs&);

@@ -91,6 +91,10 @@ class AdapterWalk {
       update(n.kv_a, t.kv_a, order.k);
       if (config.attention.kind == AttentionKind::mla) update_kv_b(n.kv_b, t);
       if (t.delta_net) delta_net(n, *t.delta_net);
+      if (t.mamba) {
+        update(n.mamba_in, t.mamba->in);
+        update(n.mamba_out, t.mamba->out);
+      }
       if (t.short_conv) {
         update(n.short_conv_in, t.short_conv->in);
         update(n.short_conv_out, t.short_conv->out);

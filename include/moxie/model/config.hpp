@@ -14,7 +14,7 @@ namespace moxie {
 struct ModelConfig {
   std::string family;  ///< "deepseek_v2", "deepseek_v3" (also of glm4_moe_lite), "qwen2_moe", "qwen3_moe", "mixtral", "olmoe",
                        ///< "gpt_oss", "glm4_moe", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe",
-                       ///< "qwen3_next", "qwen3_5_moe", "lfm2_moe"
+                       ///< "qwen3_next", "qwen3_5_moe", "lfm2_moe", "qwen3_vl_moe", "granitemoehybrid"
   std::string name;    ///< what the file calls itself; may be empty
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
@@ -27,13 +27,14 @@ struct ModelConfig {
   float logits_scaling = 1.0f;        ///< logits are divided by it: rows after the final norm are, before the output matrix
   AttentionConfig attention;
   DeltaNetConfig delta_net;
+  MambaConfig mamba;
   std::int64_t short_conv_kernel = 0;  ///< tokens that a short convolution sees (LFM2), 1 to max_conv_kernel; 0: there are none
   MoeConfig moe;
   /// The rows of q and k that RoPE turns lie in interleaved pairs where Hugging Face's checkpoints of the model have halves.
   bool permuted_rows = false;
   std::vector<bool> is_moe_layer;  ///< [n_layers]; others have a dense feed-forward layer
   std::vector<bool>
-      is_recurrent_layer;  ///< [n_layers]: a gated delta net or short convolution in place of attention; empty: none
+      is_recurrent_layer;  ///< [n_layers]: a gated delta net, Mamba-2 or short convolution in place of attention; empty: none
   std::vector<std::int64_t>
       layer_windows;  ///< [n_layers] where sliding windows differ between layers; empty: attention.sliding_window in all
 
@@ -58,8 +59,9 @@ struct ModelConfig {
   }
   /// Floats of the state of a recurrent layer, a multiple of 16.
   std::int64_t state_floats() const noexcept {
-    const std::int64_t floats = short_conv_kernel != 0
-                                    ? (short_conv_kernel - 1) * hidden_size
+    const std::int64_t floats = short_conv_kernel != 0 ? (short_conv_kernel - 1) * hidden_size
+                                : mamba.n_heads != 0
+                                    ? mamba.matrix_floats() + (mamba.conv_kernel - 1) * mamba.channels()
                                     : delta_net.matrix_floats() + (delta_net.conv_kernel - 1) * delta_net.channels();
     return floats <= 16 ? 16 : (floats + 15) / 16 * 16;
   }

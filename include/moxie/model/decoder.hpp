@@ -16,6 +16,7 @@
 #include <moxie/model/attention_block.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/delta_net_block.hpp>
+#include <moxie/model/mamba_block.hpp>
 #include <moxie/model/mixer.hpp>
 #include <moxie/model/short_conv_block.hpp>
 #include <moxie/model/tensors.hpp>
@@ -117,8 +118,10 @@ class Decoder {
             ? a.n_heads * (a.qk_nope_head_dim + 2 * (a.kv_lora_rank + a.qk_rope_head_dim) + a.v_head_dim + a.kv_lora_rank)
             : ((a.output_gate ? 4 : 2) * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
     const DeltaNetConfig& d = config_.delta_net;
-    const std::int64_t recurrent =
-        config_.short_conv_kernel != 0 ? 5 * config_.hidden_size : 2 * d.channels() + 2 * d.n_v_heads * (d.v_head_dim + 2);
+    const MambaConfig& m = config_.mamba;
+    const std::int64_t recurrent = config_.short_conv_kernel != 0 ? 5 * config_.hidden_size
+                                   : m.n_heads != 0               ? 3 * m.width() + 4 * m.keys() + m.width() + 3 * m.n_heads
+                                                                  : 2 * d.channels() + 2 * d.n_v_heads * (d.v_head_dim + 2);
     const std::int64_t experts =
         config_.moe.router.top_k * config_.moe.moe_intermediate_size + config_.moe.shared_intermediate_size;
     return static_cast<std::size_t>(std::max(attention, recurrent) + 2 * experts + 6 * config_.hidden_size) * sizeof(float);
@@ -134,14 +137,16 @@ class Decoder {
  private:
   struct Layer {
     Vector attn_norm, ffn_norm;
-    std::unique_ptr<AttentionBlock> attention;  // one of these three
+    std::unique_ptr<AttentionBlock> attention;  // one of these four
     std::unique_ptr<DeltaNetBlock> delta_net;
+    std::unique_ptr<MambaBlock> mamba;
     std::unique_ptr<ShortConvBlock> short_conv;
     std::unique_ptr<MoeBlock> moe;  // one of these two
     std::unique_ptr<FeedForward> dense;
     std::size_t bytes() const noexcept {
       return (attention   ? attention->bytes()
               : delta_net ? delta_net->bytes()
+              : mamba     ? mamba->bytes()
                           : short_conv->bytes()) +
              (moe ? moe->bytes() : dense->bytes());
     }
@@ -160,6 +165,8 @@ class Decoder {
         layer.attention->forward(context, normed, rows, scratch.rotations, rope_, branch, scratch.mixer);
       else if (layer.delta_net)
         layer.delta_net->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
+      else if (layer.mamba)
+        layer.mamba->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
       else
         layer.short_conv->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
       add(context, branch, n, stream);
@@ -219,6 +226,8 @@ class Decoder {
     layer.ffn_norm = load_vector(tensors.ffn_norm);
     if (tensors.short_conv)
       layer.short_conv = std::make_unique<ShortConvBlock>(context, config_, of_its_kind, *tensors.short_conv, source_);
+    else if (tensors.mamba)
+      layer.mamba = std::make_unique<MambaBlock>(context, config_, of_its_kind, *tensors.mamba, source_);
     else if (tensors.delta_net)
       layer.delta_net = std::make_unique<DeltaNetBlock>(context, config_, of_its_kind, *tensors.delta_net, source_);
     else

@@ -24,6 +24,7 @@
 #include <moxie/linalg/linear.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/mixer.hpp>
+#include <moxie/model/recurrence.hpp>
 #include <moxie/model/weights.hpp>
 
 namespace moxie {
@@ -73,7 +74,8 @@ class DeltaNetBlock {
           for_each_head([&](Index offset, Index channel, Index size) { std::copy_n(from + offset, size, to + channel); });
         });
       });
-      recur(context, runs, buffers);
+      detail::recur(context, runs, {config_.n_k_heads, heads, config_.k_head_dim, dv, config_.tiled_heads, true}, buffers,
+                    [&](KvSequence& sequence) { return sequence.state(state_); });
       context.threads.for_each(
           n,
           [&](std::int64_t r, int) {
@@ -122,7 +124,6 @@ class DeltaNetBlock {
   Index k_channel(Index h) const noexcept { return (config_.n_k_heads + h) * config_.k_head_dim; }
   Index v_channel(Index h) const noexcept { return 2 * config_.n_k_heads * config_.k_head_dim + h * config_.v_head_dim; }
 
-  float* matrices_of(KvSequence& sequence) const noexcept { return sequence.state(state_); }
   float* inputs_of(KvSequence& sequence) const noexcept { return sequence.state(state_) + config_.matrix_floats(); }
 
   /// f(offset in a row of qkv_, channel, size) for every head of q, k and v.
@@ -176,35 +177,9 @@ class DeltaNetBlock {
     for (Index h = 0; h < heads; ++h) {
       conv(v_offset(h), v_channel(h), dv, buffers.v.data() + (row * heads + h) * dv);
       const float step = ba[a_offset(h)] + dt_bias_[h];
-      const float softplus = step > 20.0f ? step : std::log1p(std::exp(step));
-      buffers.decays[static_cast<std::size_t>(row * heads + h)] = std::exp(decay_[h] * softplus);
+      buffers.decays[static_cast<std::size_t>(row * heads + h)] = std::exp(decay_[h] * detail::softplus(step));
       buffers.betas[static_cast<std::size_t>(row * heads + h)] = 1.0f / (1.0f + std::exp(-ba[b_offset(h)]));
     }
-  }
-
-  void recur(const Context& context, const SequenceRuns& runs, MixerBuffers& buffers) const {
-    constexpr Index columns = kernels::delta_columns;
-    const Index heads = config_.n_v_heads, dk = config_.k_head_dim, dv = config_.v_head_dim, parts = (dv + columns - 1) / columns;
-    const Index n = std::ssize(runs.rows()), n_runs = std::ssize(runs.runs());
-    context.threads.for_each(n_runs * heads * parts, [&](std::int64_t item, int) {
-      const SequenceRuns::Run& run = runs.runs()[static_cast<std::size_t>(item / (heads * parts))];
-      const Index h = item / parts % heads, part = item % parts, first = part * columns;
-      const Index key = config_.tiled_heads ? h % config_.n_k_heads : h / group();
-      context.kernels->delta_rule({.rows = runs.rows().data() + run.begin,
-                                   .n_rows = run.end - run.begin,
-                                   .q = buffers.q.data() + key * n * dk,
-                                   .k = buffers.k.data() + key * n * dk,
-                                   .qk_stride = dk,
-                                   .v = buffers.v.data() + h * dv + first,
-                                   .v_stride = heads * dv,
-                                   .decay = buffers.decays.data() + h,
-                                   .beta = buffers.betas.data() + h,
-                                   .gate_stride = heads,
-                                   .state = matrices_of(*run.sequence) + (h * parts + part) * dk * columns,
-                                   .out = buffers.attended.data() + h * dv + first,
-                                   .k_dim = dk,
-                                   .columns = std::min(columns, dv - first)});
-    });
   }
 
   DeltaNetConfig config_;

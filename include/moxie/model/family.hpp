@@ -30,6 +30,7 @@
 #include <moxie/model/families/glm4_moe_lite.hpp>
 #include <moxie/model/families/gpt_oss.hpp>
 #include <moxie/model/families/granitemoe.hpp>
+#include <moxie/model/families/granitemoehybrid.hpp>
 #include <moxie/model/families/hunyuan_v1_moe.hpp>
 #include <moxie/model/families/lfm2_moe.hpp>
 #include <moxie/model/families/minimax_m2.hpp>
@@ -39,6 +40,7 @@
 #include <moxie/model/families/qwen3_5_moe.hpp>
 #include <moxie/model/families/qwen3_moe.hpp>
 #include <moxie/model/families/qwen3_next.hpp>
+#include <moxie/model/families/qwen3_vl_moe.hpp>
 #include <moxie/model/families/tensor_finder.hpp>
 #include <moxie/model/fields.hpp>
 #include <moxie/model/tensors.hpp>
@@ -53,8 +55,9 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3,  &qwen2_moe,  &qwen3_moe,      &mixtral,    &olmoe,       &gpt_oss,  &glm4_moe,      &dots1,
-    &minimax_m2,  &ernie4_5_moe, &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe, &lfm2_moe, &glm4_moe_lite,
+    &deepseek_v2, &deepseek_v3, &qwen2_moe,     &qwen3_moe,    &mixtral,          &olmoe,          &gpt_oss,
+    &glm4_moe,    &dots1,       &minimax_m2,    &ernie4_5_moe, &granitemoe,       &hunyuan_v1_moe, &qwen3_next,
+    &qwen3_5_moe, &lfm2_moe,    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."

@@ -57,6 +57,15 @@ struct DeltaNetTensors {
   Weight out;                  // [hidden, nv * dv]
 };
 
+/// Mamba-2 with n heads of d and g groups with states of s; channels = n * d + 2 * g * s.
+struct MambaTensors {
+  Weight in;                    // [n * d + channels + n, hidden]: rows of z, of x, B, C, and of the steps
+  Weight conv, conv_bias;       // [channels, conv_kernel], [channels]
+  Weight dt_bias, decay, skip;  // [n]; -exp(A_log); D
+  Weight norm;                  // [n * d]
+  Weight out;                   // [hidden, n * d]
+};
+
 /// A gated short convolution.
 struct ShortConvTensors {
   Weight in;    // [3 hidden, hidden]: rows of B, C, x
@@ -81,7 +90,8 @@ struct LayerTensors {
   std::shared_ptr<const LowRank> kv_b_low_rank;  // of kv_b, whichever form it has
   std::optional<Weight> k_b, v_b;                // instead of kv_b: [heads, kv_lora, nope] (transposed) and [heads, v, kv_lora]
 
-  std::optional<DeltaNetTensors> delta_net;  // in place of attention, as the next
+  std::optional<DeltaNetTensors> delta_net;  // in place of attention, as the next two
+  std::optional<MambaTensors> mamba;
   std::optional<ShortConvTensors> short_conv;
 
   std::optional<FeedForwardTensors> dense;

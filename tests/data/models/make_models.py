@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes small random models in the form of the hub's checkpoints and what transformers computes from them in float32:
-qwen3_5_moe/ (a model for text and images, of which only the text model is there), glm4_moe_lite/.
+qwen3_5_moe/ and qwen3_vl_moe/ (models for text and images, of which only the text model is there), glm4_moe_lite/,
+granitemoehybrid/.
 
     pip install torch transformers safetensors
     python make_models.py NAME
@@ -16,23 +17,43 @@ from safetensors.torch import save_file
 SEED, LENGTHS, GREEDY = 7, (1, 17, 70), 24
 NAME = sys.argv[1]
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), NAME)
-NESTED = NAME == "qwen3_5_moe"
+NESTED = NAME in ("qwen3_5_moe", "qwen3_vl_moe")
+common = dict(vocab_size=320, hidden_size=64, num_attention_heads=4, max_position_embeddings=4096, rms_norm_eps=1e-3)
 
-if NESTED:
+if NAME == "qwen3_5_moe":
     config = transformers.Qwen3_5MoeTextConfig(
-        vocab_size=320, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-        max_position_embeddings=4096, rms_norm_eps=1e-3, moe_intermediate_size=32, shared_expert_intermediate_size=48,
-        num_experts_per_tok=3, num_experts=8, linear_conv_kernel_dim=4, linear_key_head_dim=16, linear_value_head_dim=24,
-        linear_num_key_heads=2, linear_num_value_heads=6,
+        **common, num_hidden_layers=4, num_key_value_heads=2, head_dim=32, moe_intermediate_size=32,
+        shared_expert_intermediate_size=48, num_experts_per_tok=3, num_experts=8, linear_conv_kernel_dim=4,
+        linear_key_head_dim=16, linear_value_head_dim=24, linear_num_key_heads=2, linear_num_value_heads=6,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
                          "mrope_interleaved": True, "mrope_section": [2, 1, 1]})
     model_class = transformers.Qwen3_5MoeForCausalLM
+elif NAME == "qwen3_vl_moe":
+    config = transformers.Qwen3VLMoeTextConfig(
+        **common, num_hidden_layers=3, intermediate_size=80, num_key_value_heads=2, head_dim=32, moe_intermediate_size=48,
+        num_experts_per_tok=3, num_experts=8, mlp_only_layers=[0],
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True, "mrope_section": [6, 5, 5]})
+
+    class Text(torch.nn.Module):  # transformers has no class for the text model with its output matrix
+        def __init__(self, config):
+            super().__init__()
+            self.model = transformers.Qwen3VLMoeTextModel(config)
+            self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    model_class = Text
+elif NAME == "granitemoehybrid":
+    config = transformers.GraniteMoeHybridConfig(
+        **common, num_hidden_layers=4, num_key_value_heads=2, intermediate_size=48, shared_intermediate_size=64,
+        num_local_experts=8, num_experts_per_tok=3, layer_types=["linear_attention", "full_attention"] + 2 * ["linear_attention"],
+        mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=24, mamba_d_head=24, mamba_expand=3, mamba_chunk_size=16,
+        embedding_multiplier=1.5, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=4.0,
+        tie_word_embeddings=True)
+    model_class = transformers.GraniteMoeHybridForCausalLM
 else:
     config = transformers.Glm4MoeLiteConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=4096, rms_norm_eps=1e-3, moe_intermediate_size=32, n_shared_experts=1, n_routed_experts=8,
-        num_experts_per_tok=2, routed_scaling_factor=1.8, q_lora_rank=24, kv_lora_rank=32, qk_rope_head_dim=8, qk_nope_head_dim=16,
-        v_head_dim=24, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+        **common, intermediate_size=80, num_hidden_layers=3, num_key_value_heads=4, moe_intermediate_size=32, n_shared_experts=1,
+        n_routed_experts=8, num_experts_per_tok=2, routed_scaling_factor=1.8, q_lora_rank=24, kv_lora_rank=32, qk_rope_head_dim=8,
+        qk_nope_head_dim=16, v_head_dim=24, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     model_class = transformers.Glm4MoeLiteForCausalLM
 config._attn_implementation = "eager"
 config._experts_implementation = "eager"
@@ -46,10 +67,10 @@ with torch.no_grad():
         elif name.endswith("dt_bias"):
             p.copy_(torch.empty_like(p).uniform_(-2.0, 1.0))
         elif "norm" in name:  # Qwen3.5's multiply by 1 + weight, but those of delta nets
-            p.copy_((0.0 if NESTED and "linear_attn.norm" not in name else 1.0) + 0.2 * torch.randn_like(p))
-        elif "conv1d" in name:
+            p.copy_((0.0 if NAME == "qwen3_5_moe" and "linear_attn.norm" not in name else 1.0) + 0.2 * torch.randn_like(p))
+        elif "conv1d" in name or name.endswith("mamba.D"):
             p.copy_(0.5 * torch.randn_like(p))
-        elif "mlp.gate.weight" in name or "shared_expert_gate" in name:
+        elif "mlp.gate.weight" in name or "router.weight" in name or "shared_expert_gate" in name:
             p.copy_(0.4 * torch.randn_like(p))
         elif "embed_tokens" in name or "lm_head" in name:
             p.copy_((1.0 if "embed" in name else 0.25) * torch.randn_like(p))
@@ -60,11 +81,20 @@ with torch.no_grad():
         if "e_score" in name:
             b.copy_(0.1 * torch.randn_like(b))
 
-moe_layers = [i for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")]
+def router(layer):
+    return layer.block_sparse_moe.router if NAME == "granitemoehybrid" else getattr(layer.mlp, "gate", None)
+
+
+def scores(gate, logits):
+    """Those that choose."""
+    return logits.sigmoid() + gate.e_score_correction_bias if NAME == "glm4_moe_lite" else logits.softmax(-1)
+
+
+moe_layers = [i for i, layer in enumerate(model.model.layers) if router(layer) is not None]
 seen = []
 for i in moe_layers:
-    model.model.layers[i].mlp.gate.register_forward_hook(lambda gate, _, out: seen.append(
-        (out[0].softmax(-1) if NESTED else out[0].sigmoid() + gate.e_score_correction_bias, out[1], out[2])))
+    router(model.model.layers[i]).register_forward_hook(
+        lambda gate, _, out: seen.append((scores(gate, out[0]), out[1], out[2])))
 
 
 def run(ids):
@@ -73,7 +103,7 @@ def run(ids):
     with torch.no_grad():
         out = model.model(input_ids=torch.tensor([ids]))
         hidden = out.last_hidden_state[0]
-        return model.lm_head(hidden), hidden, list(seen)
+        return model.lm_head(hidden) / getattr(config, "logits_scaling", 1.0), hidden, list(seen)
 
 
 def router_margin(routes):
@@ -111,20 +141,33 @@ weights = {}
 for name, p in model.state_dict().items():
     if NESTED and name.startswith("model."):
         name = name.replace("model.", "model.language_model.", 1)
-    elif not NESTED and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
+    if NAME == "qwen3_vl_moe" and ".mlp.experts." in name:
+        p = p.transpose(1, 2)
+    if NAME == "granitemoehybrid":
+        if name == "lm_head.weight":
+            continue
+        for ours, hub in {"experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight",
+                          "router.weight": "router.layer.weight"}.items():
+            name = name.replace(f"block_sparse_moe.{ours}", f"block_sparse_moe.{hub}")
+    elif NAME == "glm4_moe_lite" and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
         stem = name.rsplit(".", 1)[0]
         for e in range(p.shape[0]):
             parts = {"gate_proj": p[e].chunk(2)[0], "up_proj": p[e].chunk(2)[1]} if "gate_up" in name else {"down_proj": p[e]}
             weights |= {f"{stem}.{e}.{part}.weight": w.to(torch.bfloat16).clone() for part, w in parts.items()}
         continue
     weights[name] = p.contiguous() if "e_score" in name else p.to(torch.bfloat16).contiguous()
-written = config.to_dict()
+written = json.loads(config.to_json_string(use_diff=False))
 if NESTED:
     weights["model.visual.patch_embed.proj.weight"] = torch.zeros(4, 4, dtype=torch.bfloat16)  # what the text model does not use
-    weights["mtp.norm.weight"] = torch.zeros(64, dtype=torch.bfloat16)
-    written["model_type"] = "qwen3_5_moe_text"
-    written = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe", "text_config": written,
-               "tie_word_embeddings": False, "vision_config": {"model_type": "qwen3_5_moe"}}
+    if NAME == "qwen3_5_moe":
+        weights["mtp.norm.weight"] = torch.zeros(64, dtype=torch.bfloat16)
+    written["model_type"] = f"{NAME}_text"
+    architecture = {"qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}[NAME]
+    written = {"architectures": [architecture], "model_type": NAME, "text_config": written, "tie_word_embeddings": False,
+               "vision_config": {"model_type": NAME}}
+if NAME == "granitemoehybrid":  # as the hub has it
+    written["layer_types"] = ["mamba" if kind == "linear_attention" else "attention" for kind in written["layer_types"]]
+    written["position_embedding_type"] = "nope"
 os.makedirs(OUT, exist_ok=True)
 with open(os.path.join(OUT, "config.json"), "w") as f:
     json.dump(written, f, indent=1, sort_keys=True)

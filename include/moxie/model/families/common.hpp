@@ -50,6 +50,14 @@ struct TensorNames {
   const char* delta_a_log = nullptr;  ///< or A_log
   const char* delta_norm = nullptr;
   const char* delta_out = nullptr;
+  const char* mamba_in = nullptr;
+  const char* mamba_conv = nullptr;  ///< as delta_conv; its bias has its name with ".bias"
+  const char* mamba_dt_bias = nullptr;
+  const char* mamba_decay = nullptr;  ///< -exp(A_log)
+  const char* mamba_a_log = nullptr;  ///< or A_log
+  const char* mamba_d = nullptr;
+  const char* mamba_norm = nullptr;
+  const char* mamba_out = nullptr;
   const char* short_conv_in = nullptr;
   const char* short_conv = nullptr;  ///< as delta_conv
   const char* short_conv_out = nullptr;
@@ -73,6 +81,8 @@ struct TensorNames {
   /// gpt-oss in Hugging Face's form: experts_gate_up [experts, hidden, 2 * width], gate and up alternating, and experts_down
   /// [experts, width, hidden], or both as MXFP4 (_blocks, _scales) with the dimensions in the usual order; biases are "_bias".
   bool alternating_experts = false;
+  /// experts_gate_up may be [experts, hidden, 2 * width], and experts_down [experts, width, hidden].
+  bool experts_may_be_transposed = false;
   bool norms_minus_one = false;  ///< norms but delta_norm hold their weight - 1
 };
 
@@ -236,6 +246,7 @@ struct Family {
   bool sinks = false;           ///< of attention
   bool output_gate = false;     ///< of attention
   bool delta_net = false;       ///< layers are gated delta nets but each n-th, or those that are named
+  bool mamba = false;           ///< layers are Mamba-2 but those that are named
   bool short_conv = false;      ///< layers are short convolutions but those that are named
   bool expert_biases = false;   ///< MoeConfig::biases
   float swiglu_limit = 0.0f;    ///< where the file does not say it; 0: silu(gate) * up

@@ -64,13 +64,17 @@ inline void check_config(const ModelConfig& c, const Fields& f) {
     require(d.n_v_heads % d.n_k_heads == 0, concat("the model's delta nets have ", n(d.n_v_heads), " value heads and ",
                                                    n(d.n_k_heads), " key heads; the first must be a multiple of the second"));
   }
+  if (const MambaConfig& m = c.mamba; m.n_heads != 0) {
+    require(m.n_heads % m.n_groups == 0, concat("the model's Mamba-2 layers have ", n(m.n_heads), " heads in ", n(m.n_groups),
+                                                " groups; the first must be a multiple of the second"));
+  }
   if (const std::int64_t recurrent = c.n_recurrent_layers(); recurrent != 0)
     require(c.state_floats() <= max_state_bytes / 4 / recurrent,
             concat("the states of ", n(recurrent), " recurrent layers would take ", n(c.state_floats()),
                    " floats each; moxie takes at most ", n(max_state_bytes), " bytes in all"));
   if (c.n_recurrent_layers() == c.n_layers)
     throw UnsupportedError({f.file(), {}, {}}, "all layers are recurrent; moxie needs one with attention");
-  require(r.dims > 0 && r.dims % 2 == 0,
+  require((r.dims > 0 || c.mamba.n_heads != 0) && r.dims % 2 == 0,
           concat("the model rotates ", n(r.dims),
                  " dimensions; the number must be even, as dimensions are rotated in pairs, and not 0"));
   require(c.n_layers * c.moe.router.n_experts <= max_expert_matrices,

@@ -62,6 +62,13 @@ inline constexpr TensorNames gguf_tensor_names{
     .delta_decay = "blk.{i}.ssm_a",
     .delta_norm = "blk.{i}.ssm_norm.weight",
     .delta_out = "blk.{i}.ssm_out.weight",
+    .mamba_in = "blk.{i}.ssm_in.weight",
+    .mamba_conv = "blk.{i}.ssm_conv1d.weight",
+    .mamba_dt_bias = "blk.{i}.ssm_dt.bias",
+    .mamba_decay = "blk.{i}.ssm_a",
+    .mamba_d = "blk.{i}.ssm_d",
+    .mamba_norm = "blk.{i}.ssm_norm.weight",
+    .mamba_out = "blk.{i}.ssm_out.weight",
     .short_conv_in = "blk.{i}.shortconv.in_proj.weight",
     .short_conv = "blk.{i}.shortconv.conv.weight",
     .short_conv_out = "blk.{i}.shortconv.out_proj.weight",
@@ -110,11 +117,12 @@ inline constexpr FixedOption gguf_without_sections[] = {{"rope.dimension_section
 inline constexpr FixedOption gguf_without_multipliers[] = {
     {"logit_scale", "1"}, {"residual_scale", "1"}, {"embedding_scale", "1"}};
 
-/// In families with them, for which llama.cpp takes this key as whether there is a rotation.
+/// In families with them, for which llama.cpp takes this key as whether there is a rotation; those with Mamba-2 may have none.
 inline constexpr FixedOption gguf_with_multipliers[] = {{"rope.scaling.finetuned", "true"}};
 
 /// Sections of a rotation by several positions, of which text has the same in the first three. Throws where a pair of dimensions
-/// would turn by the fourth, which text does not have.
+/// would turn by a fourth, which text does not have. (Without a fourth section, a pair that the first three leave turns by the
+/// first, as in transformers; llama.cpp does not turn it. Qwen3-VL has two such pairs, which turn the slowest.)
 inline void check_gguf_sections(const Fields& f, std::int64_t dims) {
   const nlohmann::json* sections = f.find("rope.dimension_sections");
   if (!sections) return;
@@ -126,7 +134,7 @@ inline void check_gguf_sections(const Fields& f, std::int64_t dims) {
   }
   if (!sections->is_array() || sizes.size() != sections->size() || sizes.size() != 4 || sum == 0)
     f.fail("rope.dimension_sections", concat("is ", Fields::show(*sections), "; it must hold four sizes"));
-  for (std::int64_t pair = 0; pair < dims / 2; ++pair)
+  for (std::int64_t pair = 0; pair < dims / 2 && sizes[3] != 0; ++pair)
     if (const std::int64_t at = pair % sum; at >= 3 * sizes[static_cast<std::size_t>(at % 3)])
       f.unsupported("rope.dimension_sections",
                     concat("leaves pair ", pair, " of dimensions to a fourth position, which text does not have"));
@@ -171,15 +179,14 @@ inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& f
   return m;
 }
 
-/// Of models with short convolutions: attention.head_count_kv has 0 for these layers.
-inline void read_gguf_short_conv(Fields& f, ModelConfig& c) {
-  c.short_conv_kernel = f.integer("shortconv.l_cache", 1, max_conv_kernel);
+/// Of models with short convolutions or Mamba-2: attention.head_count_kv has 0 for these layers.
+inline void read_gguf_kv_heads(Fields& f, ModelConfig& c) {
   const nlohmann::json* heads = f.find("attention.head_count_kv");
   const auto layers = static_cast<std::size_t>(c.n_layers);
   if (!heads || !heads->is_array() || heads->size() < layers)
     f.fail("attention.head_count_kv",
            concat((heads ? concat("is ", Fields::show(*heads)) : std::string("is missing")),
-                  "; it must have a number for each of the ", c.n_layers, " layers, 0 for convolutions"));
+                  "; it must have a number for each of the ", c.n_layers, " layers, 0 for those without attention"));
   for (std::size_t i = 0; i < layers; ++i) {
     const nlohmann::json& n = (*heads)[i];
     if (!n.is_number_integer() || n < 0 || n > max_heads)
@@ -203,8 +210,8 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     a.clip_qkv = static_cast<float>(own.number("attention.clip_qkv", 5e-7, 1e6, 0.0));
     a.sinks = family.sinks;
     a.output_gate = family.output_gate;
-    if (family.short_conv)
-      read_gguf_short_conv(f, c);
+    if (family.short_conv || family.mamba)
+      read_gguf_kv_heads(f, c);
     else
       a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
     if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
@@ -254,6 +261,31 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
   c.set_sliding_windows(windows);
 }
 
+/// The size of each of `heads` heads of a recurrent layer.
+inline std::int64_t read_gguf_inner_size(Fields& f, std::int64_t heads) {
+  const std::int64_t width = f.integer("ssm.inner_size", 1, max_heads * max_head_dim);
+  f.check_missing();
+  if (width % heads != 0 || width / heads > max_head_dim)
+    f.fail("ssm.inner_size", concat("is ", width, "; it must be a multiple of ssm.time_step_rank, ", heads, ", at most ",
+                                    max_head_dim, " times it"));
+  return width / heads;
+}
+
+/// What is in place of attention in the layers that read_gguf_kv_heads() found.
+inline void read_gguf_short_conv(Fields& f, const Family& family, ModelConfig& c) {
+  if (family.short_conv) c.short_conv_kernel = f.integer("shortconv.l_cache", 1, max_conv_kernel);
+}
+inline void read_gguf_mamba(Fields& f, const Family& family, ModelConfig& c) {
+  if (!family.mamba) return;
+  MambaConfig& m = c.mamba;
+  m.n_heads = f.integer("ssm.time_step_rank", 1, max_heads);
+  m.n_groups = f.integer("ssm.group_count", 1, max_heads);
+  m.state_dim = f.integer("ssm.state_size", 1, max_head_dim);
+  m.conv_kernel = f.integer("ssm.conv_kernel", 1, max_conv_kernel);
+  m.head_dim = read_gguf_inner_size(f, m.n_heads);
+  if (!f.boolean("rope.scaling.finetuned", true)) c.attention.rope = {.dims = 0, .layout = c.attention.rope.layout};
+}
+
 /// Which layers are gated delta nets, and what these are.
 inline void read_gguf_delta_net(Fields& f, const Family& family, ModelConfig& c) {
   if (!family.delta_net) return;
@@ -262,13 +294,8 @@ inline void read_gguf_delta_net(Fields& f, const Family& family, ModelConfig& c)
   d.n_v_heads = f.integer("ssm.time_step_rank", 1, max_heads);
   d.k_head_dim = f.integer("ssm.state_size", 1, max_head_dim);
   d.conv_kernel = f.integer("ssm.conv_kernel", 1, max_conv_kernel);
-  const std::int64_t width = f.integer("ssm.inner_size", 1, max_heads * max_head_dim);
   d.tiled_heads = family.gguf.tiled_heads;
-  f.check_missing();
-  if (width % d.n_v_heads != 0 || width / d.n_v_heads > max_head_dim)
-    f.fail("ssm.inner_size", concat("is ", width, "; it must be a multiple of ssm.time_step_rank, ", d.n_v_heads, ", at most ",
-                                    max_head_dim, " times it"));
-  d.v_head_dim = width / d.n_v_heads;
+  d.v_head_dim = read_gguf_inner_size(f, d.n_v_heads);
   const std::int64_t interval = f.integer("full_attention_interval", 1, max_layers, default_full_attention_interval);
   const nlohmann::json* layers = f.find("attention.recurrent_layers");
   if (layers && (!layers->is_array() || std::ssize(*layers) < c.n_layers))
@@ -370,7 +397,8 @@ inline std::vector<bool> find_moe_layers(const Fields& f, const TensorMap& tenso
 inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& all, const Family& family,
                                     const TensorMap& tensors) {
   check_fixed(f, gguf_fixed_options);
-  check_fixed(f, family.multipliers ? std::span<const FixedOption>(gguf_with_multipliers) : gguf_without_multipliers);
+  if (!family.mamba)
+    check_fixed(f, family.multipliers ? std::span<const FixedOption>(gguf_with_multipliers) : gguf_without_multipliers);
   if (!family.gguf.rope_sections) check_fixed(f, gguf_without_sections);
   ModelConfig c;
   c.family = family.name;
@@ -406,6 +434,8 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   read_gguf_attention(f, own, family, tensors, c);
   if (family.gguf.rope_sections) check_gguf_sections(f, c.attention.rope.dims);
   read_gguf_delta_net(f, family, c);
+  read_gguf_mamba(f, family, c);
+  read_gguf_short_conv(f, family, c);
   c.permuted_rows = own.boolean("rope.permuted_rows",
                                 family.gguf.layout == RopeLayout::interleaved && family.hf.layout == HfRules::Layout::half);
   read_gguf_moe(f, own, family, c);

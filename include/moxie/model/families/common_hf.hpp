@@ -194,6 +194,35 @@ inline void read_hf_short_conv(Fields& f, const Family& family, ModelConfig& c) 
   }
 }
 
+/// Which layers are Mamba-2, and what these are.
+inline void read_hf_mamba(Fields& f, const Family& family, ModelConfig& c) {
+  if (!family.mamba) return;
+  MambaConfig& m = c.mamba;
+  m.n_heads = f.integer("mamba_n_heads", 1, max_heads, 128);
+  m.n_groups = f.integer("mamba_n_groups", 1, max_heads, 1);
+  m.state_dim = f.integer("mamba_d_state", 1, max_head_dim, 256);
+  m.conv_kernel = f.integer("mamba_d_conv", 1, max_conv_kernel, 4);
+  const std::int64_t width = f.integer("mamba_expand", 1, 64, 2) * c.hidden_size;
+  const nlohmann::json* size = f.find("mamba_d_head");
+  m.head_dim = size && size->is_string() && *size == "auto" ? width / m.n_heads
+                                                            : f.integer("mamba_d_head", 1, max_head_dim, width / m.n_heads);
+  if (m.head_dim * m.n_heads != width)
+    f.fail("mamba_n_heads", concat("is ", m.n_heads, ", with heads of ", m.head_dim,
+                                   "; together they must be mamba_expand * hidden_size, ", width, ", wide"));
+  const nlohmann::json* types = f.find("layer_types");
+  for (std::int64_t i = 0; i < c.n_layers; ++i) {
+    const std::string type = types ? hf_layer_type(f, *types, c.n_layers, i) : "mamba";
+    const bool attention = type == "attention" || type == "full_attention";
+    if (!attention && type != "mamba" && type != "linear_attention")
+      f.unsupported("layer_types", concat("names ", Fields::show(type), "; moxie has attention and mamba for this family"));
+    c.is_recurrent_layer.push_back(!attention);
+  }
+  const std::string positions = f.text("position_embedding_type", "nope");
+  if (positions != "rope" && positions != "nope")
+    f.unsupported("position_embedding_type", concat("is ", Fields::show(positions), "; moxie has rope and nope"));
+  if (positions == "nope") c.attention.rope = {.dims = 0, .layout = c.attention.rope.layout};
+}
+
 /// Which layers are gated delta nets, and what these are.
 inline void read_hf_delta_net(Fields& f, const Family& family, ModelConfig& c) {
   if (!family.delta_net) return;
@@ -223,7 +252,7 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
   const auto type_of = [&](std::int64_t layer) { return hf_layer_type(f, *types, c.n_layers, layer); };
   if (rule == Window::none) {
     if (f.boolean("use_sliding_window", false)) f.unsupported("use_sliding_window", "is true; this family has no sliding window");
-    if (family.delta_net || family.short_conv) return;  // the types have been read
+    if (family.delta_net || family.mamba || family.short_conv) return;  // the types have been read
     for (std::int64_t i = 0; types && i < c.n_layers; ++i)
       if (const std::string type = type_of(i); type != "full_attention")
         f.unsupported("layer_types", concat("names ", Fields::show(type), "; this family has only full_attention"));
@@ -364,6 +393,7 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   }
   read_hf_attention(f, family, c);
   read_hf_delta_net(f, family, c);
+  read_hf_mamba(f, family, c);
   read_hf_short_conv(f, family, c);
   read_hf_windows(f, family, c);
   read_hf_moe(f, family, c);

@@ -66,6 +66,8 @@ class DecoderFinder {
     put(t.ffn_norm, norm(find_.vector(tensor_name(n_.ffn_norm, i), c_.hidden_size)));
     if (c_.recurrent_layer(i) && c_.short_conv_kernel != 0) {
       short_conv(i, t.short_conv.emplace());
+    } else if (c_.recurrent_layer(i) && c_.mamba.n_heads != 0) {
+      mamba(i, t.mamba.emplace());
     } else if (c_.recurrent_layer(i)) {
       delta_net(i, t.delta_net.emplace());
     } else {
@@ -120,6 +122,21 @@ class DecoderFinder {
     if (n_.delta_a_log) t.decay.stored_as = StoredAs::log_of_minus;
     put(t.norm, find_.vector(tensor_name(n_.delta_norm, i), d.v_head_dim));
     put(t.out, matrix(n_.delta_out, {h, values}));
+  }
+
+  void mamba(std::int64_t i, MambaTensors& t) {
+    const MambaConfig& m = c_.mamba;
+    const std::int64_t h = c_.hidden_size, width = m.width(), heads = m.n_heads;
+    const std::string conv = tensor_name(n_.mamba_conv, i);
+    put(t.in, find_.matrix(tensor_name(n_.mamba_in, i), {width + m.channels() + heads, h}));
+    put(t.conv, convolution(conv, m.channels(), m.conv_kernel));
+    put(t.conv_bias, find_.vector(bias_name(conv), m.channels()));
+    put(t.dt_bias, find_.vector(tensor_name(n_.mamba_dt_bias, i), heads));
+    put(t.decay, find_.vector(tensor_name(n_.mamba_a_log ? n_.mamba_a_log : n_.mamba_decay, i), heads));
+    if (n_.mamba_a_log) t.decay.stored_as = StoredAs::log_of_minus;
+    put(t.skip, find_.vector(tensor_name(n_.mamba_d, i), heads));
+    put(t.norm, find_.vector(tensor_name(n_.mamba_norm, i), width, Presence::required, m.n_groups));
+    put(t.out, find_.matrix(tensor_name(n_.mamba_out, i), {h, width}));
   }
 
   /// [channels, kernel], or [channels, 1, kernel], as Conv1d has it.
@@ -235,8 +252,8 @@ class DecoderFinder {
       t.router_logit_bias = find_.vector(bias_name(tensor_name(n_.router, i)), experts);
       expert_biases(i, t);
     }
-    if (n_.alternating_experts) {
-      alternating_experts(i, t);
+    if (n_.alternating_experts || transposed_experts(i)) {
+      stacked_experts(i, t);
       return;
     }
     const bool fused =
@@ -299,14 +316,26 @@ class DecoderFinder {
     t.experts_down_bias = find_.floats(name(n_.experts_down), {experts, h});
   }
 
-  /// The matrices of all experts in one tensor, as TensorNames::alternating_experts says it.
+  /// Whether the experts are transposed where both ways are possible. (Where the sizes leave it open they are not, as in
+  /// transformers.)
+  bool transposed_experts(std::int64_t i) const {
+    const std::int64_t experts = c_.moe.router.n_experts, h = c_.hidden_size, width = c_.moe.moe_intermediate_size;
+    const auto is_transposed = [&](const char* pattern, std::int64_t outputs, std::int64_t inputs) {
+      const TensorView* found = tensors_.find(tensor_name(pattern, i));
+      return found && outputs != inputs && found->shape == Shape{experts, inputs, outputs};
+    };
+    return n_.experts_may_be_transposed &&
+           (is_transposed(n_.experts_gate_up, 2 * width, h) || is_transposed(n_.experts_down, h, width));
+  }
+
+  /// The matrices of all experts in one tensor, [experts, inputs, outputs], or as MXFP4.
   struct StackedExperts {
     Weight tensor;
     std::optional<TensorView> exponents;
     std::int64_t outputs, inputs;
 
-    /// Outputs first, first + step, .. of expert e.
-    Weight matrix(std::int64_t e, std::int64_t first, std::int64_t step) const {
+    /// `count` outputs first, first + step, .. of expert e.
+    Weight matrix(std::int64_t e, std::int64_t first, std::int64_t step, std::int64_t count) const {
       StridedBlocks from{tensor.tensor.slice(e), {}, first, step, outputs};
       if (exponents) {
         const std::int64_t blocks = inputs / 32;
@@ -314,11 +343,11 @@ class DecoderFinder {
       }
       Weight weight;
       weight.strided = std::make_shared<const StridedBlocks>(std::move(from));
-      describe(weight, {outputs / step, inputs}, exponents ? Dtype::MXFP4 : tensor.tensor.dtype);
+      describe(weight, {count, inputs}, exponents ? Dtype::MXFP4 : tensor.tensor.dtype);
       return weight;
     }
   };
-  std::optional<StackedExperts> stacked_experts(const std::string& name, std::int64_t outputs, std::int64_t inputs) {
+  std::optional<StackedExperts> find_stacked(const std::string& name, std::int64_t outputs, std::int64_t inputs) {
     const std::int64_t experts = c_.moe.router.n_experts;
     const std::string blocks = concat(name, "_blocks"), scales = concat(name, "_scales");
     if (find_.has(name) || !(find_.has(blocks) || find_.has(scales))) {
@@ -335,13 +364,14 @@ class DecoderFinder {
     if (!codes || !exponents) return std::nullopt;
     return StackedExperts{Weight{*codes}, *exponents, outputs, inputs};
   }
-  void alternating_experts(std::int64_t i, LayerTensors& t) {
+  void stacked_experts(std::int64_t i, LayerTensors& t) {
     const std::int64_t width = c_.moe.moe_intermediate_size, h = c_.hidden_size;
-    const auto gate_up = stacked_experts(tensor_name(n_.experts_gate_up, i), 2 * width, h);
-    const auto down = stacked_experts(tensor_name(n_.experts_down, i), h, width);
+    const auto gate_up = find_stacked(tensor_name(n_.experts_gate_up, i), 2 * width, h);
+    const auto down = find_stacked(tensor_name(n_.experts_down, i), h, width);
     if (!gate_up || !down) return;
+    const std::int64_t step = n_.alternating_experts ? 2 : 1, up = n_.alternating_experts ? 1 : width;
     for (std::int64_t e = 0; e < c_.moe.router.n_experts; ++e)
-      t.experts.push_back({gate_up->matrix(e, 0, 2), gate_up->matrix(e, 1, 2), down->matrix(e, 0, 1)});
+      t.experts.push_back({gate_up->matrix(e, 0, step, width), gate_up->matrix(e, up, step, width), down->matrix(e, 0, 1, h)});
   }
 
   /// Whether a tensor that nobody asked for is part of the decoder: all of GGUF's; of Hugging Face's those of the model and the

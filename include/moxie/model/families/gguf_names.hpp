@@ -64,7 +64,7 @@ struct RopeRowOrders {
 };
 
 inline RopeRowOrders rope_row_orders(const AttentionConfig& a) {
-  const std::int64_t dims = a.rope.dims;
+  const std::int64_t dims = a.rope.dims == 0 ? a.head_dim : a.rope.dims;  // llama.cpp's converter permutes these too
   if (a.kind == AttentionKind::gqa)
     return {pairs_from_halves(a.n_heads, 0, dims, a.head_dim - dims),
             pairs_from_halves(a.n_kv_heads, 0, dims, a.head_dim - dims)};
@@ -128,8 +128,9 @@ inline void write_gguf_rope(const ModelConfig& c, const std::string& a, nlohmann
   const AttentionConfig& attention = c.attention;
   const RopeConfig& r = attention.rope;
   const bool mla = attention.kind == AttentionKind::mla;
-  out[concat(a, "rope.dimension_count")] = r.dims;
+  out[concat(a, "rope.dimension_count")] = r.dims == 0 ? attention.head_dim : r.dims;
   out[concat(a, "rope.freq_base")] = r.theta;
+  if (c.mamba.n_heads != 0) out[concat(a, "rope.scaling.finetuned")] = r.dims != 0;
   double m = 1.0, magnitude = 1.0;  // as describe_gguf() will derive them
   if (r.scaling == RopeScaling::linear) {
     out[concat(a, "rope.scaling.type")] = "linear";
@@ -196,12 +197,12 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   out[concat(a, "attention.head_count")] = attention.n_heads;
   if (attention.kind == AttentionKind::gqa) {
     out[concat(a, "attention.head_count_kv")] = attention.n_kv_heads;
-    if (config.short_conv_kernel != 0) {
+    if (config.short_conv_kernel != 0 || config.mamba.n_heads != 0) {
       nlohmann::json heads = nlohmann::json::array();
       for (std::int64_t i = 0; i < config.n_layers; ++i) heads.push_back(config.recurrent_layer(i) ? 0 : attention.n_kv_heads);
       out[concat(a, "attention.head_count_kv")] = heads;
-      out[concat(a, "shortconv.l_cache")] = config.short_conv_kernel;
     }
+    if (config.short_conv_kernel != 0) out[concat(a, "shortconv.l_cache")] = config.short_conv_kernel;
     out[concat(a, "attention.key_length")] = attention.head_dim;
     out[concat(a, "attention.value_length")] = attention.head_dim;
     if (attention.clip_qkv != 0.0f) out["moxie.attention.clip_qkv"] = static_cast<double>(attention.clip_qkv);
@@ -240,6 +241,13 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   if (family.gguf.alternating_windows ? window != 0 && !implied : !config.layer_windows.empty())
     out[concat(a, "attention.sliding_window_pattern")] = pattern;
 
+  if (const MambaConfig& m = config.mamba; m.n_heads != 0) {
+    out[concat(a, "ssm.conv_kernel")] = m.conv_kernel;
+    out[concat(a, "ssm.state_size")] = m.state_dim;
+    out[concat(a, "ssm.group_count")] = m.n_groups;
+    out[concat(a, "ssm.time_step_rank")] = m.n_heads;
+    out[concat(a, "ssm.inner_size")] = m.width();
+  }
   if (const DeltaNetConfig& d = config.delta_net; d.n_k_heads != 0) {
     out[concat(a, "ssm.conv_kernel")] = d.conv_kernel;
     out[concat(a, "ssm.state_size")] = d.k_head_dim;
@@ -306,12 +314,11 @@ struct GgufTensor {
   bool stacked = false;
   std::vector<std::int64_t> row_order;     ///< row r of the tensor is row row_order[r] of the weight; empty: the same
   std::vector<std::int64_t> column_order;  ///< the same of columns, of a vector elements
-  bool convolution = false;
+  std::vector<std::int64_t> given_shape = {};  ///< of one weight, where it is not that of the weight
 
   /// [rows.., columns] of one weight, two dimensions of which are those of a matrix.
   std::vector<std::int64_t> shape() const {
-    std::vector<std::int64_t> shape = parts.front()->tensor.shape;
-    if (convolution && shape.size() == 3) shape.erase(shape.begin() + 1);  // Conv1d's [channels, 1, kernel]
+    std::vector<std::int64_t> shape = given_shape.empty() ? parts.front()->tensor.shape : given_shape;
     if (!row_order.empty()) shape[0] = static_cast<std::int64_t>(row_order.size());
     if (stacked) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
     return shape;
@@ -328,6 +335,10 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
                        std::vector<std::int64_t> column_order = {}) {
     if (weight)
       out.push_back({families::tensor_name(pattern, layer), {weight}, false, std::move(order), std::move(column_order)});
+  };
+  const auto reshaped = [&](const char* pattern, const Weight& weight, std::vector<std::int64_t> shape) {
+    put(pattern, &weight);
+    out.back().given_shape = std::move(shape);
   };
   const auto maybe = [](const std::optional<Weight>& weight) { return weight ? &*weight : nullptr; };
   const auto bias = [&](const char* pattern, const std::optional<Weight>& weight, std::vector<std::int64_t> order = {}) {
@@ -357,11 +368,23 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     put(n.delta_b, maybe(t.b), order.heads);
     put(n.delta_a, maybe(t.a), order.heads);
     put(n.delta_conv, &t.conv, std::move(order.channels));
-    out.back().convolution = true;
+    out.back().given_shape = {d.channels(), d.conv_kernel};  // Conv1d's has a dimension of 1 between them
     put(n.delta_dt_bias, &t.dt_bias, {}, order.heads);
     put(n.delta_decay, &t.decay, {}, order.heads);
     put(n.delta_norm, &t.norm);
     put(n.delta_out, &t.out, {}, std::move(order.values));
+  };
+
+  const auto mamba = [&](const MambaTensors& t) {
+    const MambaConfig& m = config.mamba;
+    put(n.mamba_in, &t.in);
+    reshaped(n.mamba_conv, t.conv, {m.channels(), m.conv_kernel});
+    out.push_back({families::bias_name(families::tensor_name(n.mamba_conv, layer)), {&t.conv_bias}, false, {}, {}});
+    put(n.mamba_dt_bias, &t.dt_bias);
+    reshaped(n.mamba_decay, t.decay, {m.n_heads, 1});
+    reshaped(n.mamba_d, t.skip, {m.n_heads, 1});
+    reshaped(n.mamba_norm, t.norm, {m.n_groups, m.width() / m.n_groups});
+    put(n.mamba_out, &t.out);
   };
 
   const RopeRowOrders order = gguf_permutes_rows(config) ? rope_row_orders(config.attention) : RopeRowOrders{};
@@ -394,10 +417,10 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     put(n.o, maybe(t.o));
     bias(n.o, t.o_bias);
     if (t.delta_net) delta_net(*t.delta_net);
+    if (t.mamba) mamba(*t.mamba);
     if (t.short_conv) {
       put(n.short_conv_in, &t.short_conv->in);
-      put(n.short_conv, &t.short_conv->conv);
-      out.back().convolution = true;
+      reshaped(n.short_conv, t.short_conv->conv, {config.hidden_size, config.short_conv_kernel});
       put(n.short_conv_out, &t.short_conv->out);
     }
     put(n.ffn_norm, &t.ffn_norm);

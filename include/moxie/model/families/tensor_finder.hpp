@@ -85,11 +85,13 @@ class TensorFinder {
       return wrong(name, concat("has type ", type_name(weight->tensor), "; it must be F32, F16 or BF16"));
     return weight;
   }
-  /// A vector of F32, F16 or BF16; [1, n] is taken as [n].
-  std::optional<Weight> vector(const std::string& name, std::int64_t n, Presence presence = Presence::required) {
+  /// A vector of F32, F16 or BF16; [1, n], [n, 1] and [groups, n / groups] are taken as [n].
+  std::optional<Weight> vector(const std::string& name, std::int64_t n, Presence presence = Presence::required,
+                               std::int64_t groups = 1) {
     const TensorView* view = find(name, {n}, presence);
     if (!view) return std::nullopt;
-    if (!(view->shape == Shape{1, n}) && !check_shape(*view, {n})) return std::nullopt;
+    const bool flat = view->shape == Shape{n, 1} || view->shape == Shape{groups, n / groups};
+    if (!flat && !check_shape(*view, {n})) return std::nullopt;
     if (view->dtype != Dtype::F32 && view->dtype != Dtype::F16 && view->dtype != Dtype::BF16)
       return wrong(name, concat("has type ", type_name(*view), "; it must be F32, F16 or BF16"));
     if (view->bytes != static_cast<std::uint64_t>(n) * dtype_info(view->dtype).block_bytes)
