@@ -154,17 +154,18 @@ void check_tensors(const ModelDescription& d) {
             static_cast<std::uint64_t>(c.moe.moe_intermediate_size) * expert.gate.tensor.row_stride());
       CHECK(expert.gate.scale_inv.has_value() == (expert.gate.tensor.dtype == moxie::Dtype::F8_E4M3));
     }
-    REQUIRE(t.delta_net.has_value() == (c.recurrent_layer(i) && c.short_conv_kernel == 0));
+    REQUIRE(t.delta_net.has_value() == (c.recurrent_layer(i) && c.delta_net.n_k_heads != 0));
+    REQUIRE(t.mamba.has_value() == (c.recurrent_layer(i) && c.mamba.n_heads != 0));
     REQUIRE(t.short_conv.has_value() == (c.recurrent_layer(i) && c.short_conv_kernel != 0));
     CHECK(t.o.has_value() == !c.recurrent_layer(i));
     if (t.delta_net) {
       const moxie::DeltaNetTensors& net = *t.delta_net;
       CHECK(net.ba.has_value() != (net.a && net.b));
       CHECK(net.qkv.tensor.rows() + (net.z ? net.z->tensor.rows() : 0) == c.delta_net.channels() + c.delta_net.n_v_heads * c.delta_net.v_head_dim);
-    } else if (c.attention.kind == moxie::AttentionKind::gqa && !t.short_conv) {
+    } else if (c.attention.kind == moxie::AttentionKind::gqa && !c.recurrent_layer(i)) {
       CHECK((t.q && t.k && t.v));
       CHECK(t.q_norm.has_value() == (c.attention.qk_norm != moxie::QkNorm::none));
-    } else if (!t.short_conv) {
+    } else if (!c.recurrent_layer(i)) {
       CHECK((t.kv_a && t.kv_a_norm));
       CHECK(t.q.has_value() == (c.attention.q_lora_rank == 0));
       CHECK(t.q_b.has_value() == (c.attention.q_lora_rank != 0));
@@ -1137,6 +1138,104 @@ TEST_CASE("lfm2_moe's layers are convolutions where config.json or, in GGUF, the
   CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 1, 2, 0})), "differs between layers"));
   CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 0, 0, 0})), "one with attention"));
   CHECK(contains(gguf_error("shortconv.l_cache", 0), "from 1 to 16"));
+}
+
+TEST_CASE("granitemoehybrid's layers are Mamba-2 where config.json or, in GGUF, the numbers of kv heads say so, and attention may rotate") {
+  const std::string path = test::data_path("models/granitemoehybrid");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  const ModelDescription d = moxie::describe_hf(folder.config, folder.tensors(), path);
+  check_tensors(d);
+  CHECK(d.config.family == "granitemoehybrid");
+  CHECK(d.config.is_recurrent_layer == std::vector<bool>{true, false, true, true});
+  const moxie::MambaConfig& m = d.config.mamba;
+  CHECK(m.n_heads == 8);
+  CHECK(m.n_groups == 2);
+  CHECK(m.head_dim == 24);
+  CHECK(m.state_dim == 24);
+  CHECK(m.conv_kernel == 4);
+  CHECK(m.channels() == 8 * 24 + 2 * 2 * 24);
+  CHECK(d.config.attention.rope.dims == 0);
+  CHECK(d.config.moe.shared_intermediate_size == 64);
+  CHECK_FALSE(d.tensors.output.has_value());
+  CHECK(moxie::load_vector(d.tensors.layers[0].mamba->decay)[0] < 0.0f);  // -exp(A_log)
+
+  const auto changed = [&](const char* key, const json& value) {
+    json config = folder.config;
+    config[key] = value;
+    return config;
+  };
+  const auto describe = [&](const json& config) { return moxie::describe_hf(config, folder.tensors(), path); };
+  const auto hf_error = [&](const char* key, const json& value) { return error_of([&] { describe(changed(key, value)); }); };
+  CHECK(describe(changed("position_embedding_type", "rope")).config.attention.rope.dims == 16);
+  CHECK(describe(changed("position_embedding_type", nullptr)).config.attention.rope.dims == 0);
+  CHECK(describe(changed("mamba_d_head", "auto")).config.mamba.head_dim == 24);
+  CHECK(describe(changed("layer_types", {"linear_attention", "full_attention", "mamba", "mamba"})).config.is_recurrent_layer == d.config.is_recurrent_layer);
+  CHECK(describe(changed("time_step_limit", nullptr)).config.mamba.n_heads == 8);
+  CHECK(contains(hf_error("time_step_limit", {0.0, 0.1}), "time_step_limit"));
+  CHECK(contains(hf_error("position_embedding_type", "alibi"), "rope and nope"));
+  CHECK(contains(hf_error("mamba_d_head", 25), "mamba_n_heads"));
+  CHECK(contains(hf_error("mamba_n_groups", 3), "multiple"));
+  CHECK(contains(hf_error("mamba_d_conv", 17), "from 1 to 16"));
+  CHECK(contains(hf_error("mamba_conv_bias", false), "mamba_conv_bias"));
+  CHECK(contains(hf_error("mamba_proj_bias", true), "mamba_proj_bias"));
+  CHECK(contains(hf_error("layer_types", {"mamba", "conv", "mamba", "attention"}), "conv"));
+  CHECK(contains(hf_error("layer_types", {"mamba", "mamba", "mamba", "mamba"}), "one with attention"));
+  CHECK(contains(hf_error("num_local_experts", 0), "num_local_experts"));
+  const TensorMap without = with(folder.tensors(), [](Views& views) { views.erase("model.layers.2.mamba.conv1d.bias"); });
+  CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, without, path); }), "mamba.conv1d.bias': is missing"));
+
+  const Written written = write(d);
+  const auto gguf_error = [&](const char* key, const json& value) {
+    json metadata = written.metadata;
+    metadata[std::string("granitehybrid.") + key] = value;
+    return error_of([&] { moxie::describe_gguf(metadata, written.tensors, "x.gguf"); });
+  };
+  CHECK(written.metadata["granitehybrid.attention.head_count_kv"] == json::array({0, 2, 0, 0}));
+  CHECK(written.metadata["granitehybrid.rope.scaling.finetuned"] == false);
+  CHECK(written.tensors.find("blk.0.ssm_a")->shape == std::vector<std::int64_t>{8, 1});
+  CHECK(written.tensors.find("blk.0.ssm_norm.weight")->shape == std::vector<std::int64_t>{2, 96});
+  CHECK(gguf_error("rope.scaling.finetuned", true).empty());
+  CHECK(contains(gguf_error("ssm.inner_size", 193), "ssm.inner_size"));
+  CHECK(contains(gguf_error("ssm.inner_size", nullptr), "ssm.inner_size"));
+  CHECK(contains(gguf_error("ssm.group_count", 3), "multiple"));
+  CHECK(contains(gguf_error("ssm.group_count", 0), "from 1"));
+  CHECK(contains(gguf_error("ssm.state_size", 25), "ssm_in.weight"));
+  CHECK(contains(gguf_error("attention.head_count_kv", 2), "for each of the 4 layers"));
+}
+
+TEST_CASE("qwen3_vl_moe's stacked experts may be transposed") {
+  const std::string path = test::data_path("models/qwen3_vl_moe");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  const ModelDescription d = moxie::describe_hf(folder.config, folder.tensors(), path);
+  check_tensors(d);
+  CHECK(d.config.family == "qwen3_vl_moe");
+  CHECK(d.config.is_moe_layer == std::vector<bool>{false, true, true});
+  const moxie::Weight& up = d.tensors.layers[1].experts[3].up;
+  const moxie::RowMatrix expected = moxie::load_rows(up, 48);
+  // The same values the usual way round, [experts, 2 * width, hidden] and [experts, hidden, width].
+  std::vector<std::vector<std::uint16_t>> memory;
+  const TensorMap usual = with(folder.tensors(), [&](Views& views) {
+    for (auto& [name, view] : views) {
+      if (!contains(name, ".experts.")) continue;
+      const std::int64_t experts = view.shape[0], rows = view.shape[1], columns = view.shape[2];
+      const auto* from = reinterpret_cast<const std::uint16_t*>(view.data);
+      std::vector<std::uint16_t>& to = memory.emplace_back(static_cast<std::size_t>(experts * rows * columns));
+      for (std::int64_t e = 0; e < experts; ++e)
+        for (std::int64_t r = 0; r < rows; ++r)
+          for (std::int64_t c = 0; c < columns; ++c)
+            to[static_cast<std::size_t>((e * columns + c) * rows + r)] = from[(e * rows + r) * columns + c];
+      view.shape = {experts, columns, rows};
+      view.data = reinterpret_cast<const std::byte*>(to.data());
+    }
+  });
+  const ModelDescription other = moxie::describe_hf(folder.config, usual, path);
+  CHECK(moxie::load_rows(other.tensors.layers[1].experts[3].up, 48) == expected);
+  CHECK(moxie::load_rows(other.tensors.layers[2].experts[0].down, 64) == moxie::load_rows(d.tensors.layers[2].experts[0].down, 64));
+  const TensorMap odd = with(folder.tensors(), [](Views& views) { views.at("model.language_model.layers.1.mlp.experts.down_proj").shape = {8, 24, 128}; });
+  CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, odd, path); }), "experts.down_proj"));
+  json config = folder.config;
+  config["text_config"]["norm_topk_prob"] = false;
+  CHECK(contains(error_of([&] { moxie::describe_hf(config, folder.tensors(), path); }), "norm_topk_prob"));
 }
 
 TEST_CASE("what a GGUF file says of gated delta nets is checked, and older files have their projections in one tensor") {
