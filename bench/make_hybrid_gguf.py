@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes a GGUF with random weights at the layer shapes of Qwen3.5-35B-A3B (three gated delta nets, then attention, ..), for benchmarks.
+"""Writes a GGUF with random weights at the layer shapes of a model with recurrent layers, three of which come before each with
+attention, for benchmarks: Qwen3.5-35B-A3B (gated delta nets) or Granite 4.0 H Small (Mamba-2).
 
     pip install numpy gguf
-    python make_qwen35_gguf.py OUT.gguf [--layers 4] [--type Q4_K_M|Q8_0]
+    python make_hybrid_gguf.py OUT.gguf [--shape qwen3.5-35b-a3b|granite-4.0-h-small] [--layers 4] [--type Q4_K_M|Q8_0]
 
 Blocks are drawn in their format; weights have mean 0 and deviation 1 / sqrt(columns), the router is random, so experts are used
 evenly. llama.cpp reads the file too.
@@ -13,15 +14,19 @@ import gguf
 import numpy as np
 
 T = gguf.GGMLQuantizationType
-HIDDEN, VOCAB, EXPERTS, TOP_K, WIDTH = 2048, 248320, 256, 8, 512
-HEADS, KV_HEADS, HEAD = 16, 2, 256
-K_HEADS, V_HEADS, STATE, CONV = 16, 32, 128, 4
+CONV = 4
 
 cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 cli.add_argument("out")
+cli.add_argument("--shape", choices=("qwen3.5-35b-a3b", "granite-4.0-h-small"), default="qwen3.5-35b-a3b")
 cli.add_argument("--layers", type=int, default=4)
 cli.add_argument("--type", choices=("Q4_K_M", "Q8_0"), default="Q4_K_M")
 arg = cli.parse_args()
+MAMBA = arg.shape == "granite-4.0-h-small"
+HIDDEN, VOCAB, EXPERTS, TOP_K, WIDTH, SHARED = (4096, 100352, 72, 10, 768, 1536) if MAMBA else (2048, 248320, 256, 8, 512, 512)
+HEADS, KV_HEADS, HEAD = (32, 8, 128) if MAMBA else (16, 2, 256)
+GROUPS, V_HEADS, V_HEAD, STATE = (1, 128, 64, 128) if MAMBA else (16, 32, 128, 128)
+CHANNELS = 2 * GROUPS * STATE + V_HEADS * V_HEAD
 rng = np.random.Generator(np.random.SFC64(0))
 Q8 = arg.type == "Q8_0"
 most, more, output = (T.Q8_0,) * 3 if Q8 else (T.Q4_K, T.Q6_K, T.Q6_K)
@@ -46,31 +51,40 @@ def blocks(kind, n, std):
     return np.hstack([f16(d), f16(7.5 * d), first, first, (s[:, 4:] & 15) | (s[:, 4:] & 15) << 4, codes(n, 128)])
 
 
-w = gguf.GGUFWriter(arg.out, "qwen35moe")
-w.add_name(f"random qwen3.5-35b-a3b, {arg.layers} layers")
+ARCH = "granitehybrid" if MAMBA else "qwen35moe"
+w = gguf.GGUFWriter(arg.out, ARCH)
+w.add_name(f"random {arg.shape}, {arg.layers} layers")
 w.add_block_count(arg.layers)
 w.add_context_length(32768)
 w.add_embedding_length(HIDDEN)
 w.add_feed_forward_length(WIDTH)
 w.add_head_count(HEADS)
-w.add_head_count_kv(KV_HEADS)
+w.add_head_count_kv([KV_HEADS if (i + 1) % 4 == 0 else 0 for i in range(arg.layers)] if MAMBA else KV_HEADS)
 w.add_key_length(HEAD)
 w.add_value_length(HEAD)
 w.add_layer_norm_rms_eps(1e-6)
-w.add_rope_freq_base(1e7)
-w.add_rope_dimension_count(HEAD // 4)
-w.add_rope_dimension_sections([11, 11, 10, 0])
+if MAMBA:
+    w.add_embedding_scale(12.0)
+    w.add_residual_scale(0.22)
+    w.add_attention_scale(0.0078125)
+    w.add_logit_scale(16.0)
+    w.add_rope_dimension_count(HEAD)
+    w.add_rope_scaling_finetuned(False)  # what llama.cpp takes as no rotation
+else:
+    w.add_rope_freq_base(1e7)
+    w.add_rope_dimension_count(HEAD // 4)
+    w.add_rope_dimension_sections([11, 11, 10, 0])
+    w.add_uint32("qwen35moe.full_attention_interval", 4)
 w.add_expert_count(EXPERTS)
 w.add_expert_used_count(TOP_K)
 w.add_expert_feed_forward_length(WIDTH)
-w.add_expert_shared_feed_forward_length(WIDTH)
+w.add_expert_shared_feed_forward_length(SHARED)
 w.add_vocab_size(VOCAB)
 w.add_ssm_conv_kernel(CONV)
 w.add_ssm_state_size(STATE)
-w.add_ssm_group_count(K_HEADS)
+w.add_ssm_group_count(GROUPS)
 w.add_ssm_time_step_rank(V_HEADS)
-w.add_ssm_inner_size(V_HEADS * STATE)
-w.add_uint32("qwen35moe.full_attention_interval", 4)
+w.add_ssm_inner_size(V_HEADS * V_HEAD)
 own = list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256))
 symbols = {b: chr(b) for b in own} | {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in own)}
 w.add_tokenizer_model("gpt2")
@@ -99,30 +113,38 @@ floats("output_norm.weight", HIDDEN, mean=1.0)
 for i in range(arg.layers):
     at = f"blk.{i}."
     floats(at + "attn_norm.weight", HIDDEN, mean=1.0)
-    floats(at + "post_attention_norm.weight", HIDDEN, mean=1.0)
+    floats(at + ("ffn_norm.weight" if MAMBA else "post_attention_norm.weight"), HIDDEN, mean=1.0)
     down = more if i % 2 == 0 else most  # about half of them, as in llama.cpp's mixes
     if (i + 1) % 4:
-        matrix(at + "attn_qkv.weight", most, (2 * K_HEADS + V_HEADS) * STATE, HIDDEN)
-        matrix(at + "attn_gate.weight", most, V_HEADS * STATE, HIDDEN)
-        floats(at + "ssm_beta.weight", V_HEADS, HIDDEN, std=HIDDEN**-0.5)
-        floats(at + "ssm_alpha.weight", V_HEADS, HIDDEN, std=HIDDEN**-0.5)
-        floats(at + "ssm_conv1d.weight", (2 * K_HEADS + V_HEADS) * STATE, CONV, std=0.5)
+        if MAMBA:
+            matrix(at + "ssm_in.weight", most, V_HEADS * V_HEAD + CHANNELS + V_HEADS, HIDDEN)
+            floats(at + "ssm_conv1d.bias", CHANNELS)
+            floats(at + "ssm_d", V_HEADS, 1, mean=1.0)
+        else:
+            matrix(at + "attn_qkv.weight", most, CHANNELS, HIDDEN)
+            matrix(at + "attn_gate.weight", most, V_HEADS * V_HEAD, HIDDEN)
+            floats(at + "ssm_beta.weight", V_HEADS, HIDDEN, std=HIDDEN**-0.5)
+            floats(at + "ssm_alpha.weight", V_HEADS, HIDDEN, std=HIDDEN**-0.5)
+        floats(at + "ssm_conv1d.weight", CHANNELS, CONV, std=0.5)
         floats(at + "ssm_dt.bias", V_HEADS)
-        floats(at + "ssm_a", V_HEADS, mean=-1.5)
-        floats(at + "ssm_norm.weight", STATE, mean=1.0)
-        matrix(at + "ssm_out.weight", most, HIDDEN, V_HEADS * STATE)
+        floats(at + "ssm_a", *((V_HEADS, 1) if MAMBA else (V_HEADS,)), mean=-1.5)
+        floats(at + "ssm_norm.weight", *((GROUPS, V_HEADS * V_HEAD // GROUPS) if MAMBA else (V_HEAD,)), mean=1.0)
+        matrix(at + "ssm_out.weight", most, HIDDEN, V_HEADS * V_HEAD)
     else:
-        matrix(at + "attn_q.weight", most, 2 * HEADS * HEAD, HIDDEN)
+        matrix(at + "attn_q.weight", most, (1 if MAMBA else 2) * HEADS * HEAD, HIDDEN)
         matrix(at + "attn_k.weight", most, KV_HEADS * HEAD, HIDDEN)
         matrix(at + "attn_v.weight", down, KV_HEADS * HEAD, HIDDEN)
         matrix(at + "attn_output.weight", most, HIDDEN, HEADS * HEAD)
-        floats(at + "attn_q_norm.weight", HEAD, mean=1.0)
-        floats(at + "attn_k_norm.weight", HEAD, mean=1.0)
+        if not MAMBA:
+            floats(at + "attn_q_norm.weight", HEAD, mean=1.0)
+            floats(at + "attn_k_norm.weight", HEAD, mean=1.0)
     floats(at + "ffn_gate_inp.weight", EXPERTS, HIDDEN, std=HIDDEN**-0.5)
-    floats(at + "ffn_gate_inp_shexp.weight", HIDDEN, std=HIDDEN**-0.5)
-    for part, outputs, inputs, kind in (("gate", WIDTH, HIDDEN, most), ("up", WIDTH, HIDDEN, most), ("down", HIDDEN, WIDTH, down)):
-        matrix(at + f"ffn_{part}_exps.weight", kind, EXPERTS, outputs, inputs)
-        matrix(at + f"ffn_{part}_shexp.weight", kind, outputs, inputs)
+    if not MAMBA:
+        floats(at + "ffn_gate_inp_shexp.weight", HIDDEN, std=HIDDEN**-0.5)
+    for part, kind in (("gate", most), ("up", most), ("down", down)):
+        shape = lambda width: (HIDDEN, width) if part == "down" else (width, HIDDEN)
+        matrix(at + f"ffn_{part}_exps.weight", kind, EXPERTS, *shape(WIDTH))
+        matrix(at + f"ffn_{part}_shexp.weight", kind, *shape(SHARED))
 w.write_header_to_file()
 w.write_kv_data_to_file()
 w.write_tensors_to_file()
