@@ -1,4 +1,5 @@
 // moxie::dispatch for aarch64 without the generic kernels, which would double the time that neon.cmake takes.
+#include <moxie/core/cpu.hpp>
 #include <moxie/kernels/table.hpp>
 
 namespace moxie::kernels {
