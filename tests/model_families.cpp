@@ -1180,7 +1180,13 @@ TEST_CASE("granitemoehybrid's layers are Mamba-2 where config.json or, in GGUF, 
   CHECK(contains(hf_error("mamba_proj_bias", true), "mamba_proj_bias"));
   CHECK(contains(hf_error("layer_types", {"mamba", "conv", "mamba", "attention"}), "conv"));
   CHECK(contains(hf_error("layer_types", {"mamba", "mamba", "mamba", "mamba"}), "one with attention"));
-  CHECK(contains(hf_error("num_local_experts", 0), "num_local_experts"));
+  CHECK(contains(hf_error("num_local_experts", 0), "is 0: a dense model"));
+  json renamed = changed("layer_types", nullptr);
+  renamed["layers_block_type"] = folder.config["layer_types"];
+  CHECK(describe(renamed).config.is_recurrent_layer == d.config.is_recurrent_layer);
+  json unused = folder.config;  // a rotation that nothing uses
+  unused["rope_parameters"] = {{"rope_type", "longrope"}};
+  CHECK(describe(unused).config.attention.rope.dims == 0);
   const TensorMap without = with(folder.tensors(), [](Views& views) { views.erase("model.layers.2.mamba.conv1d.bias"); });
   CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, without, path); }), "mamba.conv1d.bias': is missing"));
 
@@ -1201,6 +1207,16 @@ TEST_CASE("granitemoehybrid's layers are Mamba-2 where config.json or, in GGUF, 
   CHECK(contains(gguf_error("ssm.group_count", 0), "from 1"));
   CHECK(contains(gguf_error("ssm.state_size", 25), "ssm_in.weight"));
   CHECK(contains(gguf_error("attention.head_count_kv", 2), "for each of the 4 layers"));
+  // q and k go from halves to pairs with their biases
+  for (const moxie::GgufTensor& tensor : moxie::gguf_tensors(d.config, d.tensors))
+    if (tensor.name == "blk.1.attn_k.bias") {
+      REQUIRE(tensor.column_order.size() == 32);
+      CHECK(tensor.column_order[1] == 8);
+      CHECK(tensor.row_order.empty());
+    }
+  ModelDescription odd = d;  // nothing to permute
+  odd.config.attention.head_dim = 15;
+  CHECK(moxie::rope_row_orders(odd.config.attention).q.empty());
 }
 
 TEST_CASE("qwen3_vl_moe's stacked experts may be transposed") {

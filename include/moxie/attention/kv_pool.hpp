@@ -23,9 +23,9 @@
 //
 // What shares a scale with an element that is not finite has a scale that is NaN.
 //
-// Recurrent layers (gated delta nets, short convolutions) have a state of one size for the whole sequence instead: floats of all
-// such layers in one block, as of the last position that was run. It is shared and copied as pages are, but it cannot go back to
-// an earlier position.
+// Recurrent layers (gated delta nets, Mamba-2, short convolutions) have a state of one size for the whole sequence instead:
+// floats of all such layers in one block, as of the last position that was run. It is shared and copied as pages are, but it
+// cannot go back to an earlier position.
 
 #include <algorithm>
 #include <array>

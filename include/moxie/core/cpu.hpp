@@ -38,7 +38,7 @@ struct CpuFeatures {
   bool avx_vnni = false;      ///< vpdpbusd on registers of 32 bytes without AVX-512, beside all of avx2
   bool avx512 = false;        ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
   bool neon_dotprod = false;  ///< sdot and udot (FEAT_DotProd)
-  /// AMD's up to family 25 (Zen 3 and 4) and from 26 on: zen4 and zen5; all others: intel.
+  /// AMD's and Hygon's up to family 25 (Zen 3 and 4) and from 26 on: zen4 and zen5; all others: intel.
   TunedFor tuned_for = TunedFor::intel;
 };
 
@@ -47,9 +47,10 @@ inline CpuFeatures cpu_features() noexcept {
 #if defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(0, &a, &b, &c, &d)) return features;
-  const bool amd = c == signature_AMD_ecx;
+  const bool amd = c == signature_AMD_ecx || c == 0x656e6975;  // "HygonGenuine", a Zen too
   if (!__get_cpuid(1, &a, &b, &c, &d)) return features;
   const unsigned family = (a >> 8 & 15u) + (a >> 20 & 255u);
+  if (amd) features.tuned_for = family <= 25 ? TunedFor::zen4 : TunedFor::zen5;
   const auto has = [](unsigned word, int bit) { return (word >> bit & 1u) != 0; };
   const bool fma = has(c, 12), xsave = has(c, 27), avx = has(c, 28), f16c = has(c, 29);
   if (!xsave || !avx) return features;
@@ -57,7 +58,6 @@ inline CpuFeatures cpu_features() noexcept {
   __asm__ volatile("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
   const bool saves_ymm = (saved & 0x6u) == 0x6u, saves_zmm = (saved & 0xe6u) == 0xe6u;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
-  if (amd) features.tuned_for = family <= 25 ? TunedFor::zen4 : TunedFor::zen5;
   features.avx2 = saves_ymm && fma && f16c && has(b, 5);
   features.avx512 = features.avx2 && saves_zmm && has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31) && has(c, 11);
   const unsigned last_subleaf = a;

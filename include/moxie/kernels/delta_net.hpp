@@ -7,8 +7,8 @@
 // or, as in Mamba-2, without the subtraction.
 //
 // Columns of S do not depend on each other, so 32 of them, 16 KB for keys of 128, stay in the first-level cache while all tokens
-// of a pass go over them: a product and 3 fused multiply-adds for an element and token. Token after token is the form
-// of decoding; a chunked form would be products of matrices, but its bits would depend on where chunks begin.
+// of a pass go over them: a product and 3 fused multiply-adds (2 without the subtraction) for an element and token. Token after
+// token is the form of decoding; a chunked form would be products of matrices, but its bits would depend on where chunks begin.
 //
 // Order of summation: over k, four sums taken in turn, (0 + 1) + (2 + 3) at the end.
 

@@ -84,7 +84,7 @@ struct SoftmaxPartial {
   float max, sum, weighted;
 };
 
-/// The columns of a gated delta net's state that lie together (kernels/delta_net.hpp).
+/// The columns of a gated delta net's or Mamba-2's state that lie together (kernels/delta_net.hpp).
 inline constexpr std::int64_t delta_columns = 32;
 
 /// The gated delta rule for up to delta_columns columns of a head's state, over rows of one sequence in their order.
@@ -152,7 +152,7 @@ struct Table {
   /// out = -p (g + e (log p + entropy)) / temperature, log p = z / temperature - max - log_sum. out may be logits.
   void (*softmax_gradient)(const float* logits, std::int64_t n, float temperature, float max, float log_sum, float entropy,
                            float g, float e, float* out);
-  /// The gated delta rule, y = silu(convolution) and y *= sigmoid(gate) (delta_net.hpp).
+  /// The gated delta rule (and Mamba-2's recurrence), y = silu(convolution) and y *= sigmoid(gate) (delta_net.hpp).
   void (*delta_rule)(const DeltaRule&);
   void (*causal_conv)(const float* const* x, const float* w, std::int64_t w_stride, std::int64_t taps, std::int64_t n,
                       bool activate, float* y);

@@ -119,9 +119,10 @@ class Decoder {
             : ((a.output_gate ? 4 : 2) * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
     const DeltaNetConfig& d = config_.delta_net;
     const MambaConfig& m = config_.mamba;
-    const std::int64_t recurrent = config_.short_conv_kernel != 0 ? 5 * config_.hidden_size
-                                   : m.n_heads != 0               ? 3 * m.width() + 4 * m.keys() + m.width() + 3 * m.n_heads
-                                                                  : 2 * d.channels() + 2 * d.n_v_heads * (d.v_head_dim + 2);
+    const std::int64_t recurrent = config_.n_recurrent_layers() == 0 ? 0
+                                   : config_.short_conv_kernel != 0  ? 5 * config_.hidden_size
+                                   : m.n_heads != 0                  ? 4 * (m.width() + m.keys()) + 3 * m.n_heads
+                                                                     : 2 * d.channels() + 2 * d.n_v_heads * (d.v_head_dim + 2);
     const std::int64_t experts =
         config_.moe.router.top_k * config_.moe.moe_intermediate_size + config_.moe.shared_intermediate_size;
     return static_cast<std::size_t>(std::max(attention, recurrent) + 2 * experts + 6 * config_.hidden_size) * sizeof(float);

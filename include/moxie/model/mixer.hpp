@@ -1,6 +1,6 @@
 #pragma once
-// What the kinds of layers that mix tokens (attention, gated delta nets, short convolutions) have in common: the rows of a pass,
-// memory, and projections.
+// What the kinds of layers that mix tokens (attention, gated delta nets, Mamba-2, short convolutions) have in common: the rows of
+// a pass, memory, and projections.
 
 #include <algorithm>
 #include <cstddef>
@@ -100,7 +100,8 @@ struct MixerBuffers {
   AlignedBuffer<float> projected;  // q with gates; of recurrent layers what their first projection gives
   AlignedBuffer<float> q, k, v, latent, attended;
   AlignedBuffer<float> low_rank;              // [heads, rows, rank], of per-head matrices
-  AlignedBuffer<float> z, ba, decays, betas;  // of delta nets
+  AlignedBuffer<float> z, ba;                 // of delta nets
+  AlignedBuffer<float> decays, betas;         // of delta nets and Mamba-2
   std::vector<AttendRow> rows;
   AttentionScratch scratch;
 };

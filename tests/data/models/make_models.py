@@ -47,7 +47,7 @@ elif NAME == "granitemoehybrid":
         num_local_experts=8, num_experts_per_tok=3, layer_types=["linear_attention", "full_attention"] + 2 * ["linear_attention"],
         mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=24, mamba_d_head=24, mamba_expand=3, mamba_chunk_size=16,
         embedding_multiplier=1.5, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=4.0,
-        tie_word_embeddings=True)
+        attention_bias=True, tie_word_embeddings=True)
     model_class = transformers.GraniteMoeHybridForCausalLM
 else:
     config = transformers.Glm4MoeLiteConfig(

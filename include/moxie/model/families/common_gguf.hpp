@@ -361,6 +361,7 @@ inline std::vector<float> read_rope_freqs(const TensorMap& tensors, const ModelC
   const TensorView* view = tensors.find(gguf_tensor_names.rope_freqs);
   if (!view) return {};
   const std::int64_t n = c.attention.rope.dims / 2;
+  if (n == 0) return {};
   if (view->shape != Shape{n} || view->dtype != Dtype::F32 || view->bytes != static_cast<std::uint64_t>(n) * sizeof(float))
     throw FormatError(view->place(), concat("has type ", dtype_info(view->dtype).name, " and shape ", view->shape_text(),
                                             "; it must be F32 ", shape_text({n})));

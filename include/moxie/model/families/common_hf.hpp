@@ -132,10 +132,19 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
   return softmax_mscale;
 }
 
+/// Whether attention rotates queries and keys.
+inline bool hf_rotates(const Fields& f, const Family& family) {
+  const std::string positions = family.mamba ? f.text("position_embedding_type", "nope") : "rope";
+  if (positions != "rope" && positions != "nope")
+    f.unsupported("position_embedding_type", concat("is ", Fields::show(positions), "; moxie has rope and nope"));
+  return positions == "rope";
+}
+
 inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
   AttentionConfig& a = c.attention;
   a.kind = family.attention;
   a.n_heads = f.integer("num_attention_heads", 1, max_heads);
+  const bool rotates = hf_rotates(f, family);
   double width = 0.0;  // of a query and key
   if (a.kind == AttentionKind::gqa) {
     if (!family.hf.qk_norm_key || f.boolean(family.hf.qk_norm_key, false)) a.qk_norm = family.qk_norm;
@@ -160,7 +169,8 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
     a.rope.dims = a.qk_rope_head_dim;
     width = static_cast<double>(a.qk_nope_head_dim + a.qk_rope_head_dim);
   }
-  const double m = read_hf_rope(f, family, c.context_length, a.rope);
+  if (!rotates) a.rope.dims = 0;
+  const double m = rotates ? read_hf_rope(f, family, c.context_length, a.rope) : 1.0;
   a.scale = static_cast<float>((a.kind == AttentionKind::mla ? m * m : 1.0) / std::sqrt(width));
   if (family.multipliers) a.scale = static_cast<float>(f.number("attention_multiplier", 1e-6, 1e6, 1.0));
 }
@@ -209,7 +219,7 @@ inline void read_hf_mamba(Fields& f, const Family& family, ModelConfig& c) {
   if (m.head_dim * m.n_heads != width)
     f.fail("mamba_n_heads", concat("is ", m.n_heads, ", with heads of ", m.head_dim,
                                    "; together they must be mamba_expand * hidden_size, ", width, ", wide"));
-  const nlohmann::json* types = f.find("layer_types");
+  const nlohmann::json* types = f.find("layer_types|layers_block_type");
   for (std::int64_t i = 0; i < c.n_layers; ++i) {
     const std::string type = types ? hf_layer_type(f, *types, c.n_layers, i) : "mamba";
     const bool attention = type == "attention" || type == "full_attention";
@@ -217,10 +227,6 @@ inline void read_hf_mamba(Fields& f, const Family& family, ModelConfig& c) {
       f.unsupported("layer_types", concat("names ", Fields::show(type), "; moxie has attention and mamba for this family"));
     c.is_recurrent_layer.push_back(!attention);
   }
-  const std::string positions = f.text("position_embedding_type", "nope");
-  if (positions != "rope" && positions != "nope")
-    f.unsupported("position_embedding_type", concat("is ", Fields::show(positions), "; moxie has rope and nope"));
-  if (positions == "nope") c.attention.rope = {.dims = 0, .layout = c.attention.rope.layout};
 }
 
 /// Which layers are gated delta nets, and what these are.
@@ -289,6 +295,10 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   MoeConfig& moe = c.moe;
   RouterConfig& router = moe.router;
   moe.hidden_size = c.hidden_size;
+  if (const nlohmann::json* n = f.find(hf.n_experts); n && *n == 0) {
+    const std::string_view keys = hf.n_experts;
+    f.unsupported(keys.substr(0, keys.find('|')), "is 0: a dense model; moxie runs Mixture-of-Experts models");
+  }
   moe.moe_intermediate_size = f.integer(hf.expert_width, 1, max_width);
   router.n_experts = f.uniform(hf.n_experts, 1, max_experts);
   router.top_k = f.uniform(hf.top_k, 1, max_experts);
@@ -323,7 +333,8 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
     moe.shared_intermediate_size = f.integer(hf.shared, 1, max_width);
     moe.shared_expert_gate = true;
   }
-  if (family.shared == SharedExperts::optional) moe.shared_intermediate_size = f.integer(hf.shared, 0, max_width, 0);
+  if (family.shared == SharedExperts::optional)
+    moe.shared_intermediate_size = f.integer(hf.shared, 0, max_width, hf.shared_default);
 
   c.is_moe_layer.assign(static_cast<std::size_t>(c.n_layers), true);
   if (hf.dense == HfRules::Dense::first_k) {

@@ -222,19 +222,12 @@ class DecoderFinder {
     return FeedForwardTensors{std::move(*g), std::move(*u), std::move(*d)};
   }
 
-  /// Whether a tensor that holds several matrices has no scales of blocks, which would have to be split too.
-  bool without_scales(const Weight& all) {
-    if (all.scale_inv)
-      find_.wrong(std::string(all.tensor.name),
-                  "holds several matrices in FP8 with one scale for each 128 x 128; moxie has that for single matrices only");
-    return !all.scale_inv;
-  }
-
   std::optional<FeedForwardTensors> shared_experts(std::int64_t i, std::int64_t width) {
     if (!n_.shared_gate_up) return feed_forward(n_.shared_gate, n_.shared_up, n_.shared_down, i, -1, width);
     auto both = find_.matrix(tensor_name(n_.shared_gate_up, i), {2 * width, c_.hidden_size});
     auto down = find_.matrix(tensor_name(n_.shared_down, i), {c_.hidden_size, width});
-    if (!both || !down || !without_scales(*both)) return std::nullopt;
+    if (!both || !down) return std::nullopt;
+    if (both->scale_inv) return find_.several_in_fp8(std::string(both->tensor.name));
     return FeedForwardTensors{Weight{both->tensor.slice_rows(0, width), std::nullopt},
                               Weight{both->tensor.slice_rows(width, width), std::nullopt}, std::move(*down)};
   }
@@ -270,8 +263,6 @@ class DecoderFinder {
     const auto gate = fused ? std::nullopt : find_.matrix(tensor_name(n_.experts_gate, i), {experts, width, h});
     const auto up = fused ? std::nullopt : find_.matrix(tensor_name(n_.experts_up, i), {experts, width, h});
     if (!down || !(fused ? gate_up.has_value() : gate && up)) return;
-    for (const std::optional<Weight>* all : {&down, &gate_up, &gate, &up})
-      if (*all && !without_scales(**all)) return;
     t.experts.resize(static_cast<std::size_t>(experts));
     for (std::int64_t e = 0; e < experts; ++e) {
       FeedForwardTensors& expert = t.experts[static_cast<std::size_t>(e)];
@@ -316,8 +307,8 @@ class DecoderFinder {
     t.experts_down_bias = find_.floats(name(n_.experts_down), {experts, h});
   }
 
-  /// Whether the experts are transposed where both ways are possible. (Where the sizes leave it open they are not, as in
-  /// transformers.)
+  /// Whether the experts are transposed where both ways are possible. Where one tensor's sizes leave it open, the other's decide.
+  /// (transformers would take that one as it is.)
   bool transposed_experts(std::int64_t i) const {
     const std::int64_t experts = c_.moe.router.n_experts, h = c_.hidden_size, width = c_.moe.moe_intermediate_size;
     const auto is_transposed = [&](const char* pattern, std::int64_t outputs, std::int64_t inputs) {

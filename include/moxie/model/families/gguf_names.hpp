@@ -65,6 +65,7 @@ struct RopeRowOrders {
 
 inline RopeRowOrders rope_row_orders(const AttentionConfig& a) {
   const std::int64_t dims = a.rope.dims == 0 ? a.head_dim : a.rope.dims;  // llama.cpp's converter permutes these too
+  if (dims % 2 != 0) return {};
   if (a.kind == AttentionKind::gqa)
     return {pairs_from_halves(a.n_heads, 0, dims, a.head_dim - dims),
             pairs_from_halves(a.n_kv_heads, 0, dims, a.head_dim - dims)};
@@ -314,7 +315,7 @@ struct GgufTensor {
   bool stacked = false;
   std::vector<std::int64_t> row_order;     ///< row r of the tensor is row row_order[r] of the weight; empty: the same
   std::vector<std::int64_t> column_order;  ///< the same of columns, of a vector elements
-  std::vector<std::int64_t> given_shape = {};  ///< of one weight, where it is not that of the weight
+  std::vector<std::int64_t> given_shape = {};  ///< of one weight, where that of the weight has dimensions of 1 that GGUF has not
 
   /// [rows.., columns] of one weight, two dimensions of which are those of a matrix.
   std::vector<std::int64_t> shape() const {
@@ -336,14 +337,15 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     if (weight)
       out.push_back({families::tensor_name(pattern, layer), {weight}, false, std::move(order), std::move(column_order)});
   };
-  const auto reshaped = [&](const char* pattern, const Weight& weight, std::vector<std::int64_t> shape) {
-    put(pattern, &weight);
+  const auto reshaped = [&](const char* pattern, const Weight& weight, std::vector<std::int64_t> shape,
+                            std::vector<std::int64_t> order = {}) {
+    put(pattern, &weight, std::move(order));
     out.back().given_shape = std::move(shape);
   };
   const auto maybe = [](const std::optional<Weight>& weight) { return weight ? &*weight : nullptr; };
   const auto bias = [&](const char* pattern, const std::optional<Weight>& weight, std::vector<std::int64_t> order = {}) {
     if (weight)
-      out.push_back({families::bias_name(families::tensor_name(pattern, layer)), {&*weight}, false, std::move(order), {}});
+      out.push_back({families::bias_name(families::tensor_name(pattern, layer)), {&*weight}, false, {}, std::move(order)});
   };
   const auto feed_forward = [&](const char* gate, const char* up, const char* down, const std::optional<FeedForwardTensors>& t) {
     if (!t) return;
@@ -367,8 +369,7 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     put(n.delta_ba, maybe(t.ba));
     put(n.delta_b, maybe(t.b), order.heads);
     put(n.delta_a, maybe(t.a), order.heads);
-    put(n.delta_conv, &t.conv, std::move(order.channels));
-    out.back().given_shape = {d.channels(), d.conv_kernel};  // Conv1d's has a dimension of 1 between them
+    reshaped(n.delta_conv, t.conv, {d.channels(), d.conv_kernel}, std::move(order.channels));
     put(n.delta_dt_bias, &t.dt_bias, {}, order.heads);
     put(n.delta_decay, &t.decay, {}, order.heads);
     put(n.delta_norm, &t.norm);

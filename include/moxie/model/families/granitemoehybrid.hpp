@@ -30,7 +30,9 @@ inline constexpr Family granitemoehybrid = [] {
   family.architecture = "granitehybrid";
   family.other_name = nullptr;
   family.mamba = true;
+  family.dense_namesake = true;
   family.hf.names = &granitemoehybrid_hf_names;
+  family.hf.shared_default = 1024;
   family.hf.fixed = granitemoehybrid_fixed;
   return family;
 }();

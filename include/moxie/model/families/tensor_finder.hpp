@@ -60,6 +60,7 @@ class TensorFinder {
     if (view->bytes != static_cast<std::uint64_t>(view->rows()) * view->row_stride())
       return wrong(name, concat("has ", view->bytes, " bytes, which does not fit its shape and type"));
     Weight weight{*view, std::nullopt};
+    if (view->dtype == Dtype::F8_E4M3 && shape.size() > 2) return several_in_fp8(name);
     if (view->dtype == Dtype::F8_E4M3) {
       const Shape blocks{(shape[0] + 127) / 128, (shape.back() + 127) / 128};
       const TensorView* scale = find(concat(name, "_scale_inv"), blocks, Presence::required);
@@ -105,6 +106,11 @@ class TensorFinder {
     if (problems_.size() < shown) problems_.emplace_back(name, what);
     ++count_;
     return std::nullopt;
+  }
+  /// Of a tensor that holds several matrices, with whose scales of blocks it would have to be split.
+  std::nullopt_t several_in_fp8(const std::string& name) {
+    return wrong(name,
+                 "holds several matrices in FP8 with one scale for each 128 x 128; moxie has that for single matrices only");
   }
   /// So much is wrong that looking on would only cost time.
   bool hopeless() const noexcept { return count_ > 10000; }
