@@ -78,19 +78,20 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
   k.panel_bytes = &panel_bytes<A, Layout>;
   k.pack = &pack<A, Format>;
   if constexpr (f32::has_block_scales<Format>) k.pack_scaled = &pack_scaled<A, Format>;
+  const bool intel = cpu == TunedFor::intel;
   if constexpr (!f32::FloatPanel<Format>) {
     using P = Panel<Format>;
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
     k.int8 = &matmul_int8<A, Layout>;
     constexpr bool avx512 = Ops<A>::unfetched > 0;  // kernels of others are the same on all of AMD's
-    const bool intel = cpu == TunedFor::intel;
     const bool zen4 = avx512 && cpu == TunedFor::zen4, zen5 = avx512 && cpu == TunedFor::zen5;
     // IQ1, IQ2 and Q3_K are dear to unpack; Q6_K and NVFP4 are faster without a stage at up to 96 rows
     const int zen4_stages = P::codes == Codes::u6 || has_float_halves<P> ? 1 << 20 : 12;
     const int distance = intel ? 3072 : zen4 && !narrow ? 4096 : 8192;
     const int staged = zen5 ? 24 : zen4 ? zen4_stages : 0;
-    k.tuning = {intel || (zen5 && narrow), intel || (zen4 && narrow), distance, staged};
+    k.tuning = {intel || (zen5 && narrow), intel || (zen4 && narrow), distance, staged, 0};
   }
+  if (intel && int8::fetching_is_tuned) k.tuning.f32_distance = 3072;
   k.f32 = &matmul_f32<A, Layout>;
   k.unpack = &f32::unpack<A, Layout>;
   return k;

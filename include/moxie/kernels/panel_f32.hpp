@@ -6,7 +6,7 @@
 // and chunk, on every architecture with a fused multiply-add.
 //
 // Form: for each panel, stage_blocks blocks are unpacked to f32 [32][16] in the first-level cache, and tiles of rows run over
-// them.
+// them. Float weights for few rows are unpacked in registers, so that memory is read all the time.
 
 #include <cstddef>
 #include <cstdint>
@@ -48,6 +48,17 @@ MOXIE_INLINE constexpr std::int64_t panel_bytes(std::int64_t k) noexcept {
   }
 }
 
+/// The 16 weights of an input of a panel of floats.
+template <class A, class Format>
+MOXIE_INLINE typename Ops<A>::F weights_of(const std::byte* panel, [[maybe_unused]] std::int64_t k, std::int64_t input) noexcept {
+  using O = Ops<A>;
+  using P = Panel<Format>;
+  typename O::F w = P::template load<O>(panel + input * P::chunk_bytes);
+  if constexpr (has_block_scales<Format>)
+    w = O::mul(w, O::set1(int8::load_float(panel + k * P::chunk_bytes + input / scale_inputs * 4)));
+  return w;
+}
+
 /// Blocks [first, first + blocks) of a panel as f32 [blocks * 32][16], rows `stride` apart.
 template <class A, class Format>
 [[gnu::noinline]] void unpack(const std::byte* panel, [[maybe_unused]] std::int64_t k, std::int64_t first, int blocks, float* out,
@@ -56,13 +67,7 @@ template <class A, class Format>
   using P = Panel<Format>;
   if constexpr (FloatPanel<Format>) {
     for (int b = 0; b < blocks; ++b)
-      for (int i = 0; i < block_k; ++i, out += stride) {
-        const std::int64_t input = (first + b) * block_k + i;
-        typename O::F w = P::template load<O>(panel + input * P::chunk_bytes);
-        if constexpr (has_block_scales<Format>)
-          w = O::mul(w, O::set1(int8::load_float(panel + k * P::chunk_bytes + input / scale_inputs * 4)));
-        O::store(out, w);
-      }
+      for (int i = 0; i < block_k; ++i, out += stride) O::store(out, weights_of<A, Format>(panel, k, (first + b) * block_k + i));
   } else {
     int8::for_blocks<Format>(panel, first, blocks, [&](const std::byte* chunk, int b, int n) MOXIE_INLINE_LAMBDA {
       float* to = out + n * block_k * stride;
@@ -128,32 +133,96 @@ void run_tiles(const float* w, int blocks, const float* const* x, int tokens, fl
   if (t < tokens) run_tile<A, 1>(w, blocks, x + t, sums + panel_rows * t);
 }
 
+MOXIE_INLINE void fetch(const std::byte* at, std::int64_t bytes) noexcept {
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+}
+
+/// Rows up to which float weights are unpacked in registers: where these hold the sums of 4 (AVX2, 4 rows: 20% slower so).
+template <class A>
+inline constexpr int few_tokens = Ops<A>::sums_in_registers ? 4 : 2;
+
+/// A panel of floats for few rows, sums [tokens][16]; what lies `ahead` bytes further is brought into the second-level cache, 0:
+/// nothing is.
+template <class A, class Format, int tokens>
+[[gnu::noinline]] void run_few(const std::byte* panel, std::int64_t k, const float* const* x, float* sums, int ahead) noexcept {
+  using O = Ops<A>;
+  constexpr int block_bytes = block_k * Panel<Format>::chunk_bytes;
+  typename O::F acc[tokens];
+  MOXIE_UNROLL
+  for (int t = 0; t < tokens; ++t) acc[t] = O::set1(0);
+  const float* row[tokens];
+  for (int t = 0; t < tokens; ++t) row[t] = x[t];
+  for (std::int64_t input = 0; input < k; input += block_k) {
+    typename O::F sum[tokens];
+    MOXIE_UNROLL
+    for (int t = 0; t < tokens; ++t) sum[t] = O::set1(0);
+    if (ahead != 0) fetch(panel + input * Panel<Format>::chunk_bytes + ahead, block_bytes);
+    for (int i = 0; i < block_k; ++i) {
+      const typename O::F w = weights_of<A, Format>(panel, k, input + i);
+      MOXIE_UNROLL
+      for (int t = 0; t < tokens; ++t) sum[t] = O::fma(w, O::set1(row[t][input + i]), sum[t]);
+    }
+    MOXIE_UNROLL
+    for (int t = 0; t < tokens; ++t) acc[t] = O::add(acc[t], sum[t]);
+  }
+  MOXIE_UNROLL
+  for (int t = 0; t < tokens; ++t) O::store(sums + panel_rows * t, acc[t]);
+}
+
 using Unpack = void (*)(const std::byte* panel, std::int64_t k, std::int64_t first, int blocks, float* out, std::int64_t stride);
+using RunFew = void (*)(const std::byte* panel, std::int64_t k, const float* const* x, float* sums, int ahead);
+
+/// run_few() for so many rows; nothing of formats of integer codes.
+template <class A, class Format>
+constexpr RunFew few_of(int tokens) noexcept {
+  if constexpr (FloatPanel<Format>) {
+    constexpr int most = few_tokens<A>;
+    if (tokens > most) return nullptr;
+    return tokens == 1   ? &run_few<A, Format, 1>
+           : tokens == 2 ? &run_few<A, Format, 2>
+           : tokens == 3 ? &run_few<A, Format, (most < 3 ? 1 : 3)>
+                         : &run_few<A, Format, (most < 4 ? 1 : 4)>;
+  }
+  return nullptr;
+}
 
 /// Panels of `bytes`; `unpack` is nullptr where they hold f32.
 template <class A>
-[[gnu::noinline]] void multiply(const MatmulArgs& m, std::int64_t bytes, Unpack unpack) noexcept {
+[[gnu::noinline]] void multiply(const MatmulArgs& m, std::int64_t bytes, bool is_float, Unpack unpack,
+                                RunFew (*few_of)(int tokens)) noexcept {
   alignas(64) float unpacked[stage_blocks * block_floats];
   alignas(64) float sums[max_tokens * panel_rows];
   const std::int64_t k_blocks = m.k / block_k;
+  const int ahead = m.tuning.f32_distance;
   for (std::int64_t first_row = 0; first_row < m.n_rows; first_row += max_tokens) {
     const int tokens = static_cast<int>(m.n_rows - first_row < max_tokens ? m.n_rows - first_row : max_tokens);
+    const RunFew few = few_of(tokens);
     for (std::int64_t p = m.panel_begin; p < m.panel_end; ++p) {
       const std::byte* panel = m.panels + p * bytes;
-      for (int i = 0; i < tokens * panel_rows; ++i) sums[i] = 0;
-      for (std::int64_t first = 0; first < k_blocks; first += stage_blocks) {
-        const int blocks = static_cast<int>(k_blocks - first < stage_blocks ? k_blocks - first : stage_blocks);
-        const float* w = reinterpret_cast<const float*>(panel) + first * block_floats;
-        if (unpack) {
-          unpack(panel, m.k, first, blocks, unpacked, panel_rows);
-          w = unpacked;
+      const float* x[max_tokens];
+      for (int t = 0; t < tokens; ++t) {
+        const std::int64_t row = m.first_row + first_row + t;
+        x[t] = m.a.x + (m.list ? m.list[row] : row) * m.k;
+      }
+      if (few) {
+        few(panel, m.k, x, sums, ahead);
+      } else {
+        for (int i = 0; i < tokens * panel_rows; ++i) sums[i] = 0;
+        for (std::int64_t first = 0; first < k_blocks; first += stage_blocks) {
+          const int blocks = static_cast<int>(k_blocks - first < stage_blocks ? k_blocks - first : stage_blocks);
+          const float* w = reinterpret_cast<const float*>(panel) + first * block_floats;
+          if (unpack) {
+            // what comes `ahead` bytes later, of floats in as many parts as are unpacked one by one: all at once is waited for
+            const int step = is_float && ahead != 0 ? 1 : blocks;
+            for (int b = 0; b < blocks; b += step) {
+              if (ahead != 0) fetch(panel + (first + b) * bytes / k_blocks + ahead, step * bytes / k_blocks);
+              unpack(panel, m.k, first + b, step, unpacked + b * block_floats, panel_rows);
+            }
+            w = unpacked;
+          }
+          run_tiles<A>(w, blocks, x, tokens, sums);
+          for (int t = 0; t < tokens; ++t) x[t] += blocks * block_k;
         }
-        const float* x[max_tokens];
-        for (int t = 0; t < tokens; ++t) {
-          const std::int64_t row = m.first_row + first_row + t;
-          x[t] = m.a.x + (m.list ? m.list[row] : row) * m.k + first * block_k;
-        }
-        run_tiles<A>(w, blocks, x, tokens, sums);
       }
       float* out = m.out + first_row * m.out_stride + p * panel_rows;
       const std::int64_t left = m.n - p * panel_rows;
@@ -167,7 +236,8 @@ template <class A>
 
 template <class A, class Format>
 void matmul_f32(const MatmulArgs& m) noexcept {
-  f32::multiply<A>(m, f32::panel_bytes<Format>(m.k), Format::dtype == Dtype::F32 ? nullptr : &f32::unpack<A, Format>);
+  f32::multiply<A>(m, f32::panel_bytes<Format>(m.k), f32::FloatPanel<Format>,
+                   Format::dtype == Dtype::F32 ? nullptr : &f32::unpack<A, Format>, &f32::few_of<A, Format>);
 }
 
 }  // namespace moxie::kernels
