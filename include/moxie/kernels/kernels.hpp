@@ -89,9 +89,10 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
     const int zen4_stages = P::codes == Codes::u6 || has_float_halves<P> ? 1 << 20 : 12;
     const int distance = intel ? 3072 : zen4 && !narrow ? 4096 : 8192;
     const int staged = zen5 ? 24 : zen4 ? zen4_stages : 0;
-    k.tuning = {intel || (zen5 && narrow), intel || (zen4 && narrow), distance, staged, 0};
+    k.tuning = {intel || (zen5 && narrow), intel || (zen4 && narrow), distance, staged};
+  } else {
+    k.tuning.float_distance = intel && int8::fetching_is_tuned ? 3072 : 0;
   }
-  if (intel && int8::fetching_is_tuned) k.tuning.f32_distance = 3072;
   k.f32 = &matmul_f32<A, Layout>;
   k.unpack = &f32::unpack<A, Layout>;
   return k;

@@ -188,12 +188,11 @@ constexpr RunFew few_of(int tokens) noexcept {
 
 /// Panels of `bytes`; `unpack` is nullptr where they hold f32.
 template <class A>
-[[gnu::noinline]] void multiply(const MatmulArgs& m, std::int64_t bytes, bool is_float, Unpack unpack,
-                                RunFew (*few_of)(int tokens)) noexcept {
+[[gnu::noinline]] void multiply(const MatmulArgs& m, std::int64_t bytes, Unpack unpack, RunFew (*few_of)(int tokens)) noexcept {
   alignas(64) float unpacked[stage_blocks * block_floats];
   alignas(64) float sums[max_tokens * panel_rows];
   const std::int64_t k_blocks = m.k / block_k;
-  const int ahead = m.tuning.f32_distance;
+  const int ahead = m.tuning.float_distance;
   for (std::int64_t first_row = 0; first_row < m.n_rows; first_row += max_tokens) {
     const int tokens = static_cast<int>(m.n_rows - first_row < max_tokens ? m.n_rows - first_row : max_tokens);
     const RunFew few = few_of(tokens);
@@ -212,10 +211,9 @@ template <class A>
           const int blocks = static_cast<int>(k_blocks - first < stage_blocks ? k_blocks - first : stage_blocks);
           const float* w = reinterpret_cast<const float*>(panel) + first * block_floats;
           if (unpack) {
-            // what comes `ahead` bytes later, of floats in as many parts as are unpacked one by one: all at once is waited for
-            const int step = is_float && ahead != 0 ? 1 : blocks;
+            const int step = ahead != 0 ? 1 : blocks;  // fetched all at once, they would be waited for
             for (int b = 0; b < blocks; b += step) {
-              if (ahead != 0) fetch(panel + (first + b) * bytes / k_blocks + ahead, step * bytes / k_blocks);
+              if (ahead != 0) fetch(panel + (first + b) * bytes / k_blocks + ahead, bytes / k_blocks);
               unpack(panel, m.k, first + b, step, unpacked + b * block_floats, panel_rows);
             }
             w = unpacked;
@@ -236,8 +234,8 @@ template <class A>
 
 template <class A, class Format>
 void matmul_f32(const MatmulArgs& m) noexcept {
-  f32::multiply<A>(m, f32::panel_bytes<Format>(m.k), f32::FloatPanel<Format>,
-                   Format::dtype == Dtype::F32 ? nullptr : &f32::unpack<A, Format>, &f32::few_of<A, Format>);
+  f32::multiply<A>(m, f32::panel_bytes<Format>(m.k), Format::dtype == Dtype::F32 ? nullptr : &f32::unpack<A, Format>,
+                   &f32::few_of<A, Format>);
 }
 
 }  // namespace moxie::kernels

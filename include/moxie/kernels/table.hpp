@@ -62,7 +62,7 @@ struct Tuning {
   bool fetch_second_level = false;  ///< for few rows to the second-level cache
   int fetch_distance = 8192;        ///< bytes, for few rows
   int stage_from = 0;               ///< rows from which unpacked codes are kept, where that can be of use
-  int f32_distance = 0;             ///< bytes that f32 kernels fetch ahead, to the second-level cache; 0: nothing
+  int float_distance = 0;           ///< bytes that float weights are fetched ahead, to the second-level cache; 0: not at all
 };
 
 /// out[i * out_stride + o] = sum over inputs of w[o][.] * a[first_row + i][.], for o in [16 * panel_begin, min(n, 16 * panel_end)).
