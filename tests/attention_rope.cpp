@@ -73,6 +73,16 @@ TEST_CASE("a rotation pairs the dimensions that the layout says") {
   }
 }
 
+TEST_CASE("without dimensions nothing is rotated") {
+  const Rope rope(RopeConfig{.dims = 0});
+  CHECK(rope.dims() == 0);
+  float head[] = {1.0f, 2.0f};
+  rope.tables(7, nullptr, nullptr);
+  rope.rotate(nullptr, nullptr, head);
+  CHECK(head[0] == 1.0f);
+  CHECK(head[1] == 2.0f);
+}
+
 TEST_CASE("parameters that cannot be used are refused by name") {
   const auto refused = [](RopeConfig c, const char* item) {
     try {
@@ -83,7 +93,7 @@ TEST_CASE("parameters that cannot be used are refused by name") {
     }
   };
   refused({.dims = 7}, "dims");
-  refused({.dims = 0}, "dims");
+  refused({.dims = -2}, "dims");
   refused({.dims = 8, .theta = 0.0}, "theta");
   refused({.dims = 8, .theta = std::nan("")}, "theta");
   refused({.dims = 8, .scaling = RopeScaling::linear, .factor = 0.0}, "factor");
