@@ -40,6 +40,12 @@ struct AttentionConfig {
 
 inline constexpr std::int64_t max_conv_kernel = 16;
 
+/// Floats of the matrices [k_dim, v_dim] of recurrent heads, whose columns lie in groups of kernels::delta_columns.
+constexpr std::int64_t recurrent_matrix_floats(std::int64_t heads, std::int64_t k_dim, std::int64_t v_dim) noexcept {
+  constexpr std::int64_t columns = kernels::delta_columns;
+  return heads * ((v_dim + columns - 1) / columns * columns) * k_dim;
+}
+
 /// Gated delta nets (arXiv 2412.06464), the recurrent layers of Qwen3-Next and its successors.
 struct DeltaNetConfig {
   std::int64_t n_k_heads = 0;  ///< of q and k; 0: the model has no such layers
@@ -51,11 +57,7 @@ struct DeltaNetConfig {
 
   /// Channels of the convolution: those of all q, all k, all v heads.
   std::int64_t channels() const noexcept { return 2 * n_k_heads * k_head_dim + n_v_heads * v_head_dim; }
-  /// Floats of the delta rule's matrices, whose columns lie in groups of kernels::delta_columns.
-  std::int64_t matrix_floats() const noexcept {
-    constexpr std::int64_t columns = kernels::delta_columns;
-    return n_v_heads * ((v_head_dim + columns - 1) / columns * columns) * k_head_dim;
-  }
+  std::int64_t matrix_floats() const noexcept { return recurrent_matrix_floats(n_v_heads, k_head_dim, v_head_dim); }
 };
 
 /// Mamba-2 (arXiv 2405.21060), the recurrent layers of Granite 4.
@@ -70,11 +72,7 @@ struct MambaConfig {
   std::int64_t keys() const noexcept { return n_groups * state_dim; }
   /// Channels of the convolution: those of x, B, C.
   std::int64_t channels() const noexcept { return width() + 2 * keys(); }
-  /// Floats of the matrices, whose columns lie in groups of kernels::delta_columns.
-  std::int64_t matrix_floats() const noexcept {
-    constexpr std::int64_t columns = kernels::delta_columns;
-    return n_heads * ((head_dim + columns - 1) / columns * columns) * state_dim;
-  }
+  std::int64_t matrix_floats() const noexcept { return recurrent_matrix_floats(n_heads, state_dim, head_dim); }
 };
 
 }  // namespace moxie

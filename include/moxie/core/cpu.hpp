@@ -29,7 +29,7 @@ enum class TunedFor {
   zen5,  ///< for one and two rows if codes have less than 8 bits (68 GB/s, and 59 without); to the first-level cache
   /// Always, to the second-level cache, 3 KB ahead, with AVX2 and AVX-VNNI too; staged from 8 rows on. 2 cores of a Xeon (model
   /// 207), where memory gives 22 to 30 GB/s, decode Q4_K_M at 79 to 84% of the limit so (8 KB ahead), at 72 to 80% with the
-  /// first-level cache and at 51% without; Q8_0 at 90, 86 and 70%. For the distance see int8::direct_ahead.
+  /// first-level cache and at 51% without; Q8_0 at 90, 86 and 70%. For the distance see panel_int8.hpp.
   intel,
 };
 
@@ -38,7 +38,8 @@ struct CpuFeatures {
   bool avx_vnni = false;      ///< vpdpbusd on registers of 32 bytes without AVX-512, beside all of avx2
   bool avx512 = false;        ///< AVX-512 F, BW, VL, DQ and VNNI, beside all of avx2
   bool neon_dotprod = false;  ///< sdot and udot (FEAT_DotProd)
-  /// AMD's and Hygon's up to family 25 (Zen 3 and 4) and from 26 on: zen4 and zen5; all others: intel.
+  /// AMD's and Hygon's up to family 25 (Zen 3 and 4) and from 26 on: zen4 and zen5; all others: intel. Of
+  /// x86-64 only: kernels for others fetch as those for AVX2 do on Zen 3.
   TunedFor tuned_for = TunedFor::intel;
 };
 

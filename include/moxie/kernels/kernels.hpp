@@ -78,7 +78,11 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
   k.panel_bytes = &panel_bytes<A, Layout>;
   k.pack = &pack<A, Format>;
   if constexpr (f32::has_block_scales<Format>) k.pack_scaled = &pack_scaled<A, Format>;
+#if defined(__x86_64__)
   const bool intel = cpu == TunedFor::intel;
+#else
+  constexpr bool intel = false;
+#endif
   if constexpr (!f32::FloatPanel<Format>) {
     using P = Panel<Format>;
     constexpr bool narrow = int8::block_bytes<Format> < block_k * panel_rows;
@@ -91,7 +95,7 @@ constexpr FormatKernels format_kernels(TunedFor cpu) noexcept {
     const int staged = zen5 ? 24 : zen4 ? zen4_stages : 0;
     k.tuning = {intel || (zen5 && narrow), intel || (zen4 && narrow), distance, staged};
   } else {
-    k.tuning.float_distance = intel && int8::fetching_is_tuned ? 3072 : 0;
+    k.tuning.float_distance = intel ? 3072 : 0;
   }
   k.f32 = &matmul_f32<A, Layout>;
   k.unpack = &f32::unpack<A, Layout>;

@@ -31,7 +31,7 @@
 //   panels                     panels of which a tile may take all at once
 //   tile<kind, offset, staged> tokens of a full tile: as many as the registers hold
 //   fours<kind, offset>        whether tiles of 4 tokens are faster than larger ones
-//   unfetched                  tokens of tiles that nothing is fetched ahead for, unless the CPU wants it (direct_ahead in
+//   unfetched                  tokens of tiles that nothing is fetched ahead for, unless the CPU wants it (Tuning, and
 //                              panel_int8.hpp)
 //
 // All integer sums are exact, so every architecture gives the same ones.

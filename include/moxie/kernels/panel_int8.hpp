@@ -46,7 +46,7 @@ inline constexpr int max_tokens = 96;
 // They stay in a second-level cache of 512 KB beside a panel: 96 rows of 2048 inputs are 320 KB.
 inline constexpr int activation_bytes = 320 * 1024;
 
-// How far ahead the direct path fetches, and to which cache (TunedFor). A core reads 20 to 40 GB/s, so memory's latency of 100 to
+// How far ahead the direct path fetches, and to which cache (Tuning). A core reads 20 to 40 GB/s, so memory's latency of 100 to
 // 200 ns (more when others load it) is 2 to 7 KB.
 //
 // AVX-512. Zen 4, 4 tokens: 2 KB takes 1.5 to 2 times as long, 4 KB 1.1 to 1.3 times, 10 and 12 KB the same; Zen 5, a decode
@@ -68,12 +68,6 @@ inline constexpr int activation_bytes = 320 * 1024;
 // its misses until memory answers. AVX2 on Zen 3 gains nothing by other distances or caches than 8 KB and the first.
 //
 // What follows at the panels' end is fetched in any case.
-inline constexpr int direct_ahead = 8192;
-#if defined(__x86_64__)
-inline constexpr bool fetching_is_tuned = true;
-#else
-inline constexpr bool fetching_is_tuned = false;
-#endif
 
 /// Bytes of a block of 32 inputs of a panel, scales included.
 template <class Format>
@@ -410,7 +404,7 @@ struct Ahead {
         MOXIE_UNROLL
         for (int i = 0; i < (block_bytes<Format> + 63) / 64; ++i) __builtin_prefetch(at + 64 * i, 0, locality.value);
       };
-      (fetching_is_tuned && second_level) ? bring(Constant<2>{}) : bring(Constant<3>{});
+      second_level ? bring(Constant<2>{}) : bring(Constant<3>{});
     } else {
       for (int i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
     }
@@ -545,7 +539,7 @@ template <class A>
   for (std::int64_t row = 0; row < m.n_rows; row += most) {
     const int count = static_cast<int>(m.n_rows - row < most ? m.n_rows - row : most);
     const std::byte* then = row + most < m.n_rows ? begin : m.then;
-    const std::ptrdiff_t distance = fetching_is_tuned ? m.tuning.fetch_distance : direct_ahead;
+    const std::ptrdiff_t distance = m.tuning.fetch_distance;
     Ahead ahead{m.tuning.fetch_few ? Ahead::follow_few : Ahead::follow,
                 nullptr,
                 end,

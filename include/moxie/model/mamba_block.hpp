@@ -45,7 +45,7 @@ class MambaBlock {
         decay_(load_vector(tensors.decay)),
         skip_(load_vector(tensors.skip)),
         norm_(load_vector(tensors.norm)),
-        ones_(Vector::Ones(std::max(config_.width(), config_.keys()))) {
+        ones_(Vector::Ones(std::max(config_.width(), config_.state_dim))) {
     conv_.topRows(config_.conv_kernel) = load_rows(tensors.conv, config_.channels()).transpose();
     conv_.row(config_.conv_kernel) = load_vector(tensors.conv_bias);  // the weights of an input that is always 1
   }
