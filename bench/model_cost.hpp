@@ -69,7 +69,8 @@ class ModelCost {
     const auto description = folder ? moxie::describe_hf(folder->config, folder->tensors(), path)
                                     : moxie::describe_gguf(file->metadata(), tensors, path);
     const auto network = [this](Cost& cost, const moxie::FeedForwardTensors& t, double times = 1.0) {
-      for (const auto* w : {&t.gate, &t.up, &t.down}) cost.add(w->tensor, int8_, times);
+      if (t.gate) cost.add(t.gate->tensor, int8_, times);
+      for (const auto* w : {&t.up, &t.down}) cost.add(w->tensor, int8_, times);
     };
     for (const moxie::LayerTensors& layer : description.tensors.layers) {
       for (const auto* weight :
@@ -134,7 +135,7 @@ inline double kv_bytes(const moxie::ModelConfig& config, const moxie::KvShape& s
   const double entry = static_cast<double>(shape.page_bytes()) / static_cast<double>(moxie::kv_page * shape.n_layers);
   double total = 0.0;
   for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
-    if (config.recurrent_layer(layer)) continue;
+    if (!config.has_attention(layer)) continue;
     const std::int64_t window = config.sliding_window(layer);
     total += entry * static_cast<double>(window > 0 ? std::min(window, position + 1) : position + 1);
   }

@@ -158,6 +158,7 @@ TEST_CASE("qwen3_5_moe gives the results of transformers") { compare_folder_with
 
 TEST_CASE("qwen3_vl_moe gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/qwen3_vl_moe")); }
 TEST_CASE("granitemoehybrid gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/granitemoehybrid")); }
+TEST_CASE("nemotron_h gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/nemotron_h")); }
 
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");

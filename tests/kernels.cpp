@@ -586,7 +586,7 @@ TEST_CASE("row operations agree with double precision, whatever the length and t
         t.table->rms_norm(pa, pb, 1e-6f, static_cast<std::int64_t>(n), py);
         for (std::size_t i = 0; i < n; ++i)
           REQUIRE(static_cast<double>(py[i]) == doctest::Approx(static_cast<double>(x[i]) * factor * static_cast<double>(w[i])).epsilon(4e-7));
-        static std::vector<float> kept[5];
+        static std::vector<float> kept[6];
         CHECK(steady(kept[0]));
         t.table->rms_norm(pa, nullptr, 1e-6f, static_cast<std::int64_t>(n), py);
         CHECK(steady(kept[1]));
@@ -604,6 +604,10 @@ TEST_CASE("row operations agree with double precision, whatever the length and t
           REQUIRE(static_cast<double>(py[i]) == doctest::Approx((u + 1) * g / (1 + std::exp(-1.702 * g))).epsilon(2e-6));
         }
         CHECK(steady(kept[4]));
+
+        t.table->relu_squared(pa, static_cast<std::int64_t>(n), py);
+        for (std::size_t i = 0; i < n; ++i) REQUIRE(same_bits(py[i], x[i] > 0.0f ? x[i] * x[i] : 0.0f));
+        CHECK(steady(kept[5]));
 
         std::copy_n(pa, n, py);
         t.table->axpy(0.3f, pb, static_cast<std::int64_t>(n), py);

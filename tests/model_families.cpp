@@ -111,6 +111,12 @@ json summary(const ModelConfig& c) {
           {"moe_width", m.moe_intermediate_size},
           {"shared", m.shared_intermediate_size},
           {"shared_gate", m.shared_expert_gate},
+          {"gated", m.gated},
+          {"parts", [&] {
+             std::vector<int> parts;
+             for (std::int64_t i = 0; i < c.n_layers; ++i) parts.push_back(static_cast<int>(c.parts(i)));
+             return parts;
+           }()},
           {"experts", m.router.n_experts},
           {"top_k", m.router.top_k},
           {"scoring", static_cast<int>(m.router.scoring)},
@@ -132,7 +138,9 @@ void check_tensors(const ModelDescription& d) {
   for (std::int64_t i = 0; i < c.n_layers; ++i) {
     const moxie::LayerTensors& t = d.tensors.layers[static_cast<std::size_t>(i)];
     const bool moe = c.is_moe_layer[static_cast<std::size_t>(i)];
-    CHECK(t.dense.has_value() == !moe);
+    CHECK(t.attn_norm.has_value() == c.has_mixer(i));
+    CHECK(t.ffn_norm.has_value() == c.has_feed_forward(i));
+    CHECK(t.dense.has_value() == (!moe && c.has_feed_forward(i)));
     CHECK(t.router.has_value() == moe);
     CHECK(t.experts.size() == (moe ? static_cast<std::size_t>(c.moe.router.n_experts) : 0));
     CHECK(t.shared.has_value() == (moe && c.moe.shared_intermediate_size > 0));
@@ -147,25 +155,25 @@ void check_tensors(const ModelDescription& d) {
       if (*bias) CHECK((*bias)->tensor.shape == std::vector<std::int64_t>{c.moe.router.n_experts, columns});
     }
     for (const moxie::FeedForwardTensors& expert : t.experts) {
-      CHECK(expert.gate.tensor.shape == std::vector<std::int64_t>{c.moe.moe_intermediate_size, c.hidden_size});
-      CHECK(expert.up.tensor.shape == expert.gate.tensor.shape);
+      REQUIRE(expert.gate.has_value() == c.moe.gated);
+      if (expert.gate) CHECK(expert.gate->tensor.shape == expert.up.tensor.shape);
+      CHECK(expert.up.tensor.shape == std::vector<std::int64_t>{c.moe.moe_intermediate_size, c.hidden_size});
       CHECK(expert.down.tensor.shape == std::vector<std::int64_t>{c.hidden_size, c.moe.moe_intermediate_size});
-      CHECK(expert.gate.tensor.bytes ==
-            static_cast<std::uint64_t>(c.moe.moe_intermediate_size) * expert.gate.tensor.row_stride());
-      CHECK(expert.gate.scale_inv.has_value() == (expert.gate.tensor.dtype == moxie::Dtype::F8_E4M3));
+      CHECK(expert.up.tensor.bytes == static_cast<std::uint64_t>(c.moe.moe_intermediate_size) * expert.up.tensor.row_stride());
+      CHECK(expert.up.scale_inv.has_value() == (expert.up.tensor.dtype == moxie::Dtype::F8_E4M3));
     }
     REQUIRE(t.delta_net.has_value() == (c.recurrent_layer(i) && c.delta_net.n_k_heads != 0));
     REQUIRE(t.mamba.has_value() == (c.recurrent_layer(i) && c.mamba.n_heads != 0));
     REQUIRE(t.short_conv.has_value() == (c.recurrent_layer(i) && c.short_conv_kernel != 0));
-    CHECK(t.o.has_value() == !c.recurrent_layer(i));
+    CHECK(t.o.has_value() == c.has_attention(i));
     if (t.delta_net) {
       const moxie::DeltaNetTensors& net = *t.delta_net;
       CHECK(net.ba.has_value() != (net.a && net.b));
       CHECK(net.qkv.tensor.rows() + (net.z ? net.z->tensor.rows() : 0) == c.delta_net.channels() + c.delta_net.n_v_heads * c.delta_net.v_head_dim);
-    } else if (c.attention.kind == moxie::AttentionKind::gqa && !c.recurrent_layer(i)) {
+    } else if (c.attention.kind == moxie::AttentionKind::gqa && c.has_attention(i)) {
       CHECK((t.q && t.k && t.v));
       CHECK(t.q_norm.has_value() == (c.attention.qk_norm != moxie::QkNorm::none));
-    } else if (!c.recurrent_layer(i)) {
+    } else if (c.has_attention(i)) {
       CHECK((t.kv_a && t.kv_a_norm));
       CHECK(t.q.has_value() == (c.attention.q_lora_rank == 0));
       CHECK(t.q_b.has_value() == (c.attention.q_lora_rank != 0));
@@ -636,7 +644,7 @@ TEST_CASE("the other forms of GGUF tensors mean the same: one per expert, fused 
     check_tensors(d);
     for (std::size_t i = 0; i < d.tensors.layers.size(); ++i)
       for (std::size_t e = 0; e < d.tensors.layers[i].experts.size(); ++e) {
-        CHECK(d.tensors.layers[i].experts[e].gate.tensor.data == plain.tensors.layers[i].experts[e].gate.tensor.data);
+        CHECK(d.tensors.layers[i].experts[e].gate->tensor.data == plain.tensors.layers[i].experts[e].gate->tensor.data);
         CHECK(d.tensors.layers[i].experts[e].down.tensor.data == plain.tensors.layers[i].experts[e].down.tensor.data);
       }
   };
@@ -671,10 +679,10 @@ TEST_CASE("the other forms of GGUF tensors mean the same: one per expert, fused 
                                                       *path);
   check_tensors(fused);
   const moxie::LayerTensors& t = fused.tensors.layers[0];
-  CHECK(t.experts[1].up.tensor.data - t.experts[1].gate.tensor.data ==
-        static_cast<std::ptrdiff_t>(t.experts[1].gate.tensor.bytes));
-  CHECK(t.experts[1].gate.tensor.data - t.experts[0].gate.tensor.data ==
-        static_cast<std::ptrdiff_t>(2 * t.experts[1].gate.tensor.bytes));
+  CHECK(t.experts[1].up.tensor.data - t.experts[1].gate->tensor.data ==
+        static_cast<std::ptrdiff_t>(t.experts[1].gate->tensor.bytes));
+  CHECK(t.experts[1].gate->tensor.data - t.experts[0].gate->tensor.data ==
+        static_cast<std::ptrdiff_t>(2 * t.experts[1].gate->tensor.bytes));
   CHECK(t.k->tensor.data - t.q->tensor.data == static_cast<std::ptrdiff_t>(t.q->tensor.bytes));
   CHECK(t.v->tensor.data - t.k->tensor.data == static_cast<std::ptrdiff_t>(t.k->tensor.bytes));
 
@@ -1217,6 +1225,90 @@ TEST_CASE("granitemoehybrid's layers are Mamba-2 where config.json or, in GGUF, 
   ModelDescription odd = d;  // nothing to permute
   odd.config.attention.head_dim = 15;
   CHECK(moxie::rope_row_orders(odd.config.attention).q.empty());
+}
+
+TEST_CASE("nemotron_h's layers are one of Mamba-2, attention, experts and a dense network, as config.json or, in GGUF, heads and widths say") {
+  using enum moxie::LayerParts;
+  const std::string path = test::data_path("models/nemotron_h");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  CHECK(folder.config["time_step_limit"] == json::array({0.0, 9.99e307}));  // the file has Infinity
+  const ModelDescription d = moxie::describe_hf(folder.config, folder.tensors(), path);
+  check_tensors(d);
+  CHECK(d.config.family == "nemotron_h");
+  CHECK(d.config.n_layers == 6);
+  CHECK(d.config.layer_parts == std::vector{mixer, feed_forward, mixer, mixer, feed_forward, feed_forward});
+  CHECK(d.config.is_recurrent_layer == std::vector<bool>{true, false, false, true, false, false});
+  CHECK(d.config.is_moe_layer == std::vector<bool>{false, true, false, false, false, true});
+  CHECK(d.config.n_attention_layers() == 1);
+  const moxie::MambaConfig& m = d.config.mamba;
+  CHECK(m.n_heads == 6);
+  CHECK(m.n_groups == 2);
+  CHECK(m.head_dim == 24);
+  CHECK(m.state_dim == 24);
+  CHECK(d.config.attention.rope.dims == 0);
+  CHECK(d.config.moe.shared_intermediate_size == 80);
+  CHECK_FALSE(d.config.moe.gated);
+  CHECK(d.config.intermediate_size == 80);
+  CHECK(d.config.rms_norm_eps == 1e-3f);
+
+  const auto changed = [&](const char* key, const json& value) {
+    json config = folder.config;
+    config[key] = value;
+    return config;
+  };
+  const auto describe = [&](const json& config) { return moxie::describe_hf(config, folder.tensors(), path); };
+  const auto hf_error = [&](const char* key, const json& value) { return error_of([&] { describe(changed(key, value)); }); };
+  for (const json& types : {json{"linear_attention", "moe", "full_attention", "linear_attention", "mlp", "moe"}, json{"mamba", "moe", "attention", "mamba", "mlp", "moe"}}) {
+    json named = changed("layers_block_type", types);
+    named["hybrid_override_pattern"] = "M";  // the names count
+    CHECK(summary(describe(named).config) == summary(d.config));
+  }
+  CHECK(describe(changed("num_hidden_layers", 7)).config.n_layers == 6);  // as transformers
+  CHECK(contains(hf_error("hybrid_override_pattern", nullptr), "layers_block_type"));
+  CHECK(contains(hf_error("hybrid_override_pattern", "ME*MXE"), R"(names "X")"));
+  CHECK(contains(hf_error("hybrid_override_pattern", "M-*M--"), "a dense model"));
+  CHECK(contains(hf_error("hybrid_override_pattern", "MEMM-E"), "one with attention"));
+  CHECK(contains(hf_error("hybrid_override_pattern", std::string(1001, 'M')), "at most 1000"));
+  CHECK(contains(hf_error("layers_block_type", "ME*M-E"), "must be an array of strings"));
+  CHECK(contains(hf_error("layers_block_type", json::array({"mamba", 3})), R"(names "3")"));
+  CHECK(contains(hf_error("intermediate_size", nullptr), "intermediate_size"));
+  CHECK(contains(hf_error("mlp_hidden_act", "silu"), "mlp_hidden_act"));
+  CHECK(contains(hf_error("moe_latent_size", 32), "moe_latent_size"));
+  CHECK(contains(hf_error("use_bias", true), "use_bias"));
+  CHECK(contains(hf_error("mamba_num_heads", 5), "multiple"));
+  CHECK(contains(hf_error("time_step_limit", {0.001, 1e30}), "time_step_limit"));
+  CHECK(contains(hf_error("time_step_limit", {0.0, 0.1}), "time_step_limit"));
+  CHECK(contains(hf_error("time_step_limit", 3), "time_step_limit"));
+  CHECK(describe(changed("time_step_limit", json::parse(R"([0, {"__float__": "Infinity"}])"))).config.n_layers == 6);
+  const TensorMap without = with(folder.tensors(), [](Views& views) { views.erase("backbone.layers.5.mixer.experts.7.up_proj.weight"); });
+  CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, without, path); }), "experts.7.up_proj.weight': is missing"));
+  for (const char* name : {"backbone.layers.2.mixer.norm.weight", "lm_head.bias"}) {
+    const TensorMap more = with(folder.tensors(), [&](Views& views) { views.emplace(name, views.at("backbone.norm_f.weight")); });
+    CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, more, path); }), "has no place for"));
+  }
+  const TensorMap further = with(folder.tensors(), [&](Views& views) { views.emplace("mtp.layers.0.norm.weight", views.at("backbone.norm_f.weight")); });
+  CHECK(moxie::describe_hf(folder.config, further, path).config.n_layers == 6);
+
+  const Written written = write(d);
+  const auto gguf_error = [&](const char* key, const json& value) {
+    json metadata = written.metadata;
+    metadata[std::string("nemotron_h_moe.") + key] = value;
+    return error_of([&] { moxie::describe_gguf(metadata, written.tensors, "x.gguf"); });
+  };
+  const ModelDescription again = moxie::describe_gguf(written.metadata, written.tensors, "x.gguf");
+  check_tensors(again);
+  CHECK(summary(again.config) == summary(d.config));
+  CHECK(written.metadata["nemotron_h_moe.attention.head_count_kv"] == json::array({0, 0, 2, 0, 0, 0}));
+  CHECK(written.metadata["nemotron_h_moe.feed_forward_length"] == json::array({0, 48, 0, 0, 80, 48}));
+  CHECK(written.tensors.find("blk.4.attn_norm.weight"));
+  CHECK_FALSE(written.tensors.find("blk.4.ffn_norm.weight"));
+  CHECK(written.tensors.find("blk.5.ffn_up_exps.weight")->shape == std::vector<std::int64_t>{8, 48, 64});
+  CHECK(contains(gguf_error("feed_forward_length", 48), "for each of the 6 layers, 0 for those without a feed-forward network"));
+  CHECK(contains(gguf_error("feed_forward_length", json::array({0, 48, 48, 0, 80, 48})), "layer 2, which has attention"));
+  CHECK(contains(gguf_error("feed_forward_length", json::array({0, 48, 0, 0, 81, 48})), "ffn_up.weight"));
+  CHECK(contains(gguf_error("feed_forward_length", json::array({0, 48, 0, 0, 0, 48})), "ssm_in.weight"));
+  CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 0, 0, 0, 0, 0})), "one with attention"));
+  CHECK(gguf_error("rope.dimension_count", 31).empty());  // a rotation that nothing uses
 }
 
 TEST_CASE("qwen3_vl_moe's stacked experts may be transposed") {

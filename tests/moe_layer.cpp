@@ -79,10 +79,12 @@ std::vector<double> network_reference(const moxie::FeedForwardMatrices& m, const
     for (std::size_t i = 0; i < y.size() && bias.size() != 0; ++i) y[i] += static_cast<double>(bias[static_cast<Index>(i)]);
     return y;
   };
-  std::vector<double> hidden = biased(product(m.gate, x), m.gate_bias);
+  std::vector<double> hidden = biased(product(m.gate.size() ? m.gate : m.up, x), m.gate_bias);
   const std::vector<double> up = biased(product(m.up, x), m.up_bias);
   for (std::size_t i = 0; i < hidden.size(); ++i) {
-    if (limit == 0) {
+    if (m.gate.size() == 0) {
+      hidden[i] = std::max(hidden[i], 0.0) * std::max(hidden[i], 0.0);
+    } else if (limit == 0) {
       hidden[i] = hidden[i] / (1 + std::exp(-hidden[i])) * up[i];
     } else {
       const double g = std::min(hidden[i], limit), u = std::clamp(up[i], -limit, limit);
@@ -140,7 +142,7 @@ RowMatrix through(const RowMatrix& matrix) {
 template <class Format>
 MoeWeights through(MoeWeights w) {
   const auto network = [](moxie::FeedForwardMatrices& m) {
-    for (RowMatrix* matrix : {&m.gate, &m.up, &m.down}) *matrix = through<Format>(*matrix);
+    for (RowMatrix* matrix : {&m.gate, &m.up, &m.down}) *matrix = through<Format>(*matrix);  // a gate that is missing stays so
   };
   for (auto& expert : w.experts) network(expert);
   if (w.shared) network(*w.shared);
@@ -299,6 +301,61 @@ TEST_CASE("biases and the clamped activation agree with double precision, with t
     for (const moxie::FeedForwardMatrices& m : weights.experts)
       tensors.experts.push_back({matrix(m.gate), matrix(m.up), matrix(m.down), vector(m.gate_bias), vector(m.up_bias), vector(m.down_bias)});
     check(MoeLayer<moxie::F32, Activations::f32>(config, tensors, Threads(2)), weights, 2e-6);
+  }
+}
+
+TEST_CASE("experts without a gate agree with double precision, with the same bits in any batch, and need no gate") {
+  for (const Index width : {96, 70}) {
+    MoeConfig config = full_config(64, width, width == 96 ? 160 : 0);
+    config.gated = false;
+    MoeWeights weights = random_weights(config);
+    for (moxie::FeedForwardMatrices& expert : weights.experts) expert.gate.resize(0, 0);
+    if (weights.shared) weights.shared->gate.resize(0, 0);
+    const RowMatrix x = random_matrix(40, 64, 99);
+    const auto check = [&](const auto& layer, const MoeWeights& decoded, double tolerance) {
+      RowMatrix y(x.rows(), x.cols()), row(1, x.cols());
+      RoutingTrace trace;
+      layer.forward_recording(x, y, trace);
+      CHECK(relative_error(y, layer_reference(decoded, x, trace)) < tolerance);
+      for (Index r = 0; r < x.rows(); ++r) {
+        layer.forward(x.row(r), row);
+        CHECK(same_bits(row, y.row(r)));
+      }
+    };
+    check(MoeLayer<moxie::F32, Activations::f32>(config, weights, Threads(2)), weights, 2e-6);
+    if (width % 32 == 0) {
+      check(MoeLayer<moxie::Q8_0, Activations::f32>(config, weights, Threads(2)), through<moxie::Q8_0>(weights), 2e-6);
+      check(MoeLayer<moxie::Q8_0>(config, weights, Threads(2)), through<moxie::Q8_0>(weights), 2e-2);
+    }
+    // The same as stacked tensors of a file.
+    RowMatrix up(16 * width, 64), down(16 * 64, width);
+    for (Index e = 0; e < 16; ++e) {
+      up.middleRows(e * width, width) = weights.experts[static_cast<std::size_t>(e)].up;
+      down.middleRows(e * 64, 64) = weights.experts[static_cast<std::size_t>(e)].down;
+    }
+    const auto view = [](const RowMatrix& m, std::vector<std::int64_t> shape) {
+      return moxie::TensorView{"t", Dtype::F32, std::move(shape), reinterpret_cast<const std::byte*>(m.data()),
+                               static_cast<std::uint64_t>(m.size()) * sizeof(float), "f", 0};
+    };
+    moxie::MoeTensors tensors;
+    tensors.router = view(weights.router, {16, 64});
+    tensors.router_bias = moxie::TensorView{"t", Dtype::F32, {16}, reinterpret_cast<const std::byte*>(weights.router_bias.data()), 64, "f", 0};
+    tensors.experts = moxie::split_experts({}, view(up, {16, width, 64}), view(down, {16, 64, width}));
+    MoeConfig unshared = config;
+    unshared.shared_intermediate_size = 0;
+    unshared.shared_expert_gate = false;
+    MoeWeights alone = weights;
+    alone.shared.reset();
+    check(MoeLayer<moxie::F32, Activations::f32>(unshared, tensors, Threads(2)), alone, 2e-6);
+
+    using Layer = MoeLayer<moxie::F32, Activations::f32>;
+    tensors.experts[3].gate = tensors.experts[3].up;
+    CHECK(contains(message_of([&] { Layer(unshared, tensors); }), "expert 3 gate: is given, but"));
+    config.gated = true;
+    CHECK(contains(message_of([&] { Layer(config, weights); }), "expert 0 gate: is missing"));
+    config.gated = false;
+    config.swiglu_limit = 1.0f;
+    CHECK(contains(message_of([&] { Layer(config, weights); }), "neither biases nor swiglu_limit"));
   }
 }
 

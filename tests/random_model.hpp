@@ -257,6 +257,22 @@ inline moxie::ModelConfig granitemoehybrid_config(moxie::Dtype type) {
   return c;
 }
 
+/// nemotron_h: Mamba-2, experts without a gate, attention without rotation, a dense network, experts; one of them a layer.
+inline moxie::ModelConfig nemotron_h_config(moxie::Dtype type) {
+  moxie::ModelConfig c = granitemoehybrid_config(type);
+  c.family = "nemotron_h";
+  c.attention.rope = {.dims = 0};
+  c.embedding_multiplier = c.residual_multiplier = c.logits_scaling = 1.0f;
+  c.moe.router = {6, 2, moxie::RouterScoring::sigmoid, 1, 1, moxie::GroupScore::best_two, true, 1e-20f, 2.5f};
+  c.moe.gated = false;
+  using enum moxie::LayerParts;
+  c.n_layers = 5;
+  c.layer_parts = {mixer, feed_forward, mixer, feed_forward, feed_forward};
+  c.is_moe_layer = {false, true, false, false, true};
+  c.is_recurrent_layer = {true, false, false, false, false};
+  return c;
+}
+
 /// deepseek_v3: latent attention with a query rank, sigmoid scores with groups and a selection bias, a first dense layer.
 inline moxie::ModelConfig deepseek_v3_config(moxie::Dtype type) {
   const OddSizes s = odd_sizes(type);
@@ -316,12 +332,19 @@ class RandomModelWriter {
 
  private:
   void layer(const std::string& at, std::int64_t i) {
-    const moxie::AttentionConfig& a = config_.attention;
-    const moxie::MoeConfig& moe = config_.moe;
-    const std::int64_t h = config_.hidden_size, experts = moe.router.n_experts, width = moe.moe_intermediate_size;
+    const std::int64_t h = config_.hidden_size;
     norm(at + "attn_norm.weight", h);
     const bool gpt_oss = config_.family == "gpt_oss", glm = config_.family == "glm4_moe";
-    norm(at + (gpt_oss || glm || config_.delta_net.n_k_heads != 0 ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
+    if (config_.parts(i) == moxie::LayerParts::both)
+      norm(at + (gpt_oss || glm || config_.delta_net.n_k_heads != 0 ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
+    if (config_.has_mixer(i)) mixer(at, i);
+    if (config_.has_feed_forward(i)) networks(at, i);
+  }
+
+  void mixer(const std::string& at, std::int64_t i) {
+    const moxie::AttentionConfig& a = config_.attention;
+    const std::int64_t h = config_.hidden_size;
+    const bool gpt_oss = config_.family == "gpt_oss", glm = config_.family == "glm4_moe";
     if (config_.recurrent_layer(i) && config_.short_conv_kernel != 0) {
       matrix(at + "shortconv.in_proj.weight", {3 * h, h}, type_);
       matrix(at + "shortconv.conv.weight", {h, config_.short_conv_kernel}, moxie::Dtype::F32);
@@ -367,6 +390,11 @@ class RandomModelWriter {
       }
       matrix(at + "attn_output.weight", {h, a.n_heads * a.v_head_dim}, type_);
     }
+  }
+
+  void networks(const std::string& at, std::int64_t i) {
+    const moxie::MoeConfig& moe = config_.moe;
+    const std::int64_t h = config_.hidden_size, experts = moe.router.n_experts, width = moe.moe_intermediate_size;
     if (!config_.is_moe_layer[static_cast<std::size_t>(i)]) {
       feed_forward(at, "", {}, config_.intermediate_size);
       return;
@@ -422,7 +450,7 @@ class RandomModelWriter {
       s.push_back(columns);
       return s;
     };
-    matrix(at + "ffn_gate" + suffix + ".weight", shape(width, config_.hidden_size), type_);
+    if (config_.moe.gated) matrix(at + "ffn_gate" + suffix + ".weight", shape(width, config_.hidden_size), type_);
     matrix(at + "ffn_up" + suffix + ".weight", shape(width, config_.hidden_size), type_);
     matrix(at + "ffn_down" + suffix + ".weight", shape(config_.hidden_size, width), type_);
   }

@@ -60,7 +60,7 @@ struct DeltaNetConfig {
   std::int64_t matrix_floats() const noexcept { return recurrent_matrix_floats(n_v_heads, k_head_dim, v_head_dim); }
 };
 
-/// Mamba-2 (arXiv 2405.21060), the recurrent layers of Granite 4.
+/// Mamba-2 (arXiv 2405.21060), the recurrent layers of Granite 4 and Nemotron-H.
 struct MambaConfig {
   std::int64_t n_heads = 0;   ///< 0: the model has no such layers
   std::int64_t n_groups = 0;  ///< of heads with the same B and C; n_heads is a multiple

@@ -64,7 +64,8 @@ void for_each_multiplied(const DecoderTensors& tensors, F&& f) {
     for (std::int64_t h = 0; weight && h < weight->tensor.shape[0]; ++h) f(Weight{weight->tensor.slice(h), {}});
   };
   const auto network = [&](const FeedForwardTensors& weights) {
-    for (const Weight* weight : {&weights.gate, &weights.up, &weights.down}) f(*weight);
+    one(weights.gate);
+    for (const Weight* weight : {&weights.up, &weights.down}) f(*weight);
   };
   one(tensors.output);
   for (const LayerTensors& layer : tensors.layers) {

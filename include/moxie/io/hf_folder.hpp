@@ -95,7 +95,8 @@ class HfFolder {
   HfFolder() = default;
 
   void read_configurations() {
-    config = read_object("config.json");
+    if (has("config.json"))
+      config = object("config.json", parse_json(with_finite_numbers(read_text("config.json")), file("config.json")));
     generation_config = read_object("generation_config.json");
     tokenizer_config = read_object("tokenizer_config.json");
   }
@@ -126,7 +127,9 @@ class HfFolder {
   /// Null where the folder has no such file.
   nlohmann::json read_object(std::string_view name, JsonLimits limits = {}) const {
     if (!has(name)) return nullptr;
-    nlohmann::json value = texts_ ? parse_json(text(name), file(name), limits) : read_json_file(file(name), limits);
+    return object(name, texts_ ? parse_json(text(name), file(name), limits) : read_json_file(file(name), limits));
+  }
+  nlohmann::json object(std::string_view name, nlohmann::json value) const {
     if (!value.is_object())
       throw FormatError({file(name), {}, {}}, std::string("must hold a JSON object, not ") + value.type_name());
     return value;

@@ -85,6 +85,19 @@ inline void check_json_bounds(std::string_view text, const std::string& file, st
   }
 }
 
+/// The text with Infinity, which Python writes and JSON does not have, as 9.99e307, a number of as many characters.
+inline std::string with_finite_numbers(std::string_view text) {
+  constexpr std::string_view infinity = "Infinity", finite = "9.99e307";
+  std::string all(text);
+  bool in_string = false;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (all[i] == '"') in_string = !in_string;
+    if (in_string && all[i] == '\\') ++i;
+    if (!in_string && text.substr(i).starts_with(infinity)) all.replace(i, infinity.size(), finite);
+  }
+  return all;
+}
+
 /// The parser's message without its prefix "[json.exception...] ", one printable line.
 inline std::string json_error_text(std::string_view what) {
   const auto prefix_end = what.find("] ");

@@ -110,6 +110,14 @@ void clamped_swiglu(const float* gate, const float* up, float limit, std::int64_
       gate, up);
 }
 
+/// NaN stays NaN.
+template <class A>
+void relu_squared(const float* x, std::int64_t n, float* y) noexcept {
+  using F = Floats<A>;
+  rows::map<A>(
+      n, y, [](F v) MOXIE_INLINE_LAMBDA { return xsimd::select(v < F(0.0f), F(0.0f), v * v); }, x);
+}
+
 template <class A>
 void axpy(float a, const float* x, std::int64_t n, float* y) noexcept {
   using F = Floats<A>;

@@ -121,6 +121,7 @@ constexpr Table make_table() noexcept {
   t.rms_norm = &rms_norm<A>;
   t.swiglu = &swiglu<A>;
   t.clamped_swiglu = &clamped_swiglu<A>;
+  t.relu_squared = &relu_squared<A>;
   t.axpy = &axpy<A>;
   t.axpy_rows = &axpy_rows<A>;
   t.add = &add<A>;

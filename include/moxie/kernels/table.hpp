@@ -139,6 +139,8 @@ struct Table {
   void (*swiglu)(const float* gate, const float* up, std::int64_t n, float* y);
   /// gpt-oss: y = (u + 1) * g * sigmoid(1.702 g), g = min(gate, limit), u = up kept within -limit and limit. y may be gate or up.
   void (*clamped_swiglu)(const float* gate, const float* up, float limit, std::int64_t n, float* y);
+  /// y = max(x, 0)^2. y may be x.
+  void (*relu_squared)(const float* x, std::int64_t n, float* y);
   /// y += a * x, fused multiply-add
   void (*axpy)(float a, const float* x, std::int64_t n, float* y);
   /// y += sum over r of a[r] * x[r], rows x [n_rows, n] `stride` floats apart: axpy() with one row after the other.

@@ -111,7 +111,8 @@ class AdapterWalk {
       expert_ = -1;
       for (const char* module :
            {"model.layers.{i}.mlp.experts", "model.layers.{i}.mlp.experts.base_layer",
-            "model.layers.{i}.block_sparse_moe.experts", "model.layers.{i}.block_sparse_moe.experts.base_layer"})
+            "model.layers.{i}.block_sparse_moe.experts", "model.layers.{i}.block_sparse_moe.experts.base_layer",
+            "model.layers.{i}.mixer.experts", "model.layers.{i}.mixer.experts.base_layer"})
         update_stacked(families::tensor_name(module, layer_), t.experts);
     }
     check_used();
@@ -131,7 +132,11 @@ class AdapterWalk {
     if (!pattern) return nullptr;
     std::string module = families::tensor_name(pattern, layer_, expert_);
     module.resize(module.size() - std::string_view(".weight").size());
-    return find_module(module);
+    const Entry* entry = find_module(module);
+    // transformers 5 calls the whole "model" where the checkpoints of Nemotron-H have "backbone"
+    if (constexpr std::string_view other = "backbone."; !entry && module.starts_with(other))
+      entry = find_module(concat("model.", module.substr(other.size())));
+    return entry;
   }
   const Entry* find_module(const std::string& module) {
     const auto it = adapter_.updates.find(module);
@@ -226,12 +231,16 @@ class AdapterWalk {
                                                       "has no adapters for them, only for attention, routers and lm_head"));
     const auto n = static_cast<Index>(experts.size());
     const Index width = config_.moe.moe_intermediate_size, hidden = config_.hidden_size, ranks = update.a.rows();
+    const Index inner = config_.moe.gated ? 2 * width : width;
+    const char* projection = config_.moe.gated ? "gate_up_proj" : "up_proj";
+    if (inner == width && width == hidden)
+      throw UnsupportedError(update.a.place(), concat("updates experts as wide as the model, ", width,
+                                                      ", without a gate: its shape does not tell up_proj from down_proj"));
     const bool down = update.a.columns() == width && update.b.rows() == hidden;
-    if (!down && (update.a.columns() != hidden || update.b.rows() != 2 * width))
-      throw FormatError(update.a.place(),
-                        concat("has shape ", update.a.shape_text(), " beside a B of ", update.b.shape_text(),
-                               "; for the experts' gate_up_proj they must be [.., ", hidden, "] and [", 2 * width,
-                               ", ..], for their down_proj [.., ", width, "] and [", hidden, ", ..]"));
+    if (!down && (update.a.columns() != hidden || update.b.rows() != inner))
+      throw FormatError(update.a.place(), concat("has shape ", update.a.shape_text(), " beside a B of ", update.b.shape_text(),
+                                                 "; for the experts' ", projection, " they must be [.., ", hidden, "] and [",
+                                                 inner, ", ..], for their down_proj [.., ", width, "] and [", hidden, ", ..]"));
     if (update.b.columns() != ranks || ranks % n != 0)
       throw FormatError(update.a.place(),
                         concat("has shape ", update.a.shape_text(), " beside a B of ", update.b.shape_text(),
@@ -241,7 +250,7 @@ class AdapterWalk {
     if (constexpr std::string_view nested = ".base_layer"; parameter.ends_with(nested))
       parameter.resize(parameter.size() - nested.size());
     const RowMatrix all_a = values(update.a), all_b = values(update.b);
-    const float scale = adapter_.scale(parameter + (down ? ".down_proj" : ".gate_up_proj"), rank);
+    const float scale = adapter_.scale(concat(parameter, ".", (down ? "down_proj" : projection)), rank);
     for (Index e = 0; e < n; ++e) {
       FeedForwardTensors& expert = experts[static_cast<std::size_t>(e)];
       const auto part = [&](Weight& weight, Index first, Index rows) {
@@ -252,8 +261,8 @@ class AdapterWalk {
       if (down) {
         part(expert.down, 0, hidden);
       } else {
-        part(expert.gate, 0, width);
-        part(expert.up, width, width);
+        if (expert.gate) part(*expert.gate, 0, width);
+        part(expert.up, inner - width, width);
       }
     }
   }

@@ -11,16 +11,20 @@
 
 namespace moxie {
 
+/// What a layer is made of: a mixer (attention, or what is in its place), then a feed-forward network, each with a norm before it
+/// and added to the residual stream.
+enum class LayerParts { both, mixer, feed_forward };
+
 struct ModelConfig {
   std::string family;  ///< "deepseek_v2", "deepseek_v3" (also of glm4_moe_lite), "qwen2_moe", "qwen3_moe", "mixtral", "olmoe",
                        ///< "gpt_oss", "glm4_moe", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe",
-                       ///< "qwen3_next", "qwen3_5_moe", "lfm2_moe", "qwen3_vl_moe", "granitemoehybrid"
+                       ///< "qwen3_next", "qwen3_5_moe", "lfm2_moe", "qwen3_vl_moe", "granitemoehybrid", "nemotron_h"
   std::string name;    ///< what the file calls itself; may be empty
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
   std::int64_t n_layers = 0;
   std::int64_t context_length = 0;
-  std::int64_t intermediate_size = 0;  ///< of dense layers
+  std::int64_t intermediate_size = 0;  ///< of dense layers; they have a gate where experts have one
   float rms_norm_eps = 1e-6f;
   float embedding_multiplier = 1.0f;  ///< of embeddings
   float residual_multiplier = 1.0f;   ///< of what attention and feed-forward layers add
@@ -32,7 +36,8 @@ struct ModelConfig {
   MoeConfig moe;
   /// The rows of q and k that RoPE turns lie in interleaved pairs where Hugging Face's checkpoints of the model have halves.
   bool permuted_rows = false;
-  std::vector<bool> is_moe_layer;  ///< [n_layers]; others have a dense feed-forward layer
+  std::vector<LayerParts> layer_parts;  ///< [n_layers]; empty: both in all
+  std::vector<bool> is_moe_layer;       ///< [n_layers]; others have a dense feed-forward network, or none
   std::vector<bool>
       is_recurrent_layer;  ///< [n_layers]: a gated delta net, Mamba-2 or short convolution in place of attention; empty: none
   std::vector<std::int64_t>
@@ -48,6 +53,17 @@ struct ModelConfig {
     for (const std::int64_t window : windows) same = same && window == windows.front();
     attention.sliding_window = same && !windows.empty() ? windows.front() : 0;
     layer_windows = same ? std::vector<std::int64_t>() : windows;
+  }
+  LayerParts parts(std::int64_t layer) const {
+    return layer_parts.empty() ? LayerParts::both : layer_parts[static_cast<std::size_t>(layer)];
+  }
+  bool has_mixer(std::int64_t layer) const { return parts(layer) != LayerParts::feed_forward; }
+  bool has_feed_forward(std::int64_t layer) const { return parts(layer) != LayerParts::mixer; }
+  bool has_attention(std::int64_t layer) const { return has_mixer(layer) && !recurrent_layer(layer); }
+  std::int64_t n_attention_layers() const {
+    std::int64_t n = 0;
+    for (std::int64_t i = 0; i < n_layers; ++i) n += has_attention(i);
+    return n;
   }
   bool recurrent_layer(std::int64_t layer) const {
     return !is_recurrent_layer.empty() && is_recurrent_layer[static_cast<std::size_t>(layer)];

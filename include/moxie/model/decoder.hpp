@@ -62,7 +62,8 @@ class Decoder {
     std::int64_t n_attention = 0, n_recurrent = 0;
     for (std::int64_t i = 0; i < config_.n_layers; ++i) {
       std::int64_t& of_its_kind = config_.recurrent_layer(i) ? n_recurrent : n_attention;
-      layers_.push_back(load_layer(context, i, of_its_kind++, tensors.layers[static_cast<std::size_t>(i)]));
+      layers_.push_back(load_layer(context, i, of_its_kind, tensors.layers[static_cast<std::size_t>(i)]));
+      of_its_kind += config_.has_mixer(i);
       packed(layers_.back().bytes());
     }
     output_norm_ = load_vector(tensors.output_norm);
@@ -78,7 +79,7 @@ class Decoder {
   KvShape kv_shape(KvType type) const {
     const AttentionConfig& a = config_.attention;
     if (a.kind == AttentionKind::mla) return {config_.n_layers, 1, a.kv_lora_rank + a.qk_rope_head_dim, 0, type};
-    KvShape shape{config_.n_layers - config_.n_recurrent_layers(), a.n_kv_heads, a.head_dim, a.head_dim, type};
+    KvShape shape{config_.n_attention_layers(), a.n_kv_heads, a.head_dim, a.head_dim, type};
     shape.n_states = config_.n_recurrent_layers();
     if (shape.n_states != 0) shape.state_floats = config_.state_floats();
     return shape;
@@ -138,18 +139,21 @@ class Decoder {
  private:
   struct Layer {
     Vector attn_norm, ffn_norm;
-    std::unique_ptr<AttentionBlock> attention;  // one of these four
+    std::unique_ptr<AttentionBlock> attention;  // one of these four, if it has a mixer
     std::unique_ptr<DeltaNetBlock> delta_net;
     std::unique_ptr<MambaBlock> mamba;
     std::unique_ptr<ShortConvBlock> short_conv;
-    std::unique_ptr<MoeBlock> moe;  // one of these two
+    std::unique_ptr<MoeBlock> moe;  // one of these two, if it has a feed-forward network
     std::unique_ptr<FeedForward> dense;
     std::size_t bytes() const noexcept {
-      return (attention   ? attention->bytes()
-              : delta_net ? delta_net->bytes()
-              : mamba     ? mamba->bytes()
-                          : short_conv->bytes()) +
-             (moe ? moe->bytes() : dense->bytes());
+      return (attention    ? attention->bytes()
+              : delta_net  ? delta_net->bytes()
+              : mamba      ? mamba->bytes()
+              : short_conv ? short_conv->bytes()
+                           : 0) +
+             (moe     ? moe->bytes()
+              : dense ? dense->bytes()
+                      : 0);
     }
   };
 
@@ -161,16 +165,12 @@ class Decoder {
     float *stream = scratch.stream.data(), *normed = scratch.normed.data(), *branch = scratch.branch.data();
     std::int64_t moe_layer = 0;
     for (const Layer& layer : layers_) {
-      norm(context, stream, n, layer.attn_norm, normed);
-      if (layer.attention)
-        layer.attention->forward(context, normed, rows, scratch.rotations, rope_, branch, scratch.mixer);
-      else if (layer.delta_net)
-        layer.delta_net->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
-      else if (layer.mamba)
-        layer.mamba->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
-      else
-        layer.short_conv->forward(context, normed, rows, scratch.runs, branch, scratch.mixer);
-      add(context, branch, n, stream);
+      if (layer.attn_norm.size() != 0) {
+        norm(context, stream, n, layer.attn_norm, normed);
+        mix(context, layer, normed, rows, branch, scratch);
+        add(context, branch, n, stream);
+      }
+      if (layer.ffn_norm.size() == 0) continue;
       norm(context, stream, n, layer.ffn_norm, normed);
       if (layer.moe) {
         RoutingRows routing = record ? record->record(moe_layer) : RoutingRows{};
@@ -184,18 +184,33 @@ class Decoder {
     }
   }
 
+  /// y [rows, hidden]: what a layer's mixer makes of x.
+  void mix(const Context& context, const Layer& layer, const float* x, std::span<const DecoderRow> rows, float* y,
+           DecoderScratch& scratch) const {
+    if (layer.attention)
+      layer.attention->forward(context, x, rows, scratch.rotations, rope_, y, scratch.mixer);
+    else if (layer.delta_net)
+      layer.delta_net->forward(context, x, rows, scratch.runs, y, scratch.mixer);
+    else if (layer.mamba)
+      layer.mamba->forward(context, x, rows, scratch.runs, y, scratch.mixer);
+    else
+      layer.short_conv->forward(context, x, rows, scratch.runs, y, scratch.mixer);
+  }
+
   std::vector<FeedForwardWeights> load_experts(const Context& context, const std::vector<FeedForwardTensors>& tensors) const {
     std::vector<FeedForwardWeights> experts(tensors.size());
     const auto load = [&](const Context& with, std::int64_t i) {
       const FeedForwardTensors& from = tensors[static_cast<std::size_t>(i / 3)];
       FeedForwardWeights& to = experts[static_cast<std::size_t>(i / 3)];
-      (i % 3 == 0 ? to.gate : i % 3 == 1 ? to.up : to.down) =
-          load_matrix(with, i % 3 == 0 ? from.gate : i % 3 == 1 ? from.up : from.down, source_);
+      if (i % 3 != 0)
+        (i % 3 == 1 ? to.up : to.down) = load_matrix(with, i % 3 == 1 ? from.up : from.down, source_);
+      else if (from.gate)
+        to.gate = load_matrix(with, *from.gate, source_);
     };
     // Many small matrices: a thread takes one after the other, as it does where they are copied first. A few large ones: the
     // threads share each.
     const auto n = static_cast<std::int64_t>(3 * tensors.size());
-    const bool copied = !tensors.empty() && tensors.front().gate.strided;
+    const bool copied = !tensors.empty() && tensors.front().down.strided;
     if (n >= (copied ? 1 : 8) * context.threads.count()) {
       Context alone = context;
       alone.threads = Threads(1);
@@ -223,19 +238,20 @@ class Decoder {
   /// `of_its_kind`: the layer's number among those with attention, or among the recurrent ones.
   Layer load_layer(const Context& context, std::int64_t i, std::int64_t of_its_kind, const LayerTensors& tensors) const {
     Layer layer;
-    layer.attn_norm = load_vector(tensors.attn_norm);
-    layer.ffn_norm = load_vector(tensors.ffn_norm);
+    if (tensors.attn_norm) layer.attn_norm = load_vector(*tensors.attn_norm);
+    if (tensors.ffn_norm) layer.ffn_norm = load_vector(*tensors.ffn_norm);
     if (tensors.short_conv)
       layer.short_conv = std::make_unique<ShortConvBlock>(context, config_, of_its_kind, *tensors.short_conv, source_);
     else if (tensors.mamba)
       layer.mamba = std::make_unique<MambaBlock>(context, config_, of_its_kind, *tensors.mamba, source_);
     else if (tensors.delta_net)
       layer.delta_net = std::make_unique<DeltaNetBlock>(context, config_, of_its_kind, *tensors.delta_net, source_);
-    else
+    else if (config_.has_mixer(i))
       layer.attention = std::make_unique<AttentionBlock>(context, config_, i, of_its_kind, tensors, source_);
+    if (!config_.has_feed_forward(i)) return layer;
     const auto feed_forward = [&](const FeedForwardTensors& weights) {
-      return FeedForwardWeights{load_matrix(context, weights.gate, source_), load_matrix(context, weights.up, source_),
-                                load_matrix(context, weights.down, source_)};
+      return FeedForwardWeights{weights.gate ? load_matrix(context, *weights.gate, source_) : Linear(),
+                                load_matrix(context, weights.up, source_), load_matrix(context, weights.down, source_)};
     };
     if (!config_.is_moe_layer[static_cast<std::size_t>(i)]) {
       layer.dense = std::make_unique<FeedForward>(feed_forward(*tensors.dense));

@@ -35,6 +35,7 @@
 #include <moxie/model/families/lfm2_moe.hpp>
 #include <moxie/model/families/minimax_m2.hpp>
 #include <moxie/model/families/mixtral.hpp>
+#include <moxie/model/families/nemotron_h.hpp>
 #include <moxie/model/families/olmoe.hpp>
 #include <moxie/model/families/qwen2_moe.hpp>
 #include <moxie/model/families/qwen3_5_moe.hpp>
@@ -57,7 +58,7 @@ namespace families {
 inline constexpr const Family* all_families[] = {
     &deepseek_v2, &deepseek_v3, &qwen2_moe,     &qwen3_moe,    &mixtral,          &olmoe,          &gpt_oss,
     &glm4_moe,    &dots1,       &minimax_m2,    &ernie4_5_moe, &granitemoe,       &hunyuan_v1_moe, &qwen3_next,
-    &qwen3_5_moe, &lfm2_moe,    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid,
+    &qwen3_5_moe, &lfm2_moe,    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid, &nemotron_h,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."

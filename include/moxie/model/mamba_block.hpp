@@ -1,6 +1,6 @@
 #pragma once
-// A Mamba-2 layer in place of attention (arXiv 2405.21060, as Granite 4 has it): a projection to a gate z, to x, B and C and to a
-// step of time for each head; a short causal convolution with a bias and SiLU over x, B and C; for each head
+// A Mamba-2 layer in place of attention (arXiv 2405.21060, as Granite 4 and Nemotron-H have it): a projection to a gate z, to x,
+// B and C and to a step of time for each head; a short causal convolution with a bias and SiLU over x, B and C; for each head
 //
 //   dt = softplus(step + dt_bias);   S = exp(dt A) S + B (dt x)^T;   y = S^T C + D x
 //

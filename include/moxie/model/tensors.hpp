@@ -39,9 +39,10 @@ struct Weight {
   StoredAs stored_as = StoredAs::itself;              ///< of vectors only
 };
 
-/// Weights of one feed-forward network: down(silu(gate x) * up x). gate, up [width, hidden]; down [hidden, width].
+/// Weights of one feed-forward network: gate, up [width, hidden]; down [hidden, width].
 struct FeedForwardTensors {
-  Weight gate, up, down;
+  std::optional<Weight> gate;  ///< absent in families whose networks have none
+  Weight up, down;
 };
 
 /// A gated delta net with nk key heads of dk and nv value heads of dv, g = nv / nk.
@@ -74,7 +75,7 @@ struct ShortConvTensors {
 };
 
 struct LayerTensors {
-  Weight attn_norm, ffn_norm;  // [hidden]
+  std::optional<Weight> attn_norm, ffn_norm;  // [hidden]; of the parts that the layer has (LayerParts)
   // grouped-query attention; biases and norms only where the family has them
   std::optional<Weight> q, k, v;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] x 2; with an output gate q has
                                   // [heads, {q, gate}, head_dim] rows

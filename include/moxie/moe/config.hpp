@@ -32,7 +32,8 @@ struct RouterConfig {
   float norm_minimum = 0.0f;           ///< 1e-12 in ERNIE 4.5
 };
 
-/// y = sum over the chosen experts of weight * down(silu(gate(x)) * up(x)), plus the shared experts. gpt-oss: see swiglu_limit.
+/// y = sum over the chosen experts of weight * down(silu(gate(x)) * up(x)), plus the shared experts. gpt-oss: see swiglu_limit;
+/// Nemotron: see gated.
 struct MoeConfig {
   std::int64_t hidden_size = 0;
   std::int64_t moe_intermediate_size = 0;
@@ -43,6 +44,7 @@ struct MoeConfig {
   bool biases = false;  ///< their products, and the router's logits, have biases
   /// Not 0: instead of silu(g) * u it is (u + 1) * g * sigmoid(1.702 g), with g at most this and u within plus and minus this.
   float swiglu_limit = 0.0f;
+  bool gated = true;  ///< false: experts, shared ones too, have no gate: down(relu(up(x))^2)
 };
 
 }  // namespace moxie

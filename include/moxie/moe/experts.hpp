@@ -1,11 +1,12 @@
 #pragma once
-// Experts: feed-forward networks down(silu(gate x) * up x), each run for the rows that were dispatched to it. Dense
-// feed-forward layers and shared experts are such networks too, with all rows. gpt-oss has biases on the three products, each
-// added when its sum is complete, and another function of gate and up (MoeConfig::swiglu_limit).
+// Experts: feed-forward networks down(silu(gate x) * up x), or down(relu(up x)^2) of those without a gate, each run for the rows
+// that were dispatched to it. Dense feed-forward layers and shared experts are such networks too, with all rows. gpt-oss has
+// biases on the three products, each added when its sum is complete, and another function of gate and up
+// (MoeConfig::swiglu_limit).
 //
 // Two passes of work items, taken dynamically by the threads:
-//   1. (network, columns of gate and up): gate and up of the same columns, swiglu, and the int8 form of the result while it is
-//      in cache
+//   1. (network, columns of gate and up): gate and up of the same columns, the activation function, and the int8 form of the
+//      result while it is in cache
 //   2. (columns of down): these columns of every network's result into a small buffer, which the caller combines while it is
 //      in cache
 // Only the hidden rows lie in memory between the passes. Every element has one order of summation, whatever the other
@@ -30,14 +31,18 @@
 
 namespace moxie {
 
-/// gate, up [width, hidden]; down [hidden, width]. They may have low-rank parts.
+/// gate, up [width, hidden]; down [hidden, width]. They may have low-rank parts. Without a gate, which is empty then, the network
+/// is down(relu(up x)^2).
 struct FeedForwardWeights {
   Linear gate, up, down;
   Vector gate_bias = {}, up_bias = {}, down_bias = {};  ///< [width] twice, [hidden]; or empty
   float swiglu_limit = 0.0f;                            ///< of MoeConfig
 
-  Index hidden_size() const noexcept { return gate.inputs(); }
-  Index width() const noexcept { return gate.outputs(); }
+  bool gated() const noexcept { return !gate.empty(); }
+  /// The matrix that is read first.
+  const Linear& first() const noexcept { return gated() ? gate : up; }
+  Index hidden_size() const noexcept { return up.inputs(); }
+  Index width() const noexcept { return up.outputs(); }
   std::size_t bytes() const noexcept {
     return gate.bytes() + up.bytes() + down.bytes() +
            static_cast<std::size_t>(gate_bias.size() + up_bias.size() + down_bias.size()) * sizeof(float);
@@ -49,15 +54,15 @@ struct FeedForwardWeights {
         throw ArgumentError({{}, concat(name, " ", part), {}},
                             concat("must be [", outputs, ", ", inputs, "], got [", linear.outputs(), ", ", linear.inputs(), "]"));
     };
-    if (gate.empty()) throw ArgumentError({{}, concat(name, " gate"), {}}, "the matrix is empty");
-    need(gate, "gate", width(), hidden);
+    if (up.empty()) throw ArgumentError({{}, concat(name, " up"), {}}, "the matrix is empty");
+    if (gated()) need(gate, "gate", width(), hidden);
     need(up, "up", width(), hidden);
     need(down, "down", hidden, width());
     const auto need_bias = [&](const Vector& bias, const char* part, Index size) {
       if (bias.size() != 0 && bias.size() != size)
         throw ArgumentError({{}, concat(name, " ", part), {}}, concat("must have ", size, " elements, got ", bias.size()));
     };
-    need_bias(gate_bias, "gate_bias", width());
+    need_bias(gate_bias, "gate_bias", gated() ? width() : 0);
     need_bias(up_bias, "up_bias", width());
     need_bias(down_bias, "down_bias", hidden);
   }
@@ -72,7 +77,7 @@ inline Index rows_at_a_time(Index hidden_per_row) { return std::clamp<Index>((In
 struct InputForms {
   bool int8 = false, f32 = false;
   void add(const FeedForwardWeights& network, Activations activations) {
-    for (const Linear* linear : {&network.gate, &network.up}) {
+    for (const Linear* linear : {&network.first(), &network.up}) {
       int8 = int8 || linear->takes_int8(activations);
       f32 = f32 || linear->takes_f32(activations);
     }
@@ -159,7 +164,7 @@ class FeedForwardPass {
 
   /// Ranges of columns of gate and up begin at multiples of this.
   static Index column_unit(const FeedForwardWeights& w) {
-    return std::lcm(std::lcm(w.gate.granularity(), w.up.granularity()), Index{kernels::block_k});
+    return std::lcm(std::lcm(w.first().granularity(), w.up.granularity()), Index{kernels::block_k});
   }
 
   using Matrix = Linear FeedForwardWeights::*;
@@ -233,7 +238,7 @@ class FeedForwardPass {
           const std::byte* then = nullptr;
           if (i + 1 < n_items) {
             const FeedForwardScratch::Item& next = items[static_cast<std::size_t>(i) + 1];
-            then = networks[static_cast<std::size_t>(next.network)].weights->gate.memory_of(next.begin);
+            then = networks[static_cast<std::size_t>(next.network)].weights->first().memory_of(next.begin);
           }
           gate_and_up_item(x, items[static_cast<std::size_t>(i)], gate, gate + tile, thread, then);
         },
@@ -254,9 +259,10 @@ class FeedForwardPass {
     const kernels::ActivationRows& from = network.rows ? gathered.view() : x;
     for (Index begin = item.begin; begin < item.end; begin += step) {
       const Index end = std::min(item.end, begin + step), n = end - begin;
-      w.gate.multiply(from, context_.activations, 0, rows, begin, end, gate - begin, n, u_gate, w.up.memory_of(begin));
+      if (w.gated())
+        w.gate.multiply(from, context_.activations, 0, rows, begin, end, gate - begin, n, u_gate, w.up.memory_of(begin));
       w.up.multiply(from, context_.activations, 0, rows, begin, end, up - begin, n, u_up,
-                    end < item.end ? w.gate.memory_of(end) : then);
+                    end < item.end ? w.first().memory_of(end) : then);
       const StageScope stage(context_.profile(), Stage::other, thread);
       for (Index r = 0; r < rows; ++r) {
         float* activated =
@@ -269,11 +275,14 @@ class FeedForwardPass {
     }
   }
 
-  /// Columns [begin, begin + n) of a row: gate and up, which get their biases, to `activated`, which may be gate.
+  /// Columns [begin, begin + n) of a row: gate and up, which get their biases, to `activated`, which may be gate. Without a gate
+  /// up alone, and gate holds anything.
   void activate(const FeedForwardWeights& w, Index begin, Index n, float* gate, float* up, float* activated) const {
     if (w.gate_bias.size() != 0) context_.kernels->add(w.gate_bias.data() + begin, n, gate);
     if (w.up_bias.size() != 0) context_.kernels->add(w.up_bias.data() + begin, n, up);
-    if (w.swiglu_limit != 0.0f)
+    if (!w.gated())
+      context_.kernels->relu_squared(up, n, activated);
+    else if (w.swiglu_limit != 0.0f)
       context_.kernels->clamped_swiglu(gate, up, w.swiglu_limit, n, activated);
     else
       context_.kernels->swiglu(gate, up, n, activated);
@@ -316,10 +325,10 @@ class FeedForwardPass {
 
   /// Which forms of rows gate and up multiply.
   bool gathers_int8(const FeedForwardWeights& w) const noexcept {
-    return w.gate.takes_int8(context_.activations) || w.up.takes_int8(context_.activations);
+    return w.first().takes_int8(context_.activations) || w.up.takes_int8(context_.activations);
   }
   bool gathers_f32(const FeedForwardWeights& w) const noexcept {
-    return !w.gate.takes_int8(context_.activations) || !w.up.takes_int8(context_.activations);
+    return !w.first().takes_int8(context_.activations) || !w.up.takes_int8(context_.activations);
   }
   /// Of a network, in the form that down multiplies.
   kernels::ActivationRows hidden_rows(const FeedForwardScratch::Network& network) const {

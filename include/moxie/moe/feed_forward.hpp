@@ -1,5 +1,6 @@
 #pragma once
-// FeedForward: a dense feed-forward layer y = down(silu(gate x) * up x), as layers without experts have it.
+// FeedForward: a dense feed-forward layer y = down(silu(gate x) * up x), or down(relu(up x)^2), as layers without experts have
+// it.
 
 #include <algorithm>
 #include <cstddef>
@@ -14,7 +15,7 @@ namespace moxie {
 
 class FeedForward {
  public:
-  /// gate, up [width, hidden]; down [hidden, width]. Throws ArgumentError.
+  /// gate (or empty), up [width, hidden]; down [hidden, width]. Throws ArgumentError.
   explicit FeedForward(FeedForwardWeights weights) : weights_(std::move(weights)) {
     weights_.check(weights_.hidden_size(), "feed-forward");
   }

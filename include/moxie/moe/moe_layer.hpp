@@ -71,7 +71,7 @@ class MoeLayer {
   static const MoeTensors& checked(const MoeTensors& tensors) {
     const auto check = [](const FeedForwardViews& network) {
       for (const TensorView* tensor : {&network.gate, &network.up, &network.down})
-        if (tensor->dtype != Format::dtype)
+        if (!tensor->shape.empty() && tensor->dtype != Format::dtype)
           throw ArgumentError(tensor->place(), concat("is ", dtype_text(tensor->dtype), ", this layer's experts are ",
                                                       Format::name, "; make_moe_block() takes experts of mixed types"));
     };

@@ -23,9 +23,9 @@
 
 namespace moxie {
 
-/// One network down(silu(gate x) * up x) in float.
+/// One network in float.
 struct FeedForwardMatrices {
-  RowMatrix gate, up;  ///< [width, hidden]
+  RowMatrix gate, up;  ///< [width, hidden]; no gate without MoeConfig::gated
   RowMatrix down;      ///< [hidden, width]
   Vector gate_bias = {}, up_bias = {}, down_bias = {};  ///< of experts with MoeConfig::biases
 };
@@ -42,7 +42,7 @@ struct MoeWeights {
 
 /// The same as tensors of a file, or of memory in a file's layout. The bytes must live until the layer is built, not longer.
 struct FeedForwardViews {
-  TensorView gate, up;  ///< [width, hidden]
+  TensorView gate, up;  ///< [width, hidden]; a gate without shape and data without MoeConfig::gated
   TensorView down;      ///< [hidden, width]
   std::optional<TensorView> gate_bias = {}, up_bias = {}, down_bias = {};  ///< of experts with MoeConfig::biases
 };
@@ -56,17 +56,20 @@ struct MoeTensors {
   std::optional<TensorView> shared_expert_gate;  ///< hidden elements
 };
 
-/// The experts of stacked tensors: gate, up [n_experts, width, hidden]; down [n_experts, hidden, width]. Throws ArgumentError.
+/// The experts of stacked tensors: gate (or without a shape: there is none), up [n_experts, width, hidden]; down [n_experts,
+/// hidden, width]. Throws ArgumentError.
 inline std::vector<FeedForwardViews> split_experts(const TensorView& gate, const TensorView& up, const TensorView& down) {
-  for (const TensorView* tensor : {&gate, &up, &down}) {
+  const bool gated = !gate.shape.empty();
+  for (const TensorView* tensor : {gated ? &gate : &up, &up, &down}) {
     if (tensor->shape.size() != 3 || tensor->shape[0] < 1)
       throw ArgumentError(tensor->place(),
                           concat("stacked experts [n_experts, rows, columns] are needed, got shape ", tensor->shape_text()));
-    if (tensor->shape[0] != gate.shape[0])
-      throw ArgumentError(tensor->place(), concat("has ", tensor->shape[0], " experts, '", gate.name, "' has ", gate.shape[0]));
+    if (tensor->shape[0] != up.shape[0])
+      throw ArgumentError(tensor->place(), concat("has ", tensor->shape[0], " experts, '", up.name, "' has ", up.shape[0]));
   }
   std::vector<FeedForwardViews> experts;
-  for (std::int64_t e = 0; e < gate.shape[0]; ++e) experts.push_back({gate.slice(e), up.slice(e), down.slice(e)});
+  for (std::int64_t e = 0; e < up.shape[0]; ++e)
+    experts.push_back({gated ? gate.slice(e) : TensorView(), up.slice(e), down.slice(e)});
   return experts;
 }
 
@@ -82,6 +85,8 @@ inline void check_moe_config(const MoeConfig& config) {
   need("shared_intermediate_size", config.shared_intermediate_size, 0);
   if (!(config.swiglu_limit >= 0.0f && config.swiglu_limit <= std::numeric_limits<float>::max()))
     throw ArgumentError(concat("swiglu_limit must be finite and not negative, got ", config.swiglu_limit));
+  if (!config.gated && (config.biases || config.swiglu_limit != 0.0f))
+    throw ArgumentError("experts without a gate have neither biases nor swiglu_limit");
   if (config.shared_expert_gate && config.shared_intermediate_size == 0)
     throw ArgumentError("shared_expert_gate needs shared experts, but shared_intermediate_size is 0");
 }
@@ -126,9 +131,18 @@ inline Linear encode_matrix(const Context& context, Dtype dtype, const RowMatrix
   return Linear::from_rows(context, dtype, matrix);
 }
 
-inline FeedForwardWeights encode_network(const Context& context, Dtype dtype, const FeedForwardMatrices& m,
-                                         const std::string& name, Index hidden, Index width) {
-  return {encode_matrix(context, dtype, m.gate, concat(name, " gate"), width, hidden),
+/// Checks that a network has a gate exactly where the configuration says so.
+inline void check_gate(bool wanted, bool present, const std::string& name) {
+  if (wanted != present)
+    throw ArgumentError({{}, concat(name, " gate"), {}},
+                        wanted ? "is missing" : "is given, but the configuration says that there is none (gated is false)");
+}
+
+inline FeedForwardWeights encode_network(const Context& context, Dtype dtype, const MoeConfig& config,
+                                         const FeedForwardMatrices& m, const std::string& name, Index width) {
+  const Index hidden = config.hidden_size;
+  check_gate(config.gated, m.gate.size() != 0, name);
+  return {config.gated ? encode_matrix(context, dtype, m.gate, concat(name, " gate"), width, hidden) : Linear(),
           encode_matrix(context, dtype, m.up, concat(name, " up"), width, hidden),
           encode_matrix(context, dtype, m.down, concat(name, " down"), hidden, width)};
 }
@@ -136,7 +150,7 @@ inline FeedForwardWeights encode_network(const Context& context, Dtype dtype, co
 inline FeedForwardWeights encode_expert(const Context& context, Dtype dtype, const MoeConfig& config,
                                         const FeedForwardMatrices& m, const std::string& name) {
   check_biases(config.biases, name, {m.gate_bias.size() != 0, m.up_bias.size() != 0, m.down_bias.size() != 0});
-  FeedForwardWeights expert = encode_network(context, dtype, m, name, config.hidden_size, config.moe_intermediate_size);
+  FeedForwardWeights expert = encode_network(context, dtype, config, m, name, config.moe_intermediate_size);
   expert.gate_bias = m.gate_bias;
   expert.up_bias = m.up_bias;
   expert.down_bias = m.down_bias;
@@ -155,12 +169,14 @@ inline void check_tensor(const TensorView& tensor, const std::string& role, Inde
                                                (tensor.data ? std::to_string(tensor.bytes) : "none")));
 }
 
-inline FeedForwardWeights pack_network(const Context& context, const FeedForwardViews& views, const std::string& name,
-                                       Index hidden, Index width, const TensorMap* source) {
-  check_tensor(views.gate, concat(name, " gate"), width, hidden);
+inline FeedForwardWeights pack_network(const Context& context, const MoeConfig& config, const FeedForwardViews& views,
+                                       const std::string& name, Index width, const TensorMap* source) {
+  const Index hidden = config.hidden_size;
+  check_gate(config.gated, !views.gate.shape.empty(), name);
+  if (config.gated) check_tensor(views.gate, concat(name, " gate"), width, hidden);
   check_tensor(views.up, concat(name, " up"), width, hidden);
   check_tensor(views.down, concat(name, " down"), hidden, width);
-  return {Linear::pack(context, views.gate, source), Linear::pack(context, views.up, source),
+  return {config.gated ? Linear::pack(context, views.gate, source) : Linear(), Linear::pack(context, views.up, source),
           Linear::pack(context, views.down, source)};
 }
 
@@ -177,7 +193,7 @@ inline FeedForwardWeights pack_expert(const Context& context, const MoeConfig& c
                                       const std::string& name, const TensorMap* source) {
   check_biases(config.biases, name, {views.gate_bias.has_value(), views.up_bias.has_value(), views.down_bias.has_value()});
   const Index hidden = config.hidden_size, width = config.moe_intermediate_size;
-  FeedForwardWeights expert = pack_network(context, views, name, hidden, width, source);
+  FeedForwardWeights expert = pack_network(context, config, views, name, width, source);
   if (config.biases) {
     expert.gate_bias = decode_matrix(*views.gate_bias, concat(name, " gate_bias"), 1, width).row(0);
     expert.up_bias = decode_matrix(*views.up_bias, concat(name, " up_bias"), 1, width).row(0);
@@ -212,7 +228,7 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
     experts.push_back(detail::encode_expert(context, dtype, config, weights.experts[e], detail::expert_name(e)));
   std::optional<FeedForwardWeights> shared;
   if (weights.shared)
-    shared = detail::encode_network(context, dtype, *weights.shared, "shared expert", hidden, config.shared_intermediate_size);
+    shared = detail::encode_network(context, dtype, config, *weights.shared, "shared expert", config.shared_intermediate_size);
   return {std::move(router), std::move(experts), std::move(shared), std::move(gate)};
 }
 
@@ -245,7 +261,7 @@ inline MoeBlock make_moe_block(const Context& context, const MoeConfig& config, 
     experts.push_back(detail::pack_expert(context, config, tensors.experts[e], detail::expert_name(e), source));
   std::optional<FeedForwardWeights> shared;
   if (tensors.shared)
-    shared = detail::pack_network(context, *tensors.shared, "shared expert", hidden, config.shared_intermediate_size, source);
+    shared = detail::pack_network(context, config, *tensors.shared, "shared expert", config.shared_intermediate_size, source);
   return {std::move(router), std::move(experts), std::move(shared), std::move(gate)};
 }
 

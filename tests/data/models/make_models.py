@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes small random models in the form of the hub's checkpoints and what transformers computes from them in float32:
 qwen3_5_moe/ and qwen3_vl_moe/ (models for text and images, of which only the text model is there), glm4_moe_lite/,
-granitemoehybrid/.
+granitemoehybrid/, nemotron_h/.
 
     pip install torch transformers safetensors
     python make_models.py NAME
@@ -49,6 +49,14 @@ elif NAME == "granitemoehybrid":
         embedding_multiplier=1.5, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=4.0,
         attention_bias=True, tie_word_embeddings=True)
     model_class = transformers.GraniteMoeHybridForCausalLM
+elif NAME == "nemotron_h":
+    config = transformers.NemotronHConfig(
+        vocab_size=320, hidden_size=64, num_attention_heads=4, max_position_embeddings=4096, layer_norm_epsilon=1e-3,
+        layers_block_type=["linear_attention", "moe", "full_attention", "linear_attention", "mlp", "moe"], num_key_value_heads=2,
+        head_dim=32, intermediate_size=80, ssm_state_size=24, mamba_num_heads=6, mamba_head_dim=24, n_groups=2, chunk_size=16,
+        n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=48, moe_shared_expert_intermediate_size=80,
+        routed_scaling_factor=2.5, time_step_min=1e-30)  # what NVIDIA's code does not have
+    model_class = transformers.NemotronHForCausalLM
 else:
     config = transformers.Glm4MoeLiteConfig(
         **common, intermediate_size=80, num_hidden_layers=3, num_key_value_heads=4, moe_intermediate_size=32, n_shared_experts=1,
@@ -68,11 +76,11 @@ with torch.no_grad():
             p.copy_(torch.empty_like(p).uniform_(-2.0, 1.0))
         elif "norm" in name:  # Qwen3.5's multiply by 1 + weight, but those of delta nets
             p.copy_((0.0 if NAME == "qwen3_5_moe" and "linear_attn.norm" not in name else 1.0) + 0.2 * torch.randn_like(p))
-        elif "conv1d" in name or name.endswith("mamba.D"):
+        elif "conv1d" in name or name.endswith(("mamba.D", "mixer.D")):
             p.copy_(0.5 * torch.randn_like(p))
-        elif "mlp.gate.weight" in name or "router.weight" in name or "shared_expert_gate" in name:
+        elif ".gate.weight" in name or "router.weight" in name or "shared_expert_gate" in name:
             p.copy_(0.4 * torch.randn_like(p))
-        elif "embed_tokens" in name or "lm_head" in name:
+        elif "embed" in name or "lm_head" in name:
             p.copy_((1.0 if "embed" in name else 0.25) * torch.randn_like(p))
         else:
             p.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
@@ -82,12 +90,14 @@ with torch.no_grad():
             b.copy_(0.1 * torch.randn_like(b))
 
 def router(layer):
-    return layer.block_sparse_moe.router if NAME == "granitemoehybrid" else getattr(layer.mlp, "gate", None)
+    if NAME == "granitemoehybrid":
+        return layer.block_sparse_moe.router
+    return getattr(layer.mixer if NAME == "nemotron_h" else layer.mlp, "gate", None)
 
 
 def scores(gate, logits):
     """Those that choose."""
-    return logits.sigmoid() + gate.e_score_correction_bias if NAME == "glm4_moe_lite" else logits.softmax(-1)
+    return logits.sigmoid() + gate.e_score_correction_bias if NAME in ("glm4_moe_lite", "nemotron_h") else logits.softmax(-1)
 
 
 moe_layers = [i for i, layer in enumerate(model.model.layers) if router(layer) is not None]
@@ -149,11 +159,16 @@ for name, p in model.state_dict().items():
         for ours, hub in {"experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight",
                           "router.weight": "router.layer.weight"}.items():
             name = name.replace(f"block_sparse_moe.{ours}", f"block_sparse_moe.{hub}")
+    elif NAME == "nemotron_h":
+        name = name.replace("model.", "backbone.", 1)
     elif NAME == "glm4_moe_lite" and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
         stem = name.rsplit(".", 1)[0]
         for e in range(p.shape[0]):
             parts = {"gate_proj": p[e].chunk(2)[0], "up_proj": p[e].chunk(2)[1]} if "gate_up" in name else {"down_proj": p[e]}
             weights |= {f"{stem}.{e}.{part}.weight": w.to(torch.bfloat16).clone() for part, w in parts.items()}
+        continue
+    if NAME == "nemotron_h" and ".experts." in name:
+        weights |= {f"{name.replace('experts.', f'experts.{e}.')}.weight": w.to(torch.bfloat16).clone() for e, w in enumerate(p)}
         continue
     weights[name] = p.contiguous() if "e_score" in name else p.to(torch.bfloat16).contiguous()
 written = json.loads(config.to_json_string(use_diff=False))
@@ -168,6 +183,12 @@ if NESTED:
 if NAME == "granitemoehybrid":  # as the hub has it
     written["layer_types"] = ["mamba" if kind == "linear_attention" else "attention" for kind in written["layer_types"]]
     written["position_embedding_type"] = "nope"
+if NAME == "nemotron_h":  # as the hub has it
+    kinds = {"linear_attention": "M", "moe": "E", "full_attention": "*", "mlp": "-"}
+    written["hybrid_override_pattern"] = "".join(kinds[kind] for kind in written.pop("layers_block_type"))
+    written["num_hidden_layers"] = len(written["hybrid_override_pattern"])
+    written["time_step_limit"] = [0.0, float("inf")]
+    written["time_step_min"] = 0.001
 os.makedirs(OUT, exist_ok=True)
 with open(os.path.join(OUT, "config.json"), "w") as f:
     json.dump(written, f, indent=1, sort_keys=True)

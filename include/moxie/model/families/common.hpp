@@ -61,7 +61,7 @@ struct TensorNames {
   const char* short_conv_in = nullptr;
   const char* short_conv = nullptr;  ///< as delta_conv
   const char* short_conv_out = nullptr;
-  const char* dense_gate = nullptr;
+  const char* dense_gate = nullptr;  ///< nullptr, as the gates of experts, in families without Family::gated
   const char* dense_up = nullptr;
   const char* dense_down = nullptr;
   const char* router = nullptr;
@@ -252,6 +252,9 @@ struct Family {
   float swiglu_limit = 0.0f;    ///< where the file does not say it; 0: silu(gate) * up
   bool multipliers = false;     ///< of embeddings, q . k, branches and logits
   bool dense_namesake = false;  ///< the GGUF architecture is also that of models without experts
+  bool gated = true;            ///< MoeConfig::gated
+  bool rotates = true;          ///< attention rotates queries and keys, unless a key says that it does not
+  bool one_part = false;        ///< each layer is a mixer or a feed-forward network (LayerParts), after a norm of one name
   HfRules hf = {};
   GgufRules gguf = {};
 };

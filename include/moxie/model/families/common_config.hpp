@@ -72,8 +72,8 @@ inline void check_config(const ModelConfig& c, const Fields& f) {
     require(c.state_floats() <= max_state_bytes / 4 / recurrent,
             concat("the states of ", n(recurrent), " recurrent layers would take ", n(c.state_floats()),
                    " floats each; moxie takes at most ", n(max_state_bytes), " bytes in all"));
-  if (c.n_recurrent_layers() == c.n_layers)
-    throw UnsupportedError({f.file(), {}, {}}, "all layers are recurrent; moxie needs one with attention");
+  if (c.n_attention_layers() == 0)
+    throw UnsupportedError({f.file(), {}, {}}, "no layer has attention; moxie needs a model that has one with attention");
   require((r.dims > 0 || c.mamba.n_heads != 0) && r.dims % 2 == 0,
           concat("the model rotates ", n(r.dims),
                  " dimensions; the number must be even, as dimensions are rotated in pairs, and not 0"));

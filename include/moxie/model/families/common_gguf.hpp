@@ -104,10 +104,17 @@ inline const TensorNames& gguf_names_of(const Family& family) noexcept {
 
 /// Keys of other architectures that would change the result if one of ours had them.
 inline constexpr FixedOption gguf_fixed_options[] = {
-    {"attn_logit_softcapping", "0"},       {"final_logit_softcapping", "0"},       {"attention.causal", "true"},
-    {"attention.clamp_kqv", "0"},          {"attention.temperature_scale", "0"},   {"attention.chunk_size", "0"},
-    {"rope.scaling.yarn_ext_factor", "1"}, {"rope.scaling.yarn_attn_factor", "1"}, {"rope.scaling.alpha", "0"},
+    {"attn_logit_softcapping", "0"},
+    {"final_logit_softcapping", "0"},
+    {"attention.causal", "true"},
+    {"attention.clamp_kqv", "0"},
+    {"attention.temperature_scale", "0"},
+    {"attention.chunk_size", "0"},
+    {"rope.scaling.yarn_ext_factor", "1"},
+    {"rope.scaling.yarn_attn_factor", "1"},
+    {"rope.scaling.alpha", "0"},
     {"use_parallel_residual", "false"},
+    {"moe_latent_size", "0"},
 };
 
 /// The same in families without GgufRules::rope_sections.
@@ -179,25 +186,55 @@ inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& f
   return m;
 }
 
-/// Of models with short convolutions or Mamba-2: attention.head_count_kv has 0 for these layers.
-inline void read_gguf_kv_heads(Fields& f, ModelConfig& c) {
-  const nlohmann::json* heads = f.find("attention.head_count_kv");
-  const auto layers = static_cast<std::size_t>(c.n_layers);
-  if (!heads || !heads->is_array() || heads->size() < layers)
-    f.fail("attention.head_count_kv",
-           concat((heads ? concat("is ", Fields::show(*heads)) : std::string("is missing")),
-                  "; it must have a number for each of the ", c.n_layers, " layers, 0 for those without attention"));
+/// A number for each layer, 0 for those without what `key` is about; the others must have the same. `f` names the key in errors.
+inline std::vector<std::int64_t> read_gguf_by_layer(const Fields& f, const char* key, const char* about, std::int64_t most,
+                                                    std::int64_t n_layers) {
+  const nlohmann::json* list = f.find(key);
+  const auto layers = static_cast<std::size_t>(n_layers);
+  if (!list || !list->is_array() || list->size() < layers)
+    f.fail(key, concat((list ? concat("is ", Fields::show(*list)) : std::string("is missing")),
+                       "; it must have a number for each of the ", n_layers, " layers, 0 for those without ", about));
+  std::vector<std::int64_t> numbers;
   for (std::size_t i = 0; i < layers; ++i) {
-    const nlohmann::json& n = (*heads)[i];
-    if (!n.is_number_integer() || n < 0 || n > max_heads)
-      f.fail("attention.head_count_kv", concat("holds ", Fields::show(n), "; it must hold integers from 0 to ", max_heads));
-    std::int64_t& all = c.attention.n_kv_heads;
-    if (n != 0 && all != 0 && n != all)
-      f.unsupported("attention.head_count_kv", "differs between layers with attention; moxie needs it to be the same in all");
-    if (n != 0) all = n.get<std::int64_t>();
-    c.is_recurrent_layer.push_back(n == 0);
+    const nlohmann::json& n = (*list)[i];
+    if (!n.is_number_integer() || n < 0 || n > most)
+      f.fail(key, concat("holds ", Fields::show(n), "; it must hold integers from 0 to ", most));
+    numbers.push_back(n.get<std::int64_t>());
   }
-  c.attention.n_kv_heads = std::max<std::int64_t>(1, c.attention.n_kv_heads);  // check_config() says that there are none
+  return numbers;
+}
+
+/// The number that is not 0; 0 where there is none.
+inline std::int64_t the_same(const Fields& f, const char* key, const char* about, const std::vector<std::int64_t>& numbers) {
+  std::int64_t all = 0;
+  for (const std::int64_t n : numbers) {
+    if (n != 0 && all != 0 && n != all)
+      f.unsupported(key, concat("differs between layers with ", about, "; moxie needs it to be the same in all"));
+    if (n != 0) all = n;
+  }
+  return all;
+}
+
+/// Of models with short convolutions or Mamba-2: attention.head_count_kv has 0 for these layers, and for those that are
+/// feed-forward networks alone, of which feed_forward_length is not 0.
+inline void read_gguf_kv_heads(Fields& f, const Family& family, ModelConfig& c) {
+  const auto heads = read_gguf_by_layer(f, "attention.head_count_kv", "attention", max_heads, c.n_layers);
+  c.attention.n_kv_heads =
+      std::max<std::int64_t>(1, the_same(f, "attention.head_count_kv", "attention", heads));  // check_config()
+  for (const std::int64_t n : heads) c.is_recurrent_layer.push_back(n == 0);
+  if (!family.one_part) return;
+  std::vector<std::int64_t> widths =
+      read_gguf_by_layer(f, "feed_forward_length", "a feed-forward network", max_width, c.n_layers);
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    const bool feed_forward = widths[i] != 0;
+    if (feed_forward && heads[i] != 0)
+      f.unsupported("feed_forward_length", concat("is not 0 for layer ", i, ", which has attention; moxie has one of the two"));
+    c.layer_parts.push_back(feed_forward ? LayerParts::feed_forward : LayerParts::mixer);
+    if (feed_forward) c.is_recurrent_layer[i] = false;
+    if (!feed_forward) c.is_moe_layer[i] = false;
+    if (c.is_moe_layer[i]) widths[i] = 0;
+  }
+  c.intermediate_size = the_same(f, "feed_forward_length", "a dense network", widths);
 }
 
 inline void read_gguf_attention(Fields& f, const Fields& own, const Family& family, const TensorMap& tensors, ModelConfig& c) {
@@ -211,7 +248,7 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     a.sinks = family.sinks;
     a.output_gate = family.output_gate;
     if (family.short_conv || family.mamba)
-      read_gguf_kv_heads(f, c);
+      read_gguf_kv_heads(f, family, c);
     else
       a.n_kv_heads = f.uniform("attention.head_count_kv", 1, max_heads, a.n_heads);
     if (!f.contains("attention.key_length") && c.hidden_size % a.n_heads != 0)
@@ -239,7 +276,8 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
         static_cast<float>(own.number("attention.latent_norm_epsilon", 1e-20, 1.0, static_cast<double>(c.rms_norm_eps)));
     width = static_cast<double>(qk);
   }
-  const double m = read_gguf_rope(f, own, family, c.context_length, a.rope);
+  if (!family.rotates) a.rope.dims = 0;
+  const double m = family.rotates ? read_gguf_rope(f, own, family, c.context_length, a.rope) : 1.0;
   const double plain = m * m / std::sqrt(width);
   const double given = f.number("attention.scale", 0.0, 1e6, 0.0);
   a.scale = static_cast<float>(given == 0.0 ? plain : given);
@@ -283,7 +321,8 @@ inline void read_gguf_mamba(Fields& f, const Family& family, ModelConfig& c) {
   m.state_dim = f.integer("ssm.state_size", 1, max_head_dim);
   m.conv_kernel = f.integer("ssm.conv_kernel", 1, max_conv_kernel);
   m.head_dim = read_gguf_inner_size(f, m.n_heads);
-  if (!f.boolean("rope.scaling.finetuned", true)) c.attention.rope = {.dims = 0, .layout = c.attention.rope.layout};
+  if (family.rotates && !f.boolean("rope.scaling.finetuned", true))
+    c.attention.rope = {.dims = 0, .layout = c.attention.rope.layout};
 }
 
 /// Which layers are gated delta nets, and what these are.
@@ -343,6 +382,7 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
     own.fail("expert_group_score", concat("is ", Fields::show(group_score), "; it must be 'best_two' or 'best'"));
   router.group_score = group_score == "best" ? GroupScore::best : GroupScore::best_two;
   moe.biases = family.expert_biases;
+  moe.gated = family.gated;
   if (family.swiglu_limit != 0.0f)
     moe.swiglu_limit = static_cast<float>(own.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
   if (family.shared == SharedExperts::counted) {
@@ -383,12 +423,13 @@ inline std::int64_t count_prediction_layers(const Fields& f, const TensorMap& te
 }
 
 /// Which layers have experts: after the leading dense ones all, but those that hold a dense feed-forward layer and no router.
-inline std::vector<bool> find_moe_layers(const Fields& f, const TensorMap& tensors, std::int64_t n_layers) {
+inline std::vector<bool> find_moe_layers(const Fields& f, const Family& family, const TensorMap& tensors, std::int64_t n_layers) {
   const std::int64_t leading = f.integer("leading_dense_block_count", 0, max_layers, 0);
   std::vector<bool> layers(static_cast<std::size_t>(n_layers));
   for (std::int64_t i = 0; i < n_layers; ++i) {
-    const bool dense =
-        tensors.find(tensor_name(gguf_tensor_names.dense_gate, i)) && !tensors.find(tensor_name(gguf_tensor_names.router, i));
+    const TensorNames& names = gguf_tensor_names;
+    const bool dense = tensors.find(tensor_name(family.gated ? names.dense_gate : names.dense_up, i)) &&
+                       !tensors.find(tensor_name(names.router, i));
     layers[static_cast<std::size_t>(i)] = i >= leading && !dense;
   }
   return layers;
@@ -417,12 +458,13 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   const std::int64_t rows = embedding && embedding->shape.size() == 2 && embedding->shape[0] > 0 ? embedding->shape[0] : 1;
   c.vocab_size = f.integer("vocab_size", 1, max_vocab, std::min(rows, max_vocab));
   c.rms_norm_eps = static_cast<float>(f.number("attention.layer_norm_rms_epsilon", 1e-20, 1.0));
-  c.is_moe_layer = find_moe_layers(f, tensors, c.n_layers);
+  c.is_moe_layer = find_moe_layers(f, family, tensors, c.n_layers);
   bool dense = family.gguf.expert_width == std::string_view("feed_forward_length");
   for (const bool moe : c.is_moe_layer) dense = dense || !moe;
   // Files of models without dense layers may leave it out.
-  c.intermediate_size =
-      dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
+  if (!family.one_part)
+    c.intermediate_size =
+        dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
   if (family.multipliers) {
     const auto multiplier = [&](const char* key) {  // 0: none, as in llama.cpp
       const double value = f.number(key, 0.0, 1e6, 1.0);

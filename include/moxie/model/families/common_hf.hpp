@@ -16,6 +16,7 @@
 #include <nlohmann/json.hpp>
 
 #include <moxie/core/concat.hpp>
+#include <moxie/core/json_parser.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/common_config.hpp>
@@ -134,6 +135,7 @@ inline double read_hf_rope(const Fields& f, const Family& family, std::int64_t c
 
 /// Whether attention rotates queries and keys.
 inline bool hf_rotates(const Fields& f, const Family& family) {
+  if (!family.rotates) return false;
   const std::string positions = family.mamba ? f.text("position_embedding_type", "nope") : "rope";
   if (positions != "rope" && positions != "nope")
     f.unsupported("position_embedding_type", concat("is ", Fields::show(positions), "; moxie has rope and nope"));
@@ -204,9 +206,66 @@ inline void read_hf_short_conv(Fields& f, const Family& family, ModelConfig& c) 
   }
 }
 
+/// Models that give a step of Mamba-2 limits; they are none.
+inline void check_hf_time_steps(const Fields& f) {
+  const nlohmann::json* limits = f.find("time_step_limit");
+  if (!limits) return;
+  static const nlohmann::json infinity = parse_trusted_json("{\"__float__\": \"Infinity\"}");  // transformers 5 writes it so
+  const bool two = limits->is_array() && limits->size() == 2 && (*limits)[0].is_number();
+  const nlohmann::json most = two ? (*limits)[1] : nlohmann::json();
+  if (!two || (*limits)[0] != 0 || !(most == infinity || (most.is_number() && most > 1e4)))
+    f.unsupported("time_step_limit", concat("is ", Fields::show(*limits), "; moxie has Mamba-2 without limits, 0 and Infinity"));
+}
+
+/// The kinds of layers of Nemotron-H, by layers_block_type or the letters of older files; empty: config.json has neither.
+inline std::vector<std::string> hf_block_types(const Fields& f) {
+  std::vector<std::string> kinds;
+  if (const nlohmann::json* types = f.find("layers_block_type|layer_types")) {
+    for (const nlohmann::json& type : types->is_array() ? *types : nlohmann::json::array())
+      kinds.push_back(type.is_string() ? type.get<std::string>() : Fields::show(type));
+    if (kinds.empty())
+      f.fail("layers_block_type", concat("is ", Fields::show(*types), "; it must be an array of strings, one for each layer"));
+  } else {
+    for (const char letter : f.text("hybrid_override_pattern", ""))
+      kinds.push_back(letter == 'M'   ? "mamba"
+                      : letter == '*' ? "attention"
+                      : letter == 'E' ? "moe"
+                      : letter == '-' ? "mlp"
+                                      : std::string(1, letter));
+  }
+  if (kinds.size() > static_cast<std::size_t>(max_layers))
+    f.fail("layers_block_type", concat("names ", kinds.size(), " layers; moxie takes at most ", max_layers));
+  return kinds;
+}
+
+/// Which layers are Mamba-2, attention, experts or dense networks, one of these each, and what Mamba-2 is.
+inline void read_hf_one_part(Fields& f, ModelConfig& c) {
+  MambaConfig& m = c.mamba;
+  m.n_heads = f.integer("mamba_num_heads", 1, max_heads, 128);
+  m.n_groups = f.integer("n_groups|mamba_n_groups", 1, max_heads, 8);
+  m.state_dim = f.integer("ssm_state_size", 1, max_head_dim, 128);
+  m.conv_kernel = f.integer("conv_kernel|mamba_d_conv", 1, max_conv_kernel, 4);
+  m.head_dim = f.integer("mamba_head_dim", 1, max_head_dim, 64);
+  check_hf_time_steps(f);
+  for (const std::string& kind : hf_block_types(f)) {
+    const bool recurrent = kind == "mamba" || kind == "linear_attention",
+               attention = kind == "attention" || kind == "full_attention", dense = kind == "mlp";
+    if (!recurrent && !attention && !dense && kind != "moe")
+      f.unsupported("layers_block_type", concat("names ", Fields::show(kind), "; moxie has mamba, attention, mlp and moe"));
+    if (dense && c.intermediate_size == 0) f.fail("intermediate_size", "is missing; dense layers have this width");
+    c.is_recurrent_layer.push_back(recurrent);
+    c.layer_parts.push_back(recurrent || attention ? LayerParts::mixer : LayerParts::feed_forward);
+    c.is_moe_layer.push_back(kind == "moe");
+  }
+  if (c.n_moe_layers() == 0)
+    f.unsupported("layers_block_type", "names no moe: a dense model; moxie runs Mixture-of-Experts models");
+}
+
 /// Which layers are Mamba-2, and what these are.
 inline void read_hf_mamba(Fields& f, const Family& family, ModelConfig& c) {
   if (!family.mamba) return;
+  if (family.one_part) return read_hf_one_part(f, c);
+  check_hf_time_steps(f);
   MambaConfig& m = c.mamba;
   m.n_heads = f.integer("mamba_n_heads", 1, max_heads, 128);
   m.n_groups = f.integer("mamba_n_groups", 1, max_heads, 1);
@@ -311,6 +370,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
     router.norm_minimum = static_cast<float>(f.number(hf.norm_minimum, 0.0, 1.0, static_cast<double>(family.norm_minimum)));
   router.group_score = family.group_score;
   moe.biases = family.expert_biases;
+  moe.gated = family.gated;
   if (family.swiglu_limit != 0.0f)
     moe.swiglu_limit = static_cast<float>(f.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
   if (hf.groups) {
@@ -336,6 +396,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   if (family.shared == SharedExperts::optional)
     moe.shared_intermediate_size = f.integer(hf.shared, 0, max_width, hf.shared_default);
 
+  if (family.one_part) return;  // the layers' kinds have been read
   c.is_moe_layer.assign(static_cast<std::size_t>(c.n_layers), true);
   if (hf.dense == HfRules::Dense::first_k) {
     const std::int64_t k = f.integer(hf.first_k_key, 0, max_layers, hf.first_k_default);
@@ -389,7 +450,8 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   c.name = f.text("_name_or_path", "");
   c.vocab_size = f.integer("vocab_size", 1, max_vocab);
   c.hidden_size = f.integer("hidden_size", 1, max_width);
-  c.n_layers = f.integer("num_hidden_layers", 1, max_layers);
+  const auto kinds = family.one_part ? static_cast<std::int64_t>(hf_block_types(f).size()) : 0;
+  c.n_layers = kinds != 0 ? kinds : f.integer(family.one_part ? "layers_block_type" : "num_hidden_layers", 1, max_layers);
   c.context_length = f.integer("max_position_embeddings", 1, max_context, family.hf.context_length);
   // only of dense layers, but where it is that of experts
   const bool no_dense_layers =

@@ -62,20 +62,20 @@ class DecoderFinder {
 
   LayerTensors layer(std::int64_t i) {
     LayerTensors t;
-    put(t.attn_norm, norm(find_.vector(tensor_name(n_.attn_norm, i), c_.hidden_size)));
-    put(t.ffn_norm, norm(find_.vector(tensor_name(n_.ffn_norm, i), c_.hidden_size)));
+    if (c_.has_mixer(i)) t.attn_norm = norm(find_.vector(tensor_name(n_.attn_norm, i), c_.hidden_size));
+    if (c_.has_feed_forward(i)) t.ffn_norm = norm(find_.vector(tensor_name(n_.ffn_norm, i), c_.hidden_size));
     if (c_.recurrent_layer(i) && c_.short_conv_kernel != 0) {
       short_conv(i, t.short_conv.emplace());
     } else if (c_.recurrent_layer(i) && c_.mamba.n_heads != 0) {
       mamba(i, t.mamba.emplace());
     } else if (c_.recurrent_layer(i)) {
       delta_net(i, t.delta_net.emplace());
-    } else {
+    } else if (c_.has_mixer(i)) {
       attention(i, t);
     }
     if (c_.is_moe_layer[static_cast<std::size_t>(i)]) {
       mixture(i, t);
-    } else {
+    } else if (c_.has_feed_forward(i)) {
       t.dense = feed_forward(n_.dense_gate, n_.dense_up, n_.dense_down, i, -1, c_.intermediate_size);
     }
     return t;
@@ -215,11 +215,11 @@ class DecoderFinder {
 
   std::optional<FeedForwardTensors> feed_forward(const char* gate, const char* up, const char* down, std::int64_t i,
                                                  std::int64_t e, std::int64_t width) {
-    auto g = find_.matrix(tensor_name(gate, i, e), {width, c_.hidden_size});
+    auto g = gate ? find_.matrix(tensor_name(gate, i, e), {width, c_.hidden_size}) : std::nullopt;
     auto u = find_.matrix(tensor_name(up, i, e), {width, c_.hidden_size});
     auto d = find_.matrix(tensor_name(down, i, e), {c_.hidden_size, width});
-    if (!g || !u || !d) return std::nullopt;
-    return FeedForwardTensors{std::move(*g), std::move(*u), std::move(*d)};
+    if ((gate && !g) || !u || !d) return std::nullopt;
+    return FeedForwardTensors{std::move(g), std::move(*u), std::move(*d)};
   }
 
   std::optional<FeedForwardTensors> shared_experts(std::int64_t i, std::int64_t width) {
@@ -251,8 +251,8 @@ class DecoderFinder {
     }
     const bool fused =
         n_.experts_gate_up && (find_.has(tensor_name(n_.experts_gate_up, i)) || (!n_.experts_gate && !n_.expert_gate));
-    const bool single = n_.expert_gate && find_.has(tensor_name(n_.expert_gate, i, 0));
-    if (!fused && (single || !n_.experts_gate)) {
+    const bool single = n_.expert_down && find_.has(tensor_name(n_.expert_down, i, 0));
+    if (!fused && (single || !n_.experts_up)) {
       for (std::int64_t e = 0; e < experts && !find_.hopeless(); ++e)
         if (auto expert = feed_forward(n_.expert_gate, n_.expert_up, n_.expert_down, i, e, width))
           t.experts.push_back(std::move(*expert));
@@ -260,14 +260,15 @@ class DecoderFinder {
     }
     const auto down = find_.matrix(tensor_name(n_.experts_down, i), {experts, h, width});
     const auto gate_up = fused ? find_.matrix(tensor_name(n_.experts_gate_up, i), {experts, 2 * width, h}) : std::nullopt;
-    const auto gate = fused ? std::nullopt : find_.matrix(tensor_name(n_.experts_gate, i), {experts, width, h});
+    const bool gated = !fused && n_.experts_gate;
+    const auto gate = gated ? find_.matrix(tensor_name(n_.experts_gate, i), {experts, width, h}) : std::nullopt;
     const auto up = fused ? std::nullopt : find_.matrix(tensor_name(n_.experts_up, i), {experts, width, h});
-    if (!down || !(fused ? gate_up.has_value() : gate && up)) return;
+    if (!down || !(fused ? gate_up.has_value() : (gate || !gated) && up)) return;
     t.experts.resize(static_cast<std::size_t>(experts));
     for (std::int64_t e = 0; e < experts; ++e) {
       FeedForwardTensors& expert = t.experts[static_cast<std::size_t>(e)];
       expert.down.tensor = down->tensor.slice(e);
-      expert.gate.tensor = fused ? gate_up->tensor.slice(e).slice_rows(0, width) : gate->tensor.slice(e);
+      if (fused || gated) expert.gate = Weight{fused ? gate_up->tensor.slice(e).slice_rows(0, width) : gate->tensor.slice(e)};
       expert.up.tensor = fused ? gate_up->tensor.slice(e).slice_rows(width, width) : up->tensor.slice(e);
     }
   }
@@ -370,7 +371,8 @@ class DecoderFinder {
   /// "model.mtp_..") is left out.
   bool belongs(std::string_view name) const {
     const std::string_view prefix = n_.layer_prefix;
-    const bool gguf = !prefix.starts_with("model.");
+    const std::string_view model = prefix.substr(0, prefix.find('.') + 1);  // of Hugging Face's files
+    const bool gguf = model == "blk.";
     if (name.starts_with(prefix)) {
       std::int64_t layer = 0;
       std::size_t i = prefix.size();
@@ -379,7 +381,7 @@ class DecoderFinder {
       if (layer >= c_.n_layers && (layer < c_.n_layers + rules_.prediction_layers || predicts(layer))) return false;
     }
     if (name.ends_with("rotary_emb.inv_freq") || name.starts_with("model.mtp_")) return false;
-    return gguf || name.starts_with("model.") || name.starts_with("lm_head.");
+    return gguf || name.starts_with(model) || name.starts_with("lm_head.");
   }
   bool predicts(std::int64_t layer) const {
     const std::string prefix = concat(n_.layer_prefix, layer);

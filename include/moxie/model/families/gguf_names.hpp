@@ -194,13 +194,22 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   out[concat(a, "embedding_length")] = config.hidden_size;
   out[concat(a, "vocab_size")] = config.vocab_size;
   out[concat(a, "feed_forward_length")] = config.intermediate_size;
+  if (family.one_part) {
+    nlohmann::json widths = nlohmann::json::array();
+    for (std::int64_t i = 0; i < config.n_layers; ++i)
+      widths.push_back(!config.has_feed_forward(i)                        ? 0
+                       : config.is_moe_layer[static_cast<std::size_t>(i)] ? moe.moe_intermediate_size
+                                                                          : config.intermediate_size);
+    out[concat(a, "feed_forward_length")] = widths;
+    out[concat(a, "attention.layer_norm_epsilon")] = static_cast<double>(config.rms_norm_eps);  // llama.cpp asks for it too
+  }
   out[concat(a, "attention.layer_norm_rms_epsilon")] = static_cast<double>(config.rms_norm_eps);
   out[concat(a, "attention.head_count")] = attention.n_heads;
   if (attention.kind == AttentionKind::gqa) {
     out[concat(a, "attention.head_count_kv")] = attention.n_kv_heads;
     if (config.short_conv_kernel != 0 || config.mamba.n_heads != 0) {
       nlohmann::json heads = nlohmann::json::array();
-      for (std::int64_t i = 0; i < config.n_layers; ++i) heads.push_back(config.recurrent_layer(i) ? 0 : attention.n_kv_heads);
+      for (std::int64_t i = 0; i < config.n_layers; ++i) heads.push_back(config.has_attention(i) ? attention.n_kv_heads : 0);
       out[concat(a, "attention.head_count_kv")] = heads;
     }
     if (config.short_conv_kernel != 0) out[concat(a, "shortconv.l_cache")] = config.short_conv_kernel;
@@ -349,14 +358,14 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
   };
   const auto feed_forward = [&](const char* gate, const char* up, const char* down, const std::optional<FeedForwardTensors>& t) {
     if (!t) return;
-    put(gate, &t->gate);
+    put(gate, maybe(t->gate));
     put(up, &t->up);
     put(down, &t->down);
   };
-  const auto stack = [&](const char* pattern, const std::vector<FeedForwardTensors>& experts, Weight FeedForwardTensors::*part) {
-    if (experts.empty()) return;
+  const auto stack = [&](const char* pattern, const std::vector<FeedForwardTensors>& experts, auto&& part) {
+    if (experts.empty() || !part(experts.front())) return;
     GgufTensor all{families::tensor_name(pattern, layer), {}, true, {}, {}};
-    for (const FeedForwardTensors& expert : experts) all.parts.push_back(&(expert.*part));
+    for (const FeedForwardTensors& expert : experts) all.parts.push_back(part(expert));
     out.push_back(std::move(all));
   };
 
@@ -395,7 +404,7 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
   put(n.output, maybe(tensors.output));
   for (const LayerTensors& t : tensors.layers) {
     ++layer;
-    put(n.attn_norm, &t.attn_norm);
+    put(n.attn_norm, maybe(t.attn_norm));
     put(n.q, maybe(t.q), order.q);
     bias(n.q, t.q_bias, order.q);
     put(n.k, maybe(t.k), order.k);
@@ -424,14 +433,14 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
       reshaped(n.short_conv, t.short_conv->conv, {config.hidden_size, config.short_conv_kernel});
       put(n.short_conv_out, &t.short_conv->out);
     }
-    put(n.ffn_norm, &t.ffn_norm);
+    put(n.ffn_norm, maybe(t.ffn_norm));
     feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
     put(n.router, maybe(t.router));
     bias(n.router, t.router_logit_bias);
     put(n.router_bias, maybe(t.router_bias));
-    stack(n.experts_gate, t.experts, &FeedForwardTensors::gate);
-    stack(n.experts_up, t.experts, &FeedForwardTensors::up);
-    stack(n.experts_down, t.experts, &FeedForwardTensors::down);
+    stack(n.experts_gate, t.experts, [&](const FeedForwardTensors& expert) { return maybe(expert.gate); });
+    stack(n.experts_up, t.experts, [](const FeedForwardTensors& expert) { return &expert.up; });
+    stack(n.experts_down, t.experts, [](const FeedForwardTensors& expert) { return &expert.down; });
     bias(n.experts_gate, t.experts_gate_bias);
     bias(n.experts_up, t.experts_up_bias);
     bias(n.experts_down, t.experts_down_bias);

@@ -19,10 +19,8 @@ inline constexpr TensorNames granitemoehybrid_hf_names = [] {
   return names;
 }();
 
-inline constexpr FixedOption granitemoehybrid_fixed[] = {{"mamba_conv_bias", "true"},
-                                                         {"mamba_proj_bias", "false"},
-                                                         {"time_step_limit", "[0.0, {\"__float__\": \"Infinity\"}]"},
-                                                         {"normalization_function", "\"rmsnorm\""}};
+inline constexpr FixedOption granitemoehybrid_fixed[] = {
+    {"mamba_conv_bias", "true"}, {"mamba_proj_bias", "false"}, {"normalization_function", "\"rmsnorm\""}};
 
 inline constexpr Family granitemoehybrid = [] {
   Family family = granitemoe;

@@ -19,6 +19,8 @@ cases = {
                         rank_pattern={"self_attn.kv_b_proj": 17, "layers.1.self_attn.o_proj": 3}, alpha_pattern={"kv_b_proj": 23.5}),
     "qwen3_next": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj_qkvz", "in_proj_ba", "out_proj", "shared_expert_gate"]),
     "qwen3_5_moe": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]),
+    "nemotron_h": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj", "up_proj", "down_proj"],
+                       target_parameters=["mixer.experts.up_proj", "mixer.experts.down_proj", "mixer.gate.weight"]),
     "granitemoehybrid": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj", "out_proj"]),
     "lfm2_moe": dict(r=2, lora_alpha=3, target_modules=["q_proj", "k_proj", "v_proj", "in_proj", "out_proj", "w1", "w2", "w3"]),
 }
