@@ -73,8 +73,8 @@ class ModelCost {
       for (const auto* w : {&t.up, &t.down}) cost.add(w->tensor, int8_, times);
     };
     for (const moxie::LayerTensors& layer : description.tensors.layers) {
-      for (const auto* weight :
-           {&layer.q, &layer.k, &layer.v, &layer.o, &layer.q_a, &layer.q_b, &layer.kv_a, &layer.kv_b, &layer.k_b, &layer.v_b})
+      for (const auto* weight : {&layer.q, &layer.k, &layer.v, &layer.attn_gate, &layer.o, &layer.q_a, &layer.q_b, &layer.kv_a,
+                                 &layer.kv_b, &layer.k_b, &layer.v_b})
         if (*weight) always_.add((*weight)->tensor, int8_);
       if (layer.delta_net) {
         const moxie::DeltaNetTensors& d = *layer.delta_net;

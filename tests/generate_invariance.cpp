@@ -265,7 +265,7 @@ void check_all_types(const std::vector<ModelConfig (*)(Dtype)>& configs) {
 }  // namespace
 
 TEST_CASE("grouped-query attention: every weight type, activation form and KV type gives the same bits in any company") {
-  check_all_types({test::qwen3_moe_config, test::qwen2_moe_config, test::mixtral_config, test::olmoe_config, test::gpt_oss_config, test::glm4_moe_config, test::granitemoe_config, test::hunyuan_config});
+  check_all_types({test::qwen3_moe_config, test::qwen2_moe_config, test::mixtral_config, test::olmoe_config, test::gpt_oss_config, test::glm4_moe_config, test::granitemoe_config, test::hunyuan_config, test::afmoe_config});
 }
 
 TEST_CASE("recurrent layers: every weight type, activation form and KV type gives the same bits in any company") {
@@ -280,7 +280,7 @@ TEST_CASE("long sequences over many KV pages, with and without a window, give th
   const test::TemporaryFolder folder;
   Tally tally;
   unsigned seed = 100;
-  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::gpt_oss_config, test::deepseek_v3_config, test::qwen3_next_config, test::lfm2_moe_config, test::granitemoehybrid_config, test::nemotron_h_config}) {
+  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::gpt_oss_config, test::deepseek_v3_config, test::qwen3_next_config, test::lfm2_moe_config, test::granitemoehybrid_config, test::nemotron_h_config, test::afmoe_config}) {
     const std::string path = test::write_random_model(folder.file("model.gguf"), config(Dtype::Q4_0), Dtype::Q4_0);
     for (const Form& form : {forms[0], forms[5]}) check_in_company(load(path, form), form, 4, 220, ++seed, tally);
   }

@@ -84,6 +84,8 @@ json summary(const ModelConfig& c) {
           {"mla", a.kind == moxie::AttentionKind::mla},
           {"heads", a.n_heads},
           {"output_gate", a.output_gate},
+          {"own_gate", a.own_gate},
+          {"rotates_in_windows", a.rotates_in_windows},
           {"delta_net", {c.delta_net.n_k_heads, c.delta_net.n_v_heads, c.delta_net.k_head_dim, c.delta_net.v_head_dim, c.delta_net.conv_kernel}},
           {"recurrent", c.is_recurrent_layer},
           {"short_conv", c.short_conv_kernel},
@@ -208,7 +210,7 @@ const std::string gguf_folders[] = {"qwen3moe", "qwen2moe", "mixtral", "olmoe", 
 const std::string hf_folders[] = {"mixtral",     "mixtral_sliding",       "qwen2_moe",        "qwen2_moe_norm",
                                   "qwen3_moe",   "qwen3_moe_yarn",        "deepseek_v2_lite", "deepseek_v2",
                                   "deepseek_v3", "deepseek_v3_moonlight", "deepseek_v3_fp8",
-                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "qwen3_next", "lfm2_moe"};
+                                  "olmoe",       "olmoe_clip",            "gpt_oss",          "gpt_oss_mxfp4", "glm4_moe", "glm4_moe_air", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe", "qwen3_next", "lfm2_moe", "exaone_moe"};
 
 TensorMap with(const TensorMap& tensors, const std::function<void(Views&)>& change) {
   Views views = tensors.all();
@@ -1309,6 +1311,82 @@ TEST_CASE("nemotron_h's layers are one of Mamba-2, attention, experts and a dens
   CHECK(contains(gguf_error("feed_forward_length", json::array({0, 48, 0, 0, 0, 48})), "ssm_in.weight"));
   CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 0, 0, 0, 0, 0})), "one with attention"));
   CHECK(gguf_error("rope.dimension_count", 31).empty());  // a rotation that nothing uses
+}
+
+TEST_CASE("afmoe and exaone_moe rotate in layers with a window, which config.json or, in GGUF, a pattern or its period names") {
+  const std::string path = test::data_path("models/afmoe");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  const ModelDescription d = moxie::describe_hf(folder.config, folder.tensors(), path);
+  check_tensors(d);
+  CHECK(d.config.layer_windows == std::vector<std::int64_t>{16, 16, 16, 0});
+  CHECK(d.config.rotates(2));
+  CHECK_FALSE(d.config.rotates(3));
+  CHECK(d.config.embedding_multiplier == 8.0f);  // sqrt(64)
+  CHECK(d.config.attention.own_gate);
+  CHECK(d.config.is_moe_layer == std::vector<bool>{false, true, true, true});
+  CHECK(d.config.moe.shared_intermediate_size == 64);
+  CHECK(d.config.moe.router.routed_scaling_factor == 1.7f);
+  for (const moxie::LayerTensors& layer : d.tensors.layers) {
+    CHECK((layer.attn_post_norm && layer.ffn_post_norm));
+    REQUIRE(layer.attn_gate.has_value());
+    CHECK(layer.attn_gate->tensor.shape == std::vector<std::int64_t>{128, 64});
+  }
+  const auto changed = [&](const char* key, const json& value) {
+    json config = folder.config;
+    config[key] = value;
+    return config;
+  };
+  const auto describe = [&](const json& config) { return moxie::describe_hf(config, folder.tensors(), path); };
+  const auto hf_error = [&](const char* key, const json& value) { return error_of([&] { describe(changed(key, value)); }); };
+  CHECK(describe(changed("layer_types", nullptr)).config.layer_windows == d.config.layer_windows);
+  json halves = changed("layer_types", nullptr);
+  halves["global_attn_every_n_layers"] = 2;
+  CHECK(describe(halves).config.layer_windows == std::vector<std::int64_t>{16, 0, 16, 0});
+  json plain = folder.config;
+  plain.erase("sliding_window");
+  plain.erase("mup_enabled");
+  CHECK(describe(plain).config.layer_windows == std::vector<std::int64_t>{1024, 1024, 1024, 0});
+  CHECK(describe(plain).config.embedding_multiplier == 1.0f);
+  CHECK(contains(hf_error("route_norm", false), "route_norm"));
+  CHECK(contains(hf_error("score_func", "softmax"), "score_func"));
+  CHECK(contains(hf_error("n_group", 2), "n_group"));
+  json never = changed("layer_types", nullptr);
+  never["global_attn_every_n_layers"] = 0;
+  CHECK(contains(error_of([&] { describe(never); }), "global_attn_every_n_layers"));
+  const TensorMap without = with(folder.tensors(), [](Views& views) { views.erase("model.layers.2.self_attn.gate_proj.weight"); });
+  CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, without, path); }), "gate_proj.weight': is missing"));
+
+  const Written written = write(d);
+  const auto described = [&](const char* key, const json& value) {
+    json metadata = written.metadata;
+    metadata[std::string("afmoe.") + key] = value;
+    return moxie::describe_gguf(metadata, written.tensors, "x.gguf").config;
+  };
+  const ModelDescription again = moxie::describe_gguf(written.metadata, written.tensors, "x.gguf");
+  check_tensors(again);
+  CHECK(summary(again.config) == summary(d.config));
+  CHECK(again.config.attention.rotates_in_windows);
+  CHECK_FALSE(written.metadata.contains("afmoe.attention.sliding_window_pattern"));  // all but each 4th is what the family means
+  CHECK_FALSE(written.metadata.contains("moxie.embedding_scale"));
+  CHECK(described("attention.sliding_window_pattern", json::array({true, false, true, false})).layer_windows == std::vector<std::int64_t>{16, 0, 16, 0});
+  CHECK(described("attention.sliding_window_pattern", 3).layer_windows == std::vector<std::int64_t>{16, 16, 0, 16});
+  CHECK(described("attention.sliding_window_pattern", 0).attention.sliding_window == 16);
+  CHECK(contains(error_of([&] { described("attention.sliding_window_pattern", json::array({true})); }), "for each of the 4 layers"));
+  CHECK(contains(error_of([&] { described("attention.sliding_window_pattern", -1); }), "for each of the 4 layers"));
+  const Written others = write(describe(halves));
+  CHECK(others.metadata["afmoe.attention.sliding_window_pattern"] == json::array({true, false, true, false}));
+  CHECK(summary(moxie::describe_gguf(others.metadata, others.tensors, "x.gguf").config) == summary(describe(halves).config));
+  const Written small = write(describe(plain));
+  CHECK(small.metadata["moxie.embedding_scale"] == 1.0);
+  CHECK(moxie::describe_gguf(small.metadata, small.tensors, "x.gguf").config.embedding_multiplier == 1.0f);
+
+  const auto exaone = test::shared_path("models/exaone_moe");
+  if (!exaone) return;
+  const ModelDescription e = open_hf(*exaone);
+  CHECK(e.config.layer_windows == std::vector<std::int64_t>{16, 16, 16, 0});
+  CHECK_FALSE(e.config.rotates(3));
+  CHECK(e.config.moe.shared_intermediate_size == 48);
+  CHECK(e.config.moe.router.routed_scaling_factor == 2.5f);
 }
 
 TEST_CASE("qwen3_vl_moe's stacked experts may be transposed") {

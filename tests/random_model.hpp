@@ -257,6 +257,18 @@ inline moxie::ModelConfig granitemoehybrid_config(moxie::Dtype type) {
   return c;
 }
 
+/// afmoe: norms after attention and networks too, an output gate of its own, a rotation in the layer with a window alone.
+inline moxie::ModelConfig afmoe_config(moxie::Dtype type) {
+  moxie::ModelConfig c = qwen3_moe_config(type);
+  c.family = "afmoe";
+  c.attention.own_gate = c.attention.rotates_in_windows = true;
+  c.set_sliding_windows({0, 21});
+  c.embedding_multiplier = 1.5f;
+  c.moe.router = {6, 2, moxie::RouterScoring::sigmoid, 1, 1, moxie::GroupScore::best_two, true, 1e-20f, 1.7f};
+  c.moe.shared_intermediate_size = c.moe.moe_intermediate_size;
+  return c;
+}
+
 /// nemotron_h: Mamba-2, experts without a gate, attention without rotation, a dense network, experts; one of them a layer.
 inline moxie::ModelConfig nemotron_h_config(moxie::Dtype type) {
   moxie::ModelConfig c = granitemoehybrid_config(type);
@@ -337,6 +349,10 @@ class RandomModelWriter {
     const bool gpt_oss = config_.family == "gpt_oss", glm = config_.family == "glm4_moe";
     if (config_.parts(i) == moxie::LayerParts::both)
       norm(at + (gpt_oss || glm || config_.delta_net.n_k_heads != 0 ? "post_attention_norm.weight" : "ffn_norm.weight"), h);
+    if (config_.attention.own_gate) {
+      norm(at + "post_attention_norm.weight", h);
+      norm(at + "post_ffw_norm.weight", h);
+    }
     if (config_.has_mixer(i)) mixer(at, i);
     if (config_.has_feed_forward(i)) networks(at, i);
   }
@@ -356,6 +372,7 @@ class RandomModelWriter {
     } else if (a.kind == moxie::AttentionKind::gqa) {
       const std::int64_t q = a.n_heads * a.head_dim, kv = a.n_kv_heads * a.head_dim;
       matrix(at + "attn_q.weight", {(a.output_gate ? 2 : 1) * q, h}, type_);
+      if (a.own_gate) matrix(at + "attn_gate.weight", {q, h}, type_);
       matrix(at + "attn_k.weight", {kv, h}, type_);
       matrix(at + "attn_v.weight", {kv, h}, type_);
       matrix(at + "attn_output.weight", {h, q}, type_);

@@ -29,6 +29,8 @@ struct AttentionConfig {
   std::int64_t sliding_window = 0;  ///< keys seen, the own one included; 0: all
   bool sinks = false;               ///< each query head has a logit that joins its softmax without a value (gpt-oss)
   bool output_gate = false;  ///< each head's result is multiplied by the sigmoid of a gate, which q's projection gives beside q
+  bool own_gate = false;     ///< the same with a gate that has a projection of its own
+  bool rotates_in_windows = false;  ///< layers without a sliding window do not rotate
   // multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
   std::int64_t q_lora_rank = 0;  ///< 0: q is projected directly
   std::int64_t kv_lora_rank = 0;

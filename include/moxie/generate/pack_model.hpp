@@ -69,7 +69,8 @@ void for_each_multiplied(const DecoderTensors& tensors, F&& f) {
   };
   one(tensors.output);
   for (const LayerTensors& layer : tensors.layers) {
-    for (const auto* weight : {&layer.o, &layer.q, &layer.k, &layer.v, &layer.q_a, &layer.q_b, &layer.kv_a}) one(*weight);
+    for (const auto* weight : {&layer.o, &layer.q, &layer.k, &layer.v, &layer.attn_gate, &layer.q_a, &layer.q_b, &layer.kv_a})
+      one(*weight);
     if (layer.delta_net) {
       f(layer.delta_net->qkv);
       f(layer.delta_net->out);

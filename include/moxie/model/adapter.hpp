@@ -85,6 +85,7 @@ class AdapterWalk {
       update(n.q, t.q, order.q);
       update(n.k, t.k, order.k);
       update(n.v, t.v);
+      update(n.attn_gate, t.attn_gate);
       update(n.o, t.o);
       update(n.q_a, t.q_a);
       update(n.q_b, t.q_b, order.q);

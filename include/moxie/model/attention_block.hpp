@@ -45,7 +45,7 @@ class AttentionBlock {
   /// `kv_layer`: its number in the KV cache.
   AttentionBlock(const Context& context, const ModelConfig& model, std::int64_t layer, std::int64_t kv_layer,
                  const LayerTensors& tensors, const TensorMap& source)
-      : config_(model.attention), layer_(kv_layer), rms_norm_eps_(model.rms_norm_eps) {
+      : config_(model.attention), layer_(kv_layer), rotates_(model.rotates(layer)), rms_norm_eps_(model.rms_norm_eps) {
     config_.sliding_window = model.sliding_window(layer);
     const auto matrix = [&](const std::optional<Weight>& weight) {
       return weight ? load_matrix(context, *weight, source) : Linear();
@@ -58,6 +58,7 @@ class AttentionBlock {
     if (config_.kind == AttentionKind::gqa) {
       k_ = matrix(tensors.k);
       v_ = matrix(tensors.v);
+      gate_ = matrix(tensors.attn_gate);
       q_bias_ = vector(tensors.q_bias);
       k_bias_ = vector(tensors.k_bias);
       v_bias_ = vector(tensors.v_bias);
@@ -92,7 +93,7 @@ class AttentionBlock {
 
   std::size_t bytes() const noexcept {
     std::size_t total = 0;
-    for (const Linear* linear : {&q_, &k_, &v_, &o_, &q_a_, &q_b_, &kv_a_}) total += linear->bytes();
+    for (const Linear* linear : {&q_, &k_, &v_, &o_, &gate_, &q_a_, &q_b_, &kv_a_}) total += linear->bytes();
     for (const Linear& linear : latent_.k_b) total += linear.bytes();
     for (const Linear& linear : latent_.v_b) total += linear.bytes();
     return total;
@@ -113,13 +114,15 @@ class AttentionBlock {
     buffers.v.resize(static_cast<std::size_t>(n * kv_width));
     buffers.attended.resize(static_cast<std::size_t>(n * q_width));
     float *q = buffers.q.data(), *k = buffers.k.data(), *v = buffers.v.data();
-    // With a gate, q's projection gives q and gate for each head.
-    const Index projected_width = config_.output_gate ? 2 * q_width : q_width;
-    if (config_.output_gate) buffers.projected.resize(static_cast<std::size_t>(n * projected_width));
-    float* const projected = config_.output_gate ? buffers.projected.data() : q;
-    detail::prepare(context, {&q_, &k_, &v_}, x, n, q_.inputs(), q_.inputs(), buffers.prepared);
+    // With a gate, q's projection gives q and gate for each head, unless the gate has its own.
+    const bool gate_in_q = config_.output_gate;
+    const Index projected_width = gate_in_q ? 2 * q_width : q_width;
+    if (gate_in_q || config_.own_gate) buffers.projected.resize(static_cast<std::size_t>(n * projected_width));
+    float *const gates = buffers.projected.data(), *const projected = gate_in_q ? gates : q;
+    detail::prepare(context, {&q_, &k_, &v_, config_.own_gate ? &gate_ : &q_}, x, n, q_.inputs(), q_.inputs(), buffers.prepared);
     {
       const StageScope stage(context.profile(), Stage::projections);
+      if (config_.own_gate) gate_.forward(context, buffers.prepared, gates, q_width);
       q_.forward(context, buffers.prepared, projected, projected_width);
       k_.forward(context, buffers.prepared, k, kv_width);
       v_.forward(context, buffers.prepared, v, kv_width);
@@ -139,10 +142,10 @@ class AttentionBlock {
             const bool rotated_first = config_.qk_norm == QkNorm::per_head_rotated;
             if (!rotated_first) normalize();
             clip(heads, width);
-            for (float* head = heads; head < heads + width; head += d) rope.rotate(cos, sin, head);
+            for (float* head = heads; rotates_ && head < heads + width; head += d) rope.rotate(cos, sin, head);
             if (rotated_first) normalize();
           };
-          for (Index h = 0; config_.output_gate && h < config_.n_heads; ++h)
+          for (Index h = 0; gate_in_q && h < config_.n_heads; ++h)
             std::copy_n(projected + r * projected_width + 2 * h * d, d, q + r * q_width + h * d);
           finish(q + r * q_width, q_width, q_norm_);
           finish(k + r * kv_width, kv_width, k_norm_);
@@ -154,13 +157,14 @@ class AttentionBlock {
     const StageScope stage(context.profile(), Stage::attention);
     attend_gqa(context, config_, layer_, q, q_width, buffers.rows, buffers.attended.data(), q_width, buffers.scratch,
                sinks_.size() != 0 ? sinks_.data() : nullptr);
-    if (!config_.output_gate) return;
+    if (!gate_in_q && !config_.own_gate) return;
     context.threads.for_each(
         n,
         [&](std::int64_t r, int) {
-          for (Index h = 0; h < config_.n_heads; ++h)
-            context.kernels->sigmoid_gate(projected + r * projected_width + (2 * h + 1) * d, d,
-                                          buffers.attended.data() + r * q_width + h * d);
+          float* const attended = buffers.attended.data() + r * q_width;
+          if (!gate_in_q) context.kernels->sigmoid_gate(gates + r * q_width, q_width, attended);
+          for (Index h = 0; gate_in_q && h < config_.n_heads; ++h)
+            context.kernels->sigmoid_gate(gates + r * projected_width + (2 * h + 1) * d, d, attended + h * d);
         },
         16);
   }
@@ -248,8 +252,9 @@ class AttentionBlock {
 
   AttentionConfig config_;
   std::int64_t layer_ = 0;
+  bool rotates_ = true;
   float rms_norm_eps_ = 0.0f;
-  Linear q_, k_, v_, o_, q_a_, q_b_, kv_a_;
+  Linear q_, k_, v_, gate_, o_, q_a_, q_b_, kv_a_;
   LatentProjections latent_;
   Vector q_bias_, k_bias_, v_bias_, o_bias_, q_norm_, k_norm_, q_a_bias_, q_a_norm_, kv_a_bias_, kv_a_norm_, sinks_;
 };

@@ -18,7 +18,8 @@ enum class LayerParts { both, mixer, feed_forward };
 struct ModelConfig {
   std::string family;  ///< "deepseek_v2", "deepseek_v3" (also of glm4_moe_lite), "qwen2_moe", "qwen3_moe", "mixtral", "olmoe",
                        ///< "gpt_oss", "glm4_moe", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe",
-                       ///< "qwen3_next", "qwen3_5_moe", "lfm2_moe", "qwen3_vl_moe", "granitemoehybrid", "nemotron_h"
+                       ///< "qwen3_next", "qwen3_5_moe", "lfm2_moe", "qwen3_vl_moe", "granitemoehybrid", "nemotron_h",
+                       ///< "afmoe", "exaone_moe"
   std::string name;    ///< what the file calls itself; may be empty
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
@@ -47,6 +48,8 @@ struct ModelConfig {
   std::int64_t sliding_window(std::int64_t layer) const {
     return layer_windows.empty() ? attention.sliding_window : layer_windows[static_cast<std::size_t>(layer)];
   }
+  /// Whether attention in this layer rotates queries and keys.
+  bool rotates(std::int64_t layer) const { return !attention.rotates_in_windows || sliding_window(layer) != 0; }
   /// Sets the window of each layer, [n_layers].
   void set_sliding_windows(const std::vector<std::int64_t>& windows) {
     bool same = true;

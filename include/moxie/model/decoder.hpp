@@ -117,7 +117,12 @@ class Decoder {
     const std::int64_t attention =
         a.kind == AttentionKind::mla
             ? a.n_heads * (a.qk_nope_head_dim + 2 * (a.kv_lora_rank + a.qk_rope_head_dim) + a.v_head_dim + a.kv_lora_rank)
-            : ((a.output_gate ? 4 : 2) * a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
+            : ((a.output_gate ? 4
+                : a.own_gate  ? 3
+                              : 2) *
+                   a.n_heads +
+               2 * a.n_kv_heads) *
+                  a.head_dim;
     const DeltaNetConfig& d = config_.delta_net;
     const MambaConfig& m = config_.mamba;
     const std::int64_t recurrent = config_.n_recurrent_layers() == 0 ? 0
@@ -138,7 +143,7 @@ class Decoder {
 
  private:
   struct Layer {
-    Vector attn_norm, ffn_norm;
+    Vector attn_norm, ffn_norm, attn_post_norm, ffn_post_norm;  // those that it has
     std::unique_ptr<AttentionBlock> attention;  // one of these four, if it has a mixer
     std::unique_ptr<DeltaNetBlock> delta_net;
     std::unique_ptr<MambaBlock> mamba;
@@ -168,6 +173,7 @@ class Decoder {
       if (layer.attn_norm.size() != 0) {
         norm(context, stream, n, layer.attn_norm, normed);
         mix(context, layer, normed, rows, branch, scratch);
+        if (layer.attn_post_norm.size() != 0) norm(context, branch, n, layer.attn_post_norm, branch);
         add(context, branch, n, stream);
       }
       if (layer.ffn_norm.size() == 0) continue;
@@ -180,6 +186,7 @@ class Decoder {
       } else {
         layer.dense->forward(context, normed, n, width, branch, width, scratch.moe);
       }
+      if (layer.ffn_post_norm.size() != 0) norm(context, branch, n, layer.ffn_post_norm, branch);
       add(context, branch, n, stream);
     }
   }
@@ -238,8 +245,11 @@ class Decoder {
   /// `of_its_kind`: the layer's number among those with attention, or among the recurrent ones.
   Layer load_layer(const Context& context, std::int64_t i, std::int64_t of_its_kind, const LayerTensors& tensors) const {
     Layer layer;
-    if (tensors.attn_norm) layer.attn_norm = load_vector(*tensors.attn_norm);
-    if (tensors.ffn_norm) layer.ffn_norm = load_vector(*tensors.ffn_norm);
+    const auto vector = [](const std::optional<Weight>& weight) { return weight ? load_vector(*weight) : Vector(); };
+    layer.attn_norm = vector(tensors.attn_norm);
+    layer.ffn_norm = vector(tensors.ffn_norm);
+    layer.attn_post_norm = vector(tensors.attn_post_norm);
+    layer.ffn_post_norm = vector(tensors.ffn_post_norm);
     if (tensors.short_conv)
       layer.short_conv = std::make_unique<ShortConvBlock>(context, config_, of_its_kind, *tensors.short_conv, source_);
     else if (tensors.mamba)
@@ -265,9 +275,8 @@ class Decoder {
       linear.set_low_rank(weight.low_rank);
       return linear;
     };
-    Router router(config_.moe.router, as_f32(*tensors.router, config_.moe.router.n_experts),
-                  tensors.router_bias ? load_vector(*tensors.router_bias) : Vector(),
-                  tensors.router_logit_bias ? load_vector(*tensors.router_logit_bias) : Vector());
+    Router router(config_.moe.router, as_f32(*tensors.router, config_.moe.router.n_experts), vector(tensors.router_bias),
+                  vector(tensors.router_logit_bias));
     std::optional<FeedForwardWeights> shared;
     if (tensors.shared) shared = feed_forward(*tensors.shared);
     layer.moe = std::make_unique<MoeBlock>(std::move(router), std::move(experts), std::move(shared),

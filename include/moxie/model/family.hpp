@@ -18,6 +18,7 @@
 #include <moxie/core/error.hpp>
 #include <moxie/core/tensor.hpp>
 #include <moxie/model/config.hpp>
+#include <moxie/model/families/afmoe.hpp>
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/common_gguf.hpp>
 #include <moxie/model/families/common_hf.hpp>
@@ -26,6 +27,7 @@
 #include <moxie/model/families/deepseek_v3.hpp>
 #include <moxie/model/families/dots1.hpp>
 #include <moxie/model/families/ernie4_5_moe.hpp>
+#include <moxie/model/families/exaone_moe.hpp>
 #include <moxie/model/families/glm4_moe.hpp>
 #include <moxie/model/families/glm4_moe_lite.hpp>
 #include <moxie/model/families/gpt_oss.hpp>
@@ -56,9 +58,9 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2, &deepseek_v3, &qwen2_moe,     &qwen3_moe,    &mixtral,          &olmoe,          &gpt_oss,
-    &glm4_moe,    &dots1,       &minimax_m2,    &ernie4_5_moe, &granitemoe,       &hunyuan_v1_moe, &qwen3_next,
-    &qwen3_5_moe, &lfm2_moe,    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid, &nemotron_h,
+    &deepseek_v2,   &deepseek_v3,  &qwen2_moe,        &qwen3_moe,  &mixtral,        &olmoe,      &gpt_oss,     &glm4_moe,
+    &dots1,         &minimax_m2,   &ernie4_5_moe,     &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe, &lfm2_moe,
+    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid, &nemotron_h, &afmoe,          &exaone_moe,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."

@@ -97,7 +97,7 @@ class SequenceRuns {
 /// Reusable memory of the layers that mix tokens.
 struct MixerBuffers {
   PreparedRows prepared, prepared_latent;
-  AlignedBuffer<float> projected;  // q with gates; of recurrent layers what their first projection gives
+  AlignedBuffer<float> projected;  // q with gates, or gates; of recurrent layers what their first projection gives
   AlignedBuffer<float> q, k, v, latent, attended;
   AlignedBuffer<float> low_rank;              // [heads, rows, rank], of per-head matrices
   AlignedBuffer<float> z, ba;                 // of delta nets

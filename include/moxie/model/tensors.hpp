@@ -76,12 +76,14 @@ struct ShortConvTensors {
 
 struct LayerTensors {
   std::optional<Weight> attn_norm, ffn_norm;  // [hidden]; of the parts that the layer has (LayerParts)
+  std::optional<Weight> attn_post_norm, ffn_post_norm;  // [hidden], of what the parts give; only where the family has them
   // grouped-query attention; biases and norms only where the family has them
   std::optional<Weight> q, k, v;  // [heads * head_dim, hidden], [kv_heads * head_dim, hidden] x 2; with an output gate q has
                                   // [heads, {q, gate}, head_dim] rows
   std::optional<Weight> q_bias, k_bias, v_bias, o_bias;
   std::optional<Weight> q_norm, k_norm;  // [head_dim], or of all heads together
   std::optional<Weight> sinks;           // [heads]
+  std::optional<Weight> attn_gate;       // [heads * head_dim, hidden]
   std::optional<Weight> o;               // [hidden, heads * head_dim or heads * v_head_dim]
   // multi-head latent attention. q alone, or q_a, q_a_norm, q_b
   std::optional<Weight> q_a, q_a_norm, q_b;  // [q_lora, hidden], [q_lora], [heads * (nope + rope), q_lora]

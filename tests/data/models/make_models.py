@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes small random models in the form of the hub's checkpoints and what transformers computes from them in float32:
 qwen3_5_moe/ and qwen3_vl_moe/ (models for text and images, of which only the text model is there), glm4_moe_lite/,
-granitemoehybrid/, nemotron_h/.
+granitemoehybrid/, nemotron_h/, afmoe/.
 
     pip install torch transformers safetensors
     python make_models.py NAME
@@ -57,6 +57,12 @@ elif NAME == "nemotron_h":
         n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=48, moe_shared_expert_intermediate_size=80,
         routed_scaling_factor=2.5, time_step_min=1e-30)  # what NVIDIA's code does not have
     model_class = transformers.NemotronHForCausalLM
+elif NAME == "afmoe":
+    config = transformers.AfmoeConfig(
+        **common, num_hidden_layers=4, num_key_value_heads=2, head_dim=32, intermediate_size=80, moe_intermediate_size=32,
+        num_dense_layers=1, num_experts=8, num_experts_per_tok=3, num_shared_experts=2, route_scale=1.7, sliding_window=16,
+        mup_enabled=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    model_class = transformers.AfmoeForCausalLM
 else:
     config = transformers.Glm4MoeLiteConfig(
         **common, intermediate_size=80, num_hidden_layers=3, num_key_value_heads=4, moe_intermediate_size=32, n_shared_experts=1,
@@ -78,10 +84,13 @@ with torch.no_grad():
             p.copy_((0.0 if NAME == "qwen3_5_moe" and "linear_attn.norm" not in name else 1.0) + 0.2 * torch.randn_like(p))
         elif "conv1d" in name or name.endswith(("mamba.D", "mixer.D")):
             p.copy_(0.5 * torch.randn_like(p))
+        elif name.endswith("expert_bias"):
+            p.copy_(0.1 * torch.randn_like(p))
+            continue
         elif ".gate.weight" in name or "router.weight" in name or "shared_expert_gate" in name:
             p.copy_(0.4 * torch.randn_like(p))
         elif "embed" in name or "lm_head" in name:
-            p.copy_((1.0 if "embed" in name else 0.25) * torch.randn_like(p))
+            p.copy_((1.0 if "embed" in name else 0.25) * torch.randn_like(p) / (8.0 if NAME == "afmoe" and "embed" in name else 1.0))
         else:
             p.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
         p.copy_(p.to(torch.bfloat16).float())
@@ -92,11 +101,13 @@ with torch.no_grad():
 def router(layer):
     if NAME == "granitemoehybrid":
         return layer.block_sparse_moe.router
-    return getattr(layer.mixer if NAME == "nemotron_h" else layer.mlp, "gate", None)
+    return getattr(layer.mixer if NAME == "nemotron_h" else layer.mlp, "router" if NAME == "afmoe" else "gate", None)
 
 
 def scores(gate, logits):
     """Those that choose."""
+    if NAME == "afmoe":
+        return logits.sigmoid() + next(layer.mlp.expert_bias for layer in model.model.layers if router(layer) is gate)
     return logits.sigmoid() + gate.e_score_correction_bias if NAME in ("glm4_moe_lite", "nemotron_h") else logits.softmax(-1)
 
 
@@ -161,7 +172,7 @@ for name, p in model.state_dict().items():
             name = name.replace(f"block_sparse_moe.{ours}", f"block_sparse_moe.{hub}")
     elif NAME == "nemotron_h":
         name = name.replace("model.", "backbone.", 1)
-    elif NAME == "glm4_moe_lite" and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
+    elif NAME in ("glm4_moe_lite", "afmoe") and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
         stem = name.rsplit(".", 1)[0]
         for e in range(p.shape[0]):
             parts = {"gate_proj": p[e].chunk(2)[0], "up_proj": p[e].chunk(2)[1]} if "gate_up" in name else {"down_proj": p[e]}
@@ -170,7 +181,7 @@ for name, p in model.state_dict().items():
     if NAME == "nemotron_h" and ".experts." in name:
         weights |= {f"{name.replace('experts.', f'experts.{e}.')}.weight": w.to(torch.bfloat16).clone() for e, w in enumerate(p)}
         continue
-    weights[name] = p.contiguous() if "e_score" in name else p.to(torch.bfloat16).contiguous()
+    weights[name] = p.contiguous() if "e_score" in name or "expert_bias" in name else p.to(torch.bfloat16).contiguous()
 written = json.loads(config.to_json_string(use_diff=False))
 if NESTED:
     weights["model.visual.patch_embed.proj.weight"] = torch.zeros(4, 4, dtype=torch.bfloat16)  # what the text model does not use
@@ -183,6 +194,8 @@ if NESTED:
 if NAME == "granitemoehybrid":  # as the hub has it
     written["layer_types"] = ["mamba" if kind == "linear_attention" else "attention" for kind in written["layer_types"]]
     written["position_embedding_type"] = "nope"
+if NAME == "afmoe":  # what the hub's files say beside it
+    written |= {"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1}
 if NAME == "nemotron_h":  # as the hub has it
     kinds = {"linear_attention": "M", "moe": "E", "full_attention": "*", "mlp": "-"}
     written["hybrid_override_pattern"] = "".join(kinds[kind] for kind in written.pop("layers_block_type"))

@@ -22,10 +22,13 @@ struct TensorNames {
   const char* rope_freqs = nullptr;  ///< [dims / 2]
   const char* attn_norm = nullptr;
   const char* ffn_norm = nullptr;
+  const char* attn_post_norm = nullptr;
+  const char* ffn_post_norm = nullptr;
   const char* q = nullptr;
   const char* k = nullptr;
   const char* v = nullptr;
   const char* qkv = nullptr;  ///< rows of q, k, v in this order, instead of the three
+  const char* attn_gate = nullptr;
   const char* o = nullptr;
   const char* q_norm = nullptr;
   const char* k_norm = nullptr;
@@ -163,7 +166,8 @@ struct HfRules {
     switched,       ///< the same when use_sliding_window is true
     by_layer_type,  ///< in the layers that layer_types names, when use_sliding_window is true
     alternating,    ///< in the layers that layer_types names; absent: in layers 0, 2, ..
-    late            ///< the same; absent: in layers from max_window_layers on
+    late,           ///< the same; absent: in layers from max_window_layers on
+    periodic        ///< the same; absent: in all but each n-th, n by window_period
   };
   enum class Dense {
     none,
@@ -186,6 +190,8 @@ struct HfRules {
   const char* rotary_dim = nullptr;  ///< the dimensions themselves, where that factor is absent
   bool ntk_alpha = false;            ///< "dynamic" scaling with alpha is theta * alpha^(dims / (dims - 2))
   Window window = Window::none;
+  std::int64_t window_default = 4096;   ///< where sliding_window is absent and in use
+  const char* window_period = nullptr;  ///< absent: 4
   bool clip_qkv = false;           ///< the key of this name may limit q, k and v
   const char* bias_key = nullptr;  ///< q, k, v (or q_a and kv_a) have biases when this is true
   bool bias_default = false;
@@ -204,8 +210,9 @@ struct HfRules {
   const char* norm_minimum = nullptr;  ///< of RouterConfig::norm_minimum
   bool text_config = false;            ///< config.json may be that of a model for more than text, with this one in "text_config"
   bool tied_default = false;           ///< of tie_word_embeddings
-  bool groups = false;                 ///< routed_scaling_factor, n_group and topk_group count
-  double scaling_default = 1.0;        ///< of routed_scaling_factor
+  bool groups = false;                 ///< `scaling`, n_group and topk_group count
+  const char* scaling = "routed_scaling_factor";
+  double scaling_default = 1.0;
   const char* group_method = nullptr;  ///< topk_method with this value means groups, "greedy" none; nullptr: groups always count
   std::int64_t n_group_default = 1, topk_group_default = 1;
   std::span<const FixedOption> fixed = {};
@@ -224,7 +231,7 @@ struct GgufRules {
   bool qkv_bias = false;                  ///< required; elsewhere used where the file has them
   bool o_bias = false;                    ///< the same of o
   bool qk_norm_optional = false;          ///< q and k have their norms where the file has them
-  bool alternating_windows = false;       ///< sliding windows are those of layers 0, 2, ..
+  std::int64_t window_period = 0;         ///< without a pattern sliding windows are those of all but each n-th layer
   bool tiled_heads = false;               ///< DeltaNetConfig::tiled_heads
   bool rope_sections = false;             ///< rope.dimension_sections is there; text has one position in all of them
 };
@@ -245,6 +252,9 @@ struct Family {
   SharedExperts shared = SharedExperts::none;
   bool sinks = false;           ///< of attention
   bool output_gate = false;     ///< of attention
+  bool own_gate = false;        ///< of attention
+  bool rotates_in_windows = false;  ///< AttentionConfig's
+  bool root_embeddings = false;     ///< embeddings times sqrt(hidden_size), in config.json where mup_enabled is true
   bool delta_net = false;       ///< layers are gated delta nets but each n-th, or those that are named
   bool mamba = false;           ///< layers are Mamba-2 but those that are named
   bool short_conv = false;      ///< layers are short convolutions but those that are named

@@ -36,6 +36,9 @@ inline double yarn_mscale(double factor, double mscale) noexcept {
   return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
+/// What families with Family::root_embeddings multiply embeddings by.
+inline float root_of_width(const ModelConfig& c) { return static_cast<float>(std::sqrt(static_cast<double>(c.hidden_size))); }
+
 /// Throws UnsupportedError where one of the options has another value.
 inline void check_fixed(const Fields& f, std::span<const FixedOption> options) {
   for (const FixedOption& option : options) {

@@ -39,6 +39,7 @@ inline constexpr TensorNames gguf_tensor_names{
     .k = "blk.{i}.attn_k.weight",
     .v = "blk.{i}.attn_v.weight",
     .qkv = "blk.{i}.attn_qkv.weight",
+    .attn_gate = "blk.{i}.attn_gate.weight",
     .o = "blk.{i}.attn_output.weight",
     .q_norm = "blk.{i}.attn_q_norm.weight",
     .k_norm = "blk.{i}.attn_k_norm.weight",
@@ -247,6 +248,7 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     a.clip_qkv = static_cast<float>(own.number("attention.clip_qkv", 5e-7, 1e6, 0.0));
     a.sinks = family.sinks;
     a.output_gate = family.output_gate;
+    a.own_gate = family.own_gate;
     if (family.short_conv || family.mamba)
       read_gguf_kv_heads(f, family, c);
     else
@@ -284,9 +286,12 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
 
   const std::int64_t window = f.integer("attention.sliding_window", 0, max_context, 0);
   std::vector<std::int64_t> windows(static_cast<std::size_t>(c.n_layers), window);
-  if (family.gguf.alternating_windows)
-    for (std::size_t i = 1; i < windows.size(); i += 2) windows[i] = 0;
-  if (const nlohmann::json* pattern = f.find("attention.sliding_window_pattern"); pattern && window != 0) {
+  const nlohmann::json* pattern = f.find("attention.sliding_window_pattern");
+  // A number n: of each n layers the last one has none, or all have one (0), as llama.cpp reads it.
+  const bool is_period = pattern && pattern->is_number_integer() && *pattern >= 0 && *pattern <= max_layers;
+  const std::int64_t period = is_period ? pattern->get<std::int64_t>() : family.gguf.window_period;
+  for (std::int64_t i = period; period != 0 && i <= c.n_layers; i += period) windows[static_cast<std::size_t>(i - 1)] = 0;
+  if (pattern && !is_period && window != 0) {
     if (!pattern->is_array() || std::ssize(*pattern) != c.n_layers)
       f.fail("attention.sliding_window_pattern",
              concat("is ", Fields::show(*pattern), "; it must have a boolean for each of the ", c.n_layers, " layers"));
@@ -297,6 +302,7 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
     }
   }
   c.set_sliding_windows(windows);
+  a.rotates_in_windows = family.rotates_in_windows;
 }
 
 /// The size of each of `heads` heads of a recurrent layer.
@@ -465,6 +471,8 @@ inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& 
   if (!family.one_part)
     c.intermediate_size =
         dense ? f.uniform("feed_forward_length", 1, max_width) : f.uniform("feed_forward_length", 0, max_width, 0);
+  if (family.root_embeddings)
+    c.embedding_multiplier = static_cast<float>(own.number("embedding_scale", 1e-6, 1e6, static_cast<double>(root_of_width(c))));
   if (family.multipliers) {
     const auto multiplier = [&](const char* key) {  // 0: none, as in llama.cpp
       const double value = f.number(key, 0.0, 1e6, 1.0);

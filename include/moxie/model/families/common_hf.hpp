@@ -153,6 +153,8 @@ inline void read_hf_attention(Fields& f, const Family& family, ModelConfig& c) {
     if (family.hf.clip_qkv) a.clip_qkv = static_cast<float>(f.number("clip_qkv", 1e-6, 1e6, 0.0));
     a.sinks = family.sinks;
     a.output_gate = family.output_gate;
+    a.own_gate = family.own_gate;
+    a.rotates_in_windows = family.rotates_in_windows;
     a.n_kv_heads = f.integer("num_key_value_heads", 1, max_heads, a.n_heads);
     if (!f.contains("head_dim") && family.hf.head_dim == 0 && c.hidden_size % a.n_heads != 0)
       f.fail("head_dim",
@@ -323,10 +325,11 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
         f.unsupported("layer_types", concat("names ", Fields::show(type), "; this family has only full_attention"));
     return;
   }
-  const bool alternating = rule == Window::alternating, late = rule == Window::late;
-  const bool in_use = rule == Window::everywhere || alternating || late || f.boolean("use_sliding_window", false);
+  const bool alternating = rule == Window::alternating, late = rule == Window::late, periodic = rule == Window::periodic;
+  const bool in_use = rule == Window::everywhere || alternating || late || periodic || f.boolean("use_sliding_window", false);
   const bool absent = !f.mentions("sliding_window") && rule != Window::everywhere;
-  const std::int64_t fallback = !absent ? 0 : alternating ? 128 : 4096;
+  const std::int64_t fallback = !absent ? 0 : family.hf.window_default;
+  const std::int64_t period = periodic && !types ? f.integer(family.hf.window_period, 1, max_layers, 4) : 1;
   const std::int64_t window = in_use ? f.integer("sliding_window", 0, max_context, fallback) : 0;
   const std::int64_t max_window_layers = f.integer("max_window_layers", 0, max_context, late ? 62 : 28);
   std::vector<std::int64_t> windows;
@@ -335,12 +338,13 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
     if (rule == Window::by_layer_type && !types) sliding = in_use && i % 2 == 0 && i < max_window_layers;
     if (alternating && !types) sliding = i % 2 == 0;
     if (late && !types) sliding = i >= max_window_layers;
+    if (periodic && !types) sliding = (i + 1) % period != 0;
     if (types) {
       const std::string type = type_of(i);
       if (type != "sliding_attention" && type != "full_attention")
         f.unsupported("layer_types",
                       concat("names ", Fields::show(type), "; moxie has full_attention and sliding_attention for this family"));
-      if (rule == Window::by_layer_type || alternating || late) sliding = type == "sliding_attention";
+      if (rule == Window::by_layer_type || alternating || late || periodic) sliding = type == "sliding_attention";
       if (sliding != (type == "sliding_attention") && window != 0)
         f.unsupported("layer_types", "disagrees with sliding_window, which this family uses in all layers or none");
     }
@@ -374,7 +378,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   if (family.swiglu_limit != 0.0f)
     moe.swiglu_limit = static_cast<float>(f.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
   if (hf.groups) {
-    router.routed_scaling_factor = static_cast<float>(f.number("routed_scaling_factor", 1e-6, 1e6, hf.scaling_default));
+    router.routed_scaling_factor = static_cast<float>(f.number(hf.scaling, 1e-6, 1e6, hf.scaling_default));
     bool groups = true;
     if (hf.group_method) {
       const std::string method = f.text("topk_method", "greedy");
@@ -459,6 +463,7 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   c.intermediate_size =
       no_dense_layers ? f.integer("intermediate_size", 0, max_width, 0) : f.integer("intermediate_size", 1, max_width);
   c.rms_norm_eps = static_cast<float>(f.number(family.hf.rms_norm_eps_key, 1e-20, 1.0, family.hf.rms_norm_eps));
+  if (family.root_embeddings && f.boolean("mup_enabled", false)) c.embedding_multiplier = root_of_width(c);
   if (family.multipliers) {
     c.embedding_multiplier = static_cast<float>(f.number("embedding_multiplier", 1e-6, 1e6, 1.0));
     c.residual_multiplier = static_cast<float>(f.number("residual_multiplier", 1e-6, 1e6, 1.0));

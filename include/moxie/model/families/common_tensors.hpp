@@ -62,6 +62,8 @@ class DecoderFinder {
 
   LayerTensors layer(std::int64_t i) {
     LayerTensors t;
+    if (n_.attn_post_norm) t.attn_post_norm = norm(find_.vector(tensor_name(n_.attn_post_norm, i), c_.hidden_size));
+    if (n_.ffn_post_norm) t.ffn_post_norm = norm(find_.vector(tensor_name(n_.ffn_post_norm, i), c_.hidden_size));
     if (c_.has_mixer(i)) t.attn_norm = norm(find_.vector(tensor_name(n_.attn_norm, i), c_.hidden_size));
     if (c_.has_feed_forward(i)) t.ffn_norm = norm(find_.vector(tensor_name(n_.ffn_norm, i), c_.hidden_size));
     if (c_.recurrent_layer(i) && c_.short_conv_kernel != 0) {
@@ -183,6 +185,7 @@ class DecoderFinder {
       t.q_norm = norm(find_.vector(tensor_name(n_.q_norm, i), per_head ? a.head_dim : q_rows));
       t.k_norm = norm(find_.vector(tensor_name(n_.k_norm, i), per_head ? a.head_dim : kv_rows));
     }
+    if (a.own_gate) t.attn_gate = find_.matrix(tensor_name(n_.attn_gate, i), {q_rows, h});
     if (a.sinks) t.sinks = find_.vector(tensor_name(n_.sinks, i), a.n_heads);
   }
 

@@ -236,6 +236,8 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
     out[concat(a, "residual_scale")] = static_cast<double>(config.residual_multiplier);
     out[concat(a, "logit_scale")] = static_cast<double>(config.logits_scaling);
   }
+  if (family.root_embeddings && config.embedding_multiplier != families::root_of_width(config))
+    out["moxie.embedding_scale"] = static_cast<double>(config.embedding_multiplier);
   // In the other families the architecture says it.
   if (family.hf.layout == families::HfRules::Layout::by_key && (gguf_permutes_rows(config) || config.permuted_rows))
     out["moxie.rope.permuted_rows"] = true;
@@ -246,9 +248,11 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
     pattern.push_back(config.sliding_window(i) != 0);
   }
   if (window != 0) out[concat(a, "attention.sliding_window")] = window;
-  bool implied = family.gguf.alternating_windows;
-  for (std::int64_t i = 0; i < config.n_layers; ++i) implied = implied && (config.sliding_window(i) == 0) == (i % 2 != 0);
-  if (family.gguf.alternating_windows ? window != 0 && !implied : !config.layer_windows.empty())
+  const std::int64_t period = family.gguf.window_period;  // of what a file says without it
+  bool implied = period != 0;
+  for (std::int64_t i = 0; i < config.n_layers && implied; ++i)
+    implied = (config.sliding_window(i) == 0) == ((i + 1) % period == 0);
+  if (period != 0 ? window != 0 && !implied : !config.layer_windows.empty())
     out[concat(a, "attention.sliding_window_pattern")] = pattern;
 
   if (const MambaConfig& m = config.mamba; m.n_heads != 0) {
@@ -405,11 +409,13 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
   for (const LayerTensors& t : tensors.layers) {
     ++layer;
     put(n.attn_norm, maybe(t.attn_norm));
+    put(n.attn_post_norm, maybe(t.attn_post_norm));
     put(n.q, maybe(t.q), order.q);
     bias(n.q, t.q_bias, order.q);
     put(n.k, maybe(t.k), order.k);
     bias(n.k, t.k_bias, order.k);
     put(n.v, maybe(t.v));
+    put(n.attn_gate, maybe(t.attn_gate));
     bias(n.v, t.v_bias);
     put(n.q_norm, maybe(t.q_norm));
     put(n.k_norm, maybe(t.k_norm));
@@ -434,6 +440,7 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
       put(n.short_conv_out, &t.short_conv->out);
     }
     put(n.ffn_norm, maybe(t.ffn_norm));
+    put(n.ffn_post_norm, maybe(t.ffn_post_norm));
     feed_forward(n.dense_gate, n.dense_up, n.dense_down, t.dense);
     put(n.router, maybe(t.router));
     bias(n.router, t.router_logit_bias);

@@ -40,6 +40,7 @@ inline constexpr Family gpt_oss{
            .rms_norm_eps = 1e-5,
            .context_length = 131072,
            .window = HfRules::Window::alternating,
+           .window_default = 128,
            .bias_key = "attention_bias",
            .bias_default = true,
            .o_bias = true,
@@ -48,7 +49,7 @@ inline constexpr Family gpt_oss{
            .expert_width = "intermediate_size",
            .fixed = gpt_oss_fixed,
            .quantization = "mxfp4"},
-    .gguf = {.names = &gpt_oss_gguf_names, .qkv_bias = true, .o_bias = true, .alternating_windows = true},
+    .gguf = {.names = &gpt_oss_gguf_names, .qkv_bias = true, .o_bias = true, .window_period = 2},
 };
 
 }  // namespace moxie::families

@@ -21,15 +21,19 @@ cases = {
     "qwen3_5_moe": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]),
     "nemotron_h": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj", "up_proj", "down_proj"],
                        target_parameters=["mixer.experts.up_proj", "mixer.experts.down_proj", "mixer.gate.weight"]),
+    "afmoe": dict(r=2, lora_alpha=3, target_parameters=experts,
+                  target_modules=r".*(self_attn\.[qkvo]_proj|self_attn\.gate_proj|(mlp|shared_experts)\.(gate|up|down)_proj|router\.gate)"),
     "granitemoehybrid": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj", "out_proj"]),
     "lfm2_moe": dict(r=2, lora_alpha=3, target_modules=["q_proj", "k_proj", "v_proj", "in_proj", "out_proj", "w1", "w2", "w3"]),
 }
 only = sys.argv[3:] or list(cases)
+conversion = peft.utils.transformers_weight_conversion
+convert = conversion.convert_peft_config_for_transformers
 for name, options in cases.items():
     if name not in only:
         continue
-    if name == "deepseek_v3":  # "gate_proj" is the dense and shared networks' here, and not turned into the experts' gate_up_proj
-        peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    # "gate_proj" of these is the dense and shared networks', and not turned into the experts' gate_up_proj
+    conversion.convert_peft_config_for_transformers = (lambda *_, **__: None) if name in ("deepseek_v3", "afmoe") else convert
     torch.manual_seed(1)
     folder = models / name if (models / name).exists() else pathlib.Path(__file__).resolve().parents[2] / "models" / name
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
