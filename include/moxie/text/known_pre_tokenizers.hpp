@@ -55,6 +55,15 @@ inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
   static constexpr std::string_view deepseek_v3 =
       R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*)"
       R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  static constexpr std::string_view exaone_moe =
+      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*+(?: \p{L}\p{M}*+)*+)++|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?)"
+      R"(|\s*[\r\n]|\s+(?!\S)|\s+)";
+  // digits in threes from the right: one or two at the begin of a run, where threes follow; CJK, Thai, Lao, Khmer, Burmese, Hangul
+  static constexpr std::string_view afmoe_digits = R"((?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})++(?!\p{N}))|\p{N}{1,3})";
+  static constexpr std::string_view afmoe_scripts =
+      R"([\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{F900}-\x{FAFF}\x{3040}-\x{30FF}\x{FF65}-\x{FF9F}\x{2F00}-\x{2FDF})"
+      R"(\x{E40}-\x{E7F}\x{E80}-\x{EFF}\x{1780}-\x{17FF}\x{1000}-\x{109F}\x{AA60}-\x{AA7F}\x{A9E0}-\x{A9FF})"
+      R"(\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}]+)";
   // U+0800 to U+9FA5 and U+AC00 to U+D7FF; like llama.cpp, and unlike the expression in the model's file, without white space
   static constexpr std::string_view cjk =
       R"([\x{800}-\x{167F}\x{1681}-\x{1FFF}\x{200B}-\x{2027}\x{202A}-\x{202E}\x{2030}-\x{205E}\x{2060}-\x{2FFF}\x{3001}-\x{9FA5})"
@@ -89,6 +98,8 @@ inline std::span<const KnownPreTokenizer> known_pre_tokenizers() {
       {{"kimi-k2"}, {kimi_k2}},
       {{"bailingmoe", "bailingmoe2", "llada-moe"}, {bailing}},
       {{"seed-coder"}, {seed_coder}},
+      {{"exaone-moe"}, {exaone_moe}},
+      {{"afmoe"}, {afmoe_digits, afmoe_scripts, deepseek_v3}},
       // (?<!\s)\s++$ is \s+$ without its quadratic search in a long run of spaces
       {{"deepseek-llm"},
        {R"([\r\n])", cased, R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}\x{3002}]+)",

@@ -4,7 +4,7 @@
     python make_pre_tokenizers.py pre_tokenizers.json
 
 The expressions are those of the models' files (tokenizer.json, or tiktoken's pattern in their Python code), under the name that
-GGUF files have for them in tokenizer.ggml.pre.
+GGUF files have for them in tokenizer.ggml.pre; afmoe's are llama.cpp's, its way with digits as an expression.
 """
 
 import json
@@ -12,7 +12,7 @@ import random
 import sys
 
 from tokenizers import Regex
-from tokenizers.pre_tokenizers import Split
+from tokenizers.pre_tokenizers import Sequence, Split
 
 WORDS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
 SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -24,6 +24,11 @@ PATTERNS = {
     "bailingmoe": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
     "seed-coder": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
     "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "exaone-moe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+    "afmoe": [r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+              "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff"
+              "\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
+              r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""],
     "hunyuan": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 
@@ -37,10 +42,17 @@ TEXTS = [
 ]
 POOL = "aZbC '\u2019\n\r\t  .,/-12\u0663\u4e2d\u6587\u3042\u30a2\uac00\u00e9\u0301\u00df\u0416\u0436\U0001f680\u01c5\u02b0"
 TEXTS += ["".join(random.choice(POOL) for _ in range(random.randint(1, 24))) for _ in range(60)]
+TEXTS += ["1234567 12 123 12345.6789 abc1234def ab 12345678901234567890", "\u0e44\u0e17\u0e22\u0e40\u0e1e\u0e25\u0e07 \u1780\u17d2\u1798 \ud55c\uad6d\uc5b4 \uff76\uff97 \uf900x",
+          "one two  three four\u0301 five, six 7 eight nine/\n/ten\n\neleven"]
+
+
+def splitter(patterns):
+    return Sequence([Split(Regex(pattern), "isolated") for pattern in ([patterns] if isinstance(patterns, str) else patterns)])
+
 
 with open(sys.argv[1], "w") as out:
     rows = {
-        name: [[word for word, _ in Split(Regex(pattern), "isolated").pre_tokenize_str(text)] for text in TEXTS]
+        name: [[word for word, _ in splitter(pattern).pre_tokenize_str(text)] for text in TEXTS]
         for name, pattern in PATTERNS.items()
     }
     json.dump({"texts": TEXTS, "words": rows}, out, separators=(",", ":"))
