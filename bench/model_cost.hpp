@@ -87,6 +87,8 @@ class ModelCost {
       if (layer.short_conv)
         for (const auto* weight : {&layer.short_conv->in, &layer.short_conv->out}) always_.add(weight->tensor, int8_);
       if (layer.router) always_.bytes += static_cast<double>(layer.router->tensor.bytes);
+      for (const auto* weight : {&layer.latent_in, &layer.latent_out})
+        if (*weight) always_.add((*weight)->tensor, int8_);
       if (layer.dense) network(always_, *layer.dense);
       if (layer.shared) network(always_, *layer.shared);
       if (layer.experts.empty()) continue;

@@ -160,7 +160,9 @@ TEST_CASE("qwen3_vl_moe gives the results of transformers") { compare_folder_wit
 TEST_CASE("granitemoehybrid gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/granitemoehybrid")); }
 TEST_CASE("afmoe gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/afmoe")); }
 TEST_CASE("exaone_moe gives the results of transformers") { compare_with_transformers("exaone_moe"); }
-TEST_CASE("nemotron_h gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/nemotron_h")); }
+TEST_CASE("nemotron_h gives the results of transformers") {
+  for (const char* folder : {"models/nemotron_h", "models/nemotron_h_latent"}) compare_folder_with_transformers(test::data_path(folder));
+}
 
 TEST_CASE("an embedding in FP8 is multiplied with its block scales") {
   const auto folder = test::shared_path("models/deepseek_v3_fp8");

@@ -269,7 +269,7 @@ TEST_CASE("grouped-query attention: every weight type, activation form and KV ty
 }
 
 TEST_CASE("recurrent layers: every weight type, activation form and KV type gives the same bits in any company") {
-  check_all_types({test::qwen3_next_config, test::qwen3_5_moe_config, test::lfm2_moe_config, test::granitemoehybrid_config, test::nemotron_h_config});
+  check_all_types({test::qwen3_next_config, test::qwen3_5_moe_config, test::lfm2_moe_config, test::granitemoehybrid_config, test::nemotron_h_config, test::nemotron_h_latent_config});
 }
 
 TEST_CASE("latent attention: every weight type, activation form and KV type gives the same bits in any company") {
@@ -280,7 +280,7 @@ TEST_CASE("long sequences over many KV pages, with and without a window, give th
   const test::TemporaryFolder folder;
   Tally tally;
   unsigned seed = 100;
-  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::gpt_oss_config, test::deepseek_v3_config, test::qwen3_next_config, test::lfm2_moe_config, test::granitemoehybrid_config, test::nemotron_h_config, test::afmoe_config}) {
+  for (ModelConfig (*config)(Dtype) : {test::qwen3_moe_config, test::mixtral_config, test::gpt_oss_config, test::deepseek_v3_config, test::qwen3_next_config, test::lfm2_moe_config, test::granitemoehybrid_config, test::nemotron_h_config, test::nemotron_h_latent_config, test::afmoe_config}) {
     const std::string path = test::write_random_model(folder.file("model.gguf"), config(Dtype::Q4_0), Dtype::Q4_0);
     for (const Form& form : {forms[0], forms[5]}) check_in_company(load(path, form), form, 4, 220, ++seed, tally);
   }

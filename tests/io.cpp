@@ -340,6 +340,12 @@ TEST_CASE("a folder that is not complete says what is missing") {
   CHECK(has(open(), "config.json: the file is missing"));
   test::write_file(folder.file("config.json"), "{\"a\": tru}");
   CHECK(has(open(), "config.json: JSON (byte 9): "));
+  // Python's infinity is read as a large number, where it is one.
+  test::write_file(folder.file("config.json"), R"({"a": [Infinity, -Infinity], "Infinity": "Infinity \" Infinity \\", "b": tru})");
+  CHECK(has(open(), "config.json: JSON (byte 76): "));
+  CHECK(moxie::parse_json(moxie::with_finite_numbers(R"({"a": [Infinity, -Infinity], "Infinity": "Infinity \" Infinity \\", "b":Infinity})"), "x") ==
+        nlohmann::json::parse(R"({"a": [9.99e307, -9.99e307], "Infinity": "Infinity \" Infinity \\", "b": 9.99e307})"));
+  CHECK(has(message_of([] { moxie::parse_json(moxie::with_finite_numbers("{\"a\": Infinit}"), "x"); }), "x: JSON (byte 6): "));
   test::write_file(folder.file("config.json"), "[1]");
   CHECK(has(open(), "config.json: must hold a JSON object, not array"));
   test::write_file(folder.file("config.json"), std::string(5000, '['));

@@ -114,6 +114,7 @@ json summary(const ModelConfig& c) {
           {"shared", m.shared_intermediate_size},
           {"shared_gate", m.shared_expert_gate},
           {"gated", m.gated},
+          {"latent", m.latent_size},
           {"parts", [&] {
              std::vector<int> parts;
              for (std::int64_t i = 0; i < c.n_layers; ++i) parts.push_back(static_cast<int>(c.parts(i)));
@@ -159,8 +160,8 @@ void check_tensors(const ModelDescription& d) {
     for (const moxie::FeedForwardTensors& expert : t.experts) {
       REQUIRE(expert.gate.has_value() == c.moe.gated);
       if (expert.gate) CHECK(expert.gate->tensor.shape == expert.up.tensor.shape);
-      CHECK(expert.up.tensor.shape == std::vector<std::int64_t>{c.moe.moe_intermediate_size, c.hidden_size});
-      CHECK(expert.down.tensor.shape == std::vector<std::int64_t>{c.hidden_size, c.moe.moe_intermediate_size});
+      CHECK(expert.up.tensor.shape == std::vector<std::int64_t>{c.moe.moe_intermediate_size, c.moe.expert_input()});
+      CHECK(expert.down.tensor.shape == std::vector<std::int64_t>{c.moe.expert_input(), c.moe.moe_intermediate_size});
       CHECK(expert.up.tensor.bytes == static_cast<std::uint64_t>(c.moe.moe_intermediate_size) * expert.up.tensor.row_stride());
       CHECK(expert.up.scale_inv.has_value() == (expert.up.tensor.dtype == moxie::Dtype::F8_E4M3));
     }
@@ -1266,7 +1267,12 @@ TEST_CASE("nemotron_h's layers are one of Mamba-2, attention, experts and a dens
     CHECK(summary(describe(named).config) == summary(d.config));
   }
   CHECK(describe(changed("num_hidden_layers", 7)).config.n_layers == 6);  // as transformers
-  CHECK(contains(hf_error("hybrid_override_pattern", nullptr), "layers_block_type"));
+  CHECK(contains(hf_error("hybrid_override_pattern", nullptr), "layers_block_type: is missing"));
+  CHECK(contains(hf_error("hybrid_override_pattern", ""), "layers_block_type: is missing"));
+  CHECK(contains(hf_error("layers_block_type", json::array()), "must be an array of strings"));
+  CHECK(contains(hf_error("mamba_dt_limit", {0.0, 0.1}), "time_step_limit"));
+  CHECK(contains(hf_error("mamba_conv_bias", false), "conv_bias"));
+  CHECK(contains(hf_error("mamba_n_groups", 4), "multiple"));
   CHECK(contains(hf_error("hybrid_override_pattern", "ME*MXE"), R"(names "X")"));
   CHECK(contains(hf_error("hybrid_override_pattern", "M-*M--"), "a dense model"));
   CHECK(contains(hf_error("hybrid_override_pattern", "MEMM-E"), "one with attention"));
@@ -1275,7 +1281,9 @@ TEST_CASE("nemotron_h's layers are one of Mamba-2, attention, experts and a dens
   CHECK(contains(hf_error("layers_block_type", json::array({"mamba", 3})), R"(names "3")"));
   CHECK(contains(hf_error("intermediate_size", nullptr), "intermediate_size"));
   CHECK(contains(hf_error("mlp_hidden_act", "silu"), "mlp_hidden_act"));
-  CHECK(contains(hf_error("moe_latent_size", 32), "moe_latent_size"));
+  CHECK(contains(hf_error("moe_latent_size", 32), "fc1_latent_proj.weight' is missing"));
+  CHECK(contains(hf_error("moe_latent_size", 0), "from 1"));
+  CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, with(folder.tensors(), [](Views& views) { views.emplace("backbone.layers.1.mixer.fc1_latent_proj.weight", views.at("backbone.norm_f.weight")); }), path); }), "no place for"));
   CHECK(contains(hf_error("use_bias", true), "use_bias"));
   CHECK(contains(hf_error("mamba_num_heads", 5), "multiple"));
   CHECK(contains(hf_error("time_step_limit", {0.001, 1e30}), "time_step_limit"));
@@ -1311,6 +1319,26 @@ TEST_CASE("nemotron_h's layers are one of Mamba-2, attention, experts and a dens
   CHECK(contains(gguf_error("feed_forward_length", json::array({0, 48, 0, 0, 0, 48})), "ssm_in.weight"));
   CHECK(contains(gguf_error("attention.head_count_kv", json::array({0, 0, 0, 0, 0, 0})), "one with attention"));
   CHECK(gguf_error("rope.dimension_count", 31).empty());  // a rotation that nothing uses
+  CHECK(contains(gguf_error("embedding_scale", 3.0), "embedding_scale"));
+  CHECK(contains(gguf_error("residual_scale", 0.5), "residual_scale"));
+}
+
+TEST_CASE("nemotron_h's experts may see a projection of their input") {
+  const std::string path = test::data_path("models/nemotron_h_latent");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  const ModelDescription d = moxie::describe_hf(folder.config, folder.tensors(), path);
+  check_tensors(d);
+  CHECK(d.config.moe.latent_size == 32);
+  REQUIRE(d.tensors.layers[1].latent_in.has_value());
+  CHECK(d.tensors.layers[1].latent_in->tensor.shape == std::vector<std::int64_t>{32, 64});
+  CHECK(d.tensors.layers[3].latent_out->tensor.shape == std::vector<std::int64_t>{64, 32});
+  const Written written = write(d);
+  CHECK(written.metadata["nemotron_h_moe.moe_latent_size"] == 32);
+  CHECK(written.tensors.find("blk.3.ffn_latent_up.weight")->shape == std::vector<std::int64_t>{64, 32});
+  CHECK(summary(moxie::describe_gguf(written.metadata, written.tensors, "x.gguf").config) == summary(d.config));
+  json other = written.metadata;
+  other["nemotron_h_moe.moe_latent_size"] = 16;
+  CHECK(contains(error_of([&] { moxie::describe_gguf(other, written.tensors, "x.gguf"); }), "ffn_latent_down.weight"));
 }
 
 TEST_CASE("afmoe and exaone_moe rotate in layers with a window, which config.json or, in GGUF, a pattern or its period names") {
@@ -1380,6 +1408,11 @@ TEST_CASE("afmoe and exaone_moe rotate in layers with a window, which config.jso
   CHECK(small.metadata["moxie.embedding_scale"] == 1.0);
   CHECK(moxie::describe_gguf(small.metadata, small.tensors, "x.gguf").config.embedding_multiplier == 1.0f);
 
+  CHECK(contains(hf_error("sliding_window", nullptr), "sliding_window: is null or 0"));
+  CHECK(contains(hf_error("sliding_window", 0), "sliding_window: is null or 0"));
+  CHECK(contains(error_of([&] { described("attention.sliding_window", nullptr); }), "sliding_window"));
+  CHECK(contains(error_of([&] { described("attention.sliding_window", 0); }), "from 1"));
+
   const auto exaone = test::shared_path("models/exaone_moe");
   if (!exaone) return;
   const ModelDescription e = open_hf(*exaone);
@@ -1387,6 +1420,16 @@ TEST_CASE("afmoe and exaone_moe rotate in layers with a window, which config.jso
   CHECK_FALSE(e.config.rotates(3));
   CHECK(e.config.moe.shared_intermediate_size == 48);
   CHECK(e.config.moe.router.routed_scaling_factor == 2.5f);
+  // As llama.cpp's converter writes it: a block more, which predicts a further token.
+  Written more = write(e);
+  more.metadata["exaone-moe.block_count"] = 5;
+  more.metadata["exaone-moe.nextn_predict_layers"] = 1;
+  more.metadata["exaone-moe.attention.sliding_window_pattern"] = json::array({true, true, true, false});
+  more.tensors = with(more.tensors, [](Views& views) {
+    for (const char* name : {"attn_norm.weight", "nextn.eh_proj.weight", "attn_q.weight"})
+      views.emplace(std::string("blk.4.") + name, views.at("output_norm.weight"));
+  });
+  CHECK(summary(moxie::describe_gguf(more.metadata, more.tensors, "x.gguf").config) == summary(e.config));
 }
 
 TEST_CASE("qwen3_vl_moe's stacked experts may be transposed") {

@@ -354,6 +354,9 @@ TEST_CASE("experts without a gate agree with double precision, with the same bit
     config.gated = true;
     CHECK(contains(message_of([&] { Layer(config, weights); }), "expert 0 gate: is missing"));
     config.gated = false;
+    config.latent_size = 32;
+    CHECK(contains(message_of([&] { Layer(config, weights); }), "latent_size must be 0"));
+    config.latent_size = 0;
     config.swiglu_limit = 1.0f;
     CHECK(contains(message_of([&] { Layer(config, weights); }), "neither biases nor swiglu_limit"));
   }

@@ -285,6 +285,14 @@ inline moxie::ModelConfig nemotron_h_config(moxie::Dtype type) {
   return c;
 }
 
+/// The same with a projection of the experts' input, and no shared expert.
+inline moxie::ModelConfig nemotron_h_latent_config(moxie::Dtype type) {
+  moxie::ModelConfig c = nemotron_h_config(type);
+  c.moe.latent_size = c.hidden_size / 2 % moxie::dtype_info(type).block_elements == 0 ? c.hidden_size / 2 : c.hidden_size;
+  c.moe.shared_intermediate_size = 0;
+  return c;
+}
+
 /// deepseek_v3: latent attention with a query rank, sigmoid scores with groups and a selection bias, a first dense layer.
 inline moxie::ModelConfig deepseek_v3_config(moxie::Dtype type) {
   const OddSizes s = odd_sizes(type);
@@ -413,19 +421,23 @@ class RandomModelWriter {
     const moxie::MoeConfig& moe = config_.moe;
     const std::int64_t h = config_.hidden_size, experts = moe.router.n_experts, width = moe.moe_intermediate_size;
     if (!config_.is_moe_layer[static_cast<std::size_t>(i)]) {
-      feed_forward(at, "", {}, config_.intermediate_size);
+      feed_forward(at, "", {}, config_.intermediate_size, h);
       return;
     }
     matrix(at + "ffn_gate_inp.weight", {experts, h}, moxie::Dtype::F32);
     if (moe.router.scoring == moxie::RouterScoring::sigmoid) vector(at + "exp_probs_b.bias", experts, 0.0f);
-    feed_forward(at, "_exps", {experts}, width);
+    if (moe.latent_size != 0) {
+      matrix(at + "ffn_latent_down.weight", {moe.latent_size, h}, type_);
+      matrix(at + "ffn_latent_up.weight", {h, moe.latent_size}, type_);
+    }
+    feed_forward(at, "_exps", {experts}, width, moe.expert_input());
     if (moe.biases) {
       vector(at + "ffn_gate_inp.bias", experts, 0.0f);
       add(at + "ffn_gate_exps.bias", moxie::Dtype::F32, {experts, width}, 0.0f, 0.5f);
       add(at + "ffn_up_exps.bias", moxie::Dtype::F32, {experts, width}, 0.0f, 0.5f);
       add(at + "ffn_down_exps.bias", moxie::Dtype::F32, {experts, h}, 0.0f, 0.5f);
     }
-    if (moe.shared_intermediate_size != 0) feed_forward(at, "_shexp", {}, moe.shared_intermediate_size);
+    if (moe.shared_intermediate_size != 0) feed_forward(at, "_shexp", {}, moe.shared_intermediate_size, h);
     if (moe.shared_expert_gate) vector(at + "ffn_gate_inp_shexp.weight", h, 0.0f);
   }
 
@@ -460,16 +472,16 @@ class RandomModelWriter {
     matrix(at + "ssm_out.weight", {h, m.width()}, type_);
   }
 
-  void feed_forward(const std::string& at, const std::string& suffix, std::vector<std::int64_t> stack, std::int64_t width) {
+  void feed_forward(const std::string& at, const std::string& suffix, std::vector<std::int64_t> stack, std::int64_t width, std::int64_t hidden) {
     const auto shape = [&](std::int64_t rows, std::int64_t columns) {
       std::vector<std::int64_t> s = stack;
       s.push_back(rows);
       s.push_back(columns);
       return s;
     };
-    if (config_.moe.gated) matrix(at + "ffn_gate" + suffix + ".weight", shape(width, config_.hidden_size), type_);
-    matrix(at + "ffn_up" + suffix + ".weight", shape(width, config_.hidden_size), type_);
-    matrix(at + "ffn_down" + suffix + ".weight", shape(config_.hidden_size, width), type_);
+    if (config_.moe.gated) matrix(at + "ffn_gate" + suffix + ".weight", shape(width, hidden), type_);
+    matrix(at + "ffn_up" + suffix + ".weight", shape(width, hidden), type_);
+    matrix(at + "ffn_down" + suffix + ".weight", shape(hidden, width), type_);
   }
 
   void norm(const std::string& name, std::int64_t n, float middle = 1.0f) { vector(name, n, middle); }

@@ -70,7 +70,7 @@ inline ModelInfo count_parameters(const ModelConfig& config, const TensorMap& te
   if (info.parameters > 0)
     info.bits_per_weight = 8.0 * static_cast<double>(info.file_bytes) / static_cast<double>(info.parameters);
   const std::int64_t matrices = config.moe.gated ? 3 : 2;
-  const auto expert = static_cast<std::uint64_t>(matrices * config.moe.hidden_size * config.moe.moe_intermediate_size);
+  const auto expert = static_cast<std::uint64_t>(matrices * config.moe.expert_input() * config.moe.moe_intermediate_size);
   const auto idle = static_cast<std::uint64_t>(config.moe.router.n_experts - config.moe.router.top_k) * expert *
                     static_cast<std::uint64_t>(config.n_moe_layers());
   const auto embedding = static_cast<std::uint64_t>(config.vocab_size * config.hidden_size);

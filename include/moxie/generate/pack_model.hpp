@@ -83,6 +83,8 @@ void for_each_multiplied(const DecoderTensors& tensors, F&& f) {
       for (const Weight* weight : {&layer.short_conv->in, &layer.short_conv->out}) f(*weight);
     heads(layer.k_b);
     heads(layer.v_b);
+    one(layer.latent_in);
+    one(layer.latent_out);
     if (layer.dense) network(*layer.dense);
     if (layer.shared) network(*layer.shared);
     for (const FeedForwardTensors& expert : layer.experts) network(expert);

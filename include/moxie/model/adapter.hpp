@@ -106,6 +106,8 @@ class AdapterWalk {
       if (std::string_view(n.router) != router_module) update(router_module, t.router);
       update(n.shared_expert_gate, t.shared_gate);
       stored_.reset();
+      update(n.latent_in, t.latent_in);
+      update(n.latent_out, t.latent_out);
       feed_forward(n.shared_gate, n.shared_up, n.shared_down, t.shared);
       for (expert_ = 0; expert_ < static_cast<std::int64_t>(t.experts.size()); ++expert_)
         feed_forward(n.expert_gate, n.expert_up, n.expert_down, t.experts[static_cast<std::size_t>(expert_)]);
@@ -123,7 +125,7 @@ class AdapterWalk {
 
  private:
   using Order = std::vector<std::int64_t>;
-  /// What transformers 5 calls the router's weight in every family, whatever checkpoints call it.
+  /// What transformers 5 calls the router's weight in most families, whatever checkpoints call it.
   static constexpr const char* router_module = "model.layers.{i}.mlp.gate.weight";
 
   using Entry = std::pair<const std::string, LowRankUpdate>;
@@ -231,7 +233,7 @@ class AdapterWalk {
                                                       ", whose stacked matrices are transposed and alternate gate and up; moxie "
                                                       "has no adapters for them, only for attention, routers and lm_head"));
     const auto n = static_cast<Index>(experts.size());
-    const Index width = config_.moe.moe_intermediate_size, hidden = config_.hidden_size, ranks = update.a.rows();
+    const Index width = config_.moe.moe_intermediate_size, hidden = config_.moe.expert_input(), ranks = update.a.rows();
     const Index inner = config_.moe.gated ? 2 * width : width;
     const char* projection = config_.moe.gated ? "gate_up_proj" : "up_proj";
     if (inner == width && width == hidden)

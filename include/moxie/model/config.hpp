@@ -12,7 +12,7 @@
 namespace moxie {
 
 /// What a layer is made of: a mixer (attention, or what is in its place), then a feed-forward network, each with a norm before it
-/// and added to the residual stream.
+/// (in some families with one after it, too) and added to the residual stream.
 enum class LayerParts { both, mixer, feed_forward };
 
 struct ModelConfig {

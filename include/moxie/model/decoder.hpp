@@ -129,8 +129,8 @@ class Decoder {
                                    : config_.short_conv_kernel != 0  ? 5 * config_.hidden_size
                                    : m.n_heads != 0                  ? 4 * (m.width() + m.keys()) + 3 * m.n_heads
                                                                      : 2 * d.channels() + 2 * d.n_v_heads * (d.v_head_dim + 2);
-    const std::int64_t experts =
-        config_.moe.router.top_k * config_.moe.moe_intermediate_size + config_.moe.shared_intermediate_size;
+    const std::int64_t experts = config_.moe.router.top_k * config_.moe.moe_intermediate_size +
+                                 config_.moe.shared_intermediate_size + config_.moe.latent_size;
     return static_cast<std::size_t>(std::max(attention, recurrent) + 2 * experts + 6 * config_.hidden_size) * sizeof(float);
   }
 
@@ -245,6 +245,9 @@ class Decoder {
   /// `of_its_kind`: the layer's number among those with attention, or among the recurrent ones.
   Layer load_layer(const Context& context, std::int64_t i, std::int64_t of_its_kind, const LayerTensors& tensors) const {
     Layer layer;
+    const auto matrix = [&](const std::optional<Weight>& weight) {
+      return weight ? load_matrix(context, *weight, source_) : Linear();
+    };
     const auto vector = [](const std::optional<Weight>& weight) { return weight ? load_vector(*weight) : Vector(); };
     layer.attn_norm = vector(tensors.attn_norm);
     layer.ffn_norm = vector(tensors.ffn_norm);
@@ -260,8 +263,7 @@ class Decoder {
       layer.attention = std::make_unique<AttentionBlock>(context, config_, i, of_its_kind, tensors, source_);
     if (!config_.has_feed_forward(i)) return layer;
     const auto feed_forward = [&](const FeedForwardTensors& weights) {
-      return FeedForwardWeights{weights.gate ? load_matrix(context, *weights.gate, source_) : Linear(),
-                                load_matrix(context, weights.up, source_), load_matrix(context, weights.down, source_)};
+      return FeedForwardWeights{matrix(weights.gate), matrix(weights.up), matrix(weights.down)};
     };
     if (!config_.is_moe_layer[static_cast<std::size_t>(i)]) {
       layer.dense = std::make_unique<FeedForward>(feed_forward(*tensors.dense));
@@ -280,7 +282,8 @@ class Decoder {
     std::optional<FeedForwardWeights> shared;
     if (tensors.shared) shared = feed_forward(*tensors.shared);
     layer.moe = std::make_unique<MoeBlock>(std::move(router), std::move(experts), std::move(shared),
-                                           tensors.shared_gate ? as_f32(*tensors.shared_gate, 1) : Linear());
+                                           tensors.shared_gate ? as_f32(*tensors.shared_gate, 1) : Linear(),
+                                           LatentExperts{matrix(tensors.latent_in), matrix(tensors.latent_out)});
     return layer;
   }
 

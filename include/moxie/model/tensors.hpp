@@ -101,7 +101,8 @@ struct LayerTensors {
   std::optional<Weight> router;             // [experts, hidden]
   std::optional<Weight> router_bias;        // [experts], added to the scores for the choice only
   std::optional<Weight> router_logit_bias;  // [experts], added to the logits
-  std::vector<FeedForwardTensors> experts;  // [experts]
+  std::optional<Weight> latent_in, latent_out;  // [latent, hidden], [hidden, latent]; only with MoeConfig::latent_size
+  std::vector<FeedForwardTensors> experts;      // [experts], hidden being latent then
   std::optional<Weight> experts_gate_bias, experts_up_bias, experts_down_bias;  // [experts, width] twice, [experts, hidden]
   std::optional<FeedForwardTensors> shared;
   std::optional<Weight> shared_gate;  // [hidden]

@@ -45,6 +45,12 @@ struct MoeConfig {
   /// Not 0: instead of silu(g) * u it is (u + 1) * g * sigmoid(1.702 g), with g at most this and u within plus and minus this.
   float swiglu_limit = 0.0f;
   bool gated = true;  ///< false: experts, shared ones too, have no gate: down(relu(up(x))^2)
+  /// Not 0 (Nemotron 3 Super): the routed experts' x is a projection of the layer's to this size, and what they give together is
+  /// projected back. Not in MoeLayer.
+  std::int64_t latent_size = 0;
+
+  /// Of the routed experts' x.
+  std::int64_t expert_input() const noexcept { return latent_size != 0 ? latent_size : hidden_size; }
 };
 
 }  // namespace moxie

@@ -85,6 +85,7 @@ inline void check_moe_config(const MoeConfig& config) {
   need("shared_intermediate_size", config.shared_intermediate_size, 0);
   if (!(config.swiglu_limit >= 0.0f && config.swiglu_limit <= std::numeric_limits<float>::max()))
     throw ArgumentError(concat("swiglu_limit must be finite and not negative, got ", config.swiglu_limit));
+  if (config.latent_size != 0) throw ArgumentError("latent_size must be 0: these layers have no projection of experts' inputs");
   if (!config.gated && (config.biases || config.swiglu_limit != 0.0f))
     throw ArgumentError("experts without a gate have neither biases nor swiglu_limit");
   if (config.shared_expert_gate && config.shared_intermediate_size == 0)

@@ -17,7 +17,8 @@
 namespace moxie {
 
 struct MoeScratch {
-  PreparedRows x;
+  PreparedRows x, latent_x;
+  AlignedBuffer<float> latent, projected;  ///< [rows, latent_size], [rows, hidden]
   AlignedBuffer<float> scores;        ///< [rows, n_experts]
   AlignedBuffer<std::int32_t> ids;    ///< [rows, top_k]
   AlignedBuffer<float> weights;       ///< [rows, top_k]
@@ -26,8 +27,8 @@ struct MoeScratch {
   FeedForwardScratch networks;
 
   std::size_t bytes() const noexcept {
-    return x.bytes() + scores.capacity_bytes() + ids.capacity_bytes() + weights.capacity_bytes() + shared_scale.capacity_bytes() +
-           networks.bytes();
+    return x.bytes() + latent_x.bytes() + latent.capacity_bytes() + projected.capacity_bytes() + scores.capacity_bytes() +
+           ids.capacity_bytes() + weights.capacity_bytes() + shared_scale.capacity_bytes() + networks.bytes();
   }
 };
 

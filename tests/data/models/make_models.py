@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes small random models in the form of the hub's checkpoints and what transformers computes from them in float32:
 qwen3_5_moe/ and qwen3_vl_moe/ (models for text and images, of which only the text model is there), glm4_moe_lite/,
-granitemoehybrid/, nemotron_h/, afmoe/.
+granitemoehybrid/, nemotron_h/, nemotron_h_latent/, afmoe/.
 
     pip install torch transformers safetensors
     python make_models.py NAME
@@ -15,8 +15,10 @@ import transformers
 from safetensors.torch import save_file
 
 SEED, LENGTHS, GREEDY = 7, (1, 17, 70), 24
-NAME = sys.argv[1]
-OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), NAME)
+FOLDER = sys.argv[1]
+LATENT = FOLDER.endswith("_latent")
+NAME = FOLDER.removesuffix("_latent")
+OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), FOLDER)
 NESTED = NAME in ("qwen3_5_moe", "qwen3_vl_moe")
 common = dict(vocab_size=320, hidden_size=64, num_attention_heads=4, max_position_embeddings=4096, rms_norm_eps=1e-3)
 
@@ -52,7 +54,8 @@ elif NAME == "granitemoehybrid":
 elif NAME == "nemotron_h":
     config = transformers.NemotronHConfig(
         vocab_size=320, hidden_size=64, num_attention_heads=4, max_position_embeddings=4096, layer_norm_epsilon=1e-3,
-        layers_block_type=["linear_attention", "moe", "full_attention", "linear_attention", "mlp", "moe"], num_key_value_heads=2,
+        layers_block_type=["linear_attention", "moe", "full_attention"] + (["moe"] if LATENT else ["linear_attention", "mlp", "moe"]),
+        num_key_value_heads=2, moe_latent_size=32 if LATENT else None,
         head_dim=32, intermediate_size=80, ssm_state_size=24, mamba_num_heads=6, mamba_head_dim=24, n_groups=2, chunk_size=16,
         n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=48, moe_shared_expert_intermediate_size=80,
         routed_scaling_factor=2.5, time_step_min=1e-30)  # what NVIDIA's code does not have

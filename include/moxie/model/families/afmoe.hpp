@@ -1,7 +1,8 @@
 #pragma once
 // AFMoE (Arcee's Trinity): norms before and after attention and networks, sliding windows in all but each 4th layer, which does
 // not rotate, attention with an output gate, a router with sigmoid scores and a bias for the choice, shared experts, leading
-// dense layers. Source: transformers, modeling_afmoe.py; llama.cpp, models/afmoe.cpp.
+// dense layers. Source: transformers, modeling_afmoe.py; llama.cpp, models/afmoe.cpp, which rotates in all but each 4th layer
+// whatever the windows are, and always multiplies embeddings.
 
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/common_gguf.hpp>

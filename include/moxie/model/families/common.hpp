@@ -69,6 +69,8 @@ struct TensorNames {
   const char* dense_down = nullptr;
   const char* router = nullptr;
   const char* router_bias = nullptr;
+  const char* latent_in = nullptr;
+  const char* latent_out = nullptr;
   const char* expert_gate = nullptr;  ///< one tensor for each expert
   const char* expert_up = nullptr;
   const char* expert_down = nullptr;
@@ -263,6 +265,7 @@ struct Family {
   bool multipliers = false;     ///< of embeddings, q . k, branches and logits
   bool dense_namesake = false;  ///< the GGUF architecture is also that of models without experts
   bool gated = true;            ///< MoeConfig::gated
+  bool latent_experts = false;  ///< files may have a MoeConfig::latent_size
   bool rotates = true;          ///< attention rotates queries and keys, unless a key says that it does not
   bool one_part = false;        ///< each layer is a mixer or a feed-forward network (LayerParts), after a norm of one name
   HfRules hf = {};

@@ -78,6 +78,8 @@ inline constexpr TensorNames gguf_tensor_names{
     .dense_down = "blk.{i}.ffn_down.weight",
     .router = "blk.{i}.ffn_gate_inp.weight",
     .router_bias = "blk.{i}.exp_probs_b.bias",
+    .latent_in = "blk.{i}.ffn_latent_down.weight",
+    .latent_out = "blk.{i}.ffn_latent_up.weight",
     .expert_gate = "blk.{i}.ffn_gate.{e}.weight",
     .expert_up = "blk.{i}.ffn_up.{e}.weight",
     .expert_down = "blk.{i}.ffn_down.{e}.weight",
@@ -105,21 +107,17 @@ inline const TensorNames& gguf_names_of(const Family& family) noexcept {
 
 /// Keys of other architectures that would change the result if one of ours had them.
 inline constexpr FixedOption gguf_fixed_options[] = {
-    {"attn_logit_softcapping", "0"},
-    {"final_logit_softcapping", "0"},
-    {"attention.causal", "true"},
-    {"attention.clamp_kqv", "0"},
-    {"attention.temperature_scale", "0"},
-    {"attention.chunk_size", "0"},
-    {"rope.scaling.yarn_ext_factor", "1"},
-    {"rope.scaling.yarn_attn_factor", "1"},
-    {"rope.scaling.alpha", "0"},
+    {"attn_logit_softcapping", "0"},       {"final_logit_softcapping", "0"},       {"attention.causal", "true"},
+    {"attention.clamp_kqv", "0"},          {"attention.temperature_scale", "0"},   {"attention.chunk_size", "0"},
+    {"rope.scaling.yarn_ext_factor", "1"}, {"rope.scaling.yarn_attn_factor", "1"}, {"rope.scaling.alpha", "0"},
     {"use_parallel_residual", "false"},
-    {"moe_latent_size", "0"},
 };
 
 /// The same in families without GgufRules::rope_sections.
 inline constexpr FixedOption gguf_without_sections[] = {{"rope.dimension_sections", "null"}};
+
+/// The same in families without Family::latent_experts.
+inline constexpr FixedOption gguf_without_latents[] = {{"moe_latent_size", "0"}};
 
 /// The same in families without Family::multipliers.
 inline constexpr FixedOption gguf_without_multipliers[] = {
@@ -284,7 +282,8 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
   const double given = f.number("attention.scale", 0.0, 1e6, 0.0);
   a.scale = static_cast<float>(given == 0.0 ? plain : given);
 
-  const std::int64_t window = f.integer("attention.sliding_window", 0, max_context, 0);
+  const std::int64_t window = family.rotates_in_windows ? f.integer("attention.sliding_window", 1, max_context)
+                                                        : f.integer("attention.sliding_window", 0, max_context, 0);
   std::vector<std::int64_t> windows(static_cast<std::size_t>(c.n_layers), window);
   const nlohmann::json* pattern = f.find("attention.sliding_window_pattern");
   // A number n: of each n layers the last one has none, or all have one (0), as llama.cpp reads it.
@@ -294,7 +293,8 @@ inline void read_gguf_attention(Fields& f, const Fields& own, const Family& fami
   if (pattern && !is_period && window != 0) {
     if (!pattern->is_array() || std::ssize(*pattern) != c.n_layers)
       f.fail("attention.sliding_window_pattern",
-             concat("is ", Fields::show(*pattern), "; it must have a boolean for each of the ", c.n_layers, " layers"));
+             concat("is ", Fields::show(*pattern), "; it must be a number of layers, or have a boolean for each of the ",
+                    c.n_layers, " layers"));
     for (std::size_t i = 0; i < windows.size(); ++i) {
       if (!(*pattern)[i].is_boolean())
         f.fail("attention.sliding_window_pattern", concat("holds ", Fields::show((*pattern)[i]), "; it must hold booleans"));
@@ -389,6 +389,7 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   router.group_score = group_score == "best" ? GroupScore::best : GroupScore::best_two;
   moe.biases = family.expert_biases;
   moe.gated = family.gated;
+  if (family.latent_experts) moe.latent_size = f.integer("moe_latent_size", 0, max_width, 0);
   if (family.swiglu_limit != 0.0f)
     moe.swiglu_limit = static_cast<float>(own.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
   if (family.shared == SharedExperts::counted) {
@@ -445,9 +446,12 @@ inline std::vector<bool> find_moe_layers(const Fields& f, const Family& family, 
 inline ModelConfig read_gguf_config(Fields& f, const Fields& own, const Fields& all, const Family& family,
                                     const TensorMap& tensors) {
   check_fixed(f, gguf_fixed_options);
-  if (!family.mamba)
-    check_fixed(f, family.multipliers ? std::span<const FixedOption>(gguf_with_multipliers) : gguf_without_multipliers);
+  if (!family.multipliers)
+    check_fixed(f, gguf_without_multipliers);
+  else if (!family.mamba)
+    check_fixed(f, gguf_with_multipliers);
   if (!family.gguf.rope_sections) check_fixed(f, gguf_without_sections);
+  if (!family.latent_experts) check_fixed(f, gguf_without_latents);
   ModelConfig c;
   c.family = family.name;
   c.name = all.text("general.name", "");

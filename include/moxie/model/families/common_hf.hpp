@@ -3,7 +3,7 @@
 //
 // Both forms are read: rope_parameters of transformers 5, rope_theta and rope_scaling of older checkpoints. Options that
 // change what the model computes and that moxie does not have raise UnsupportedError.
-// Source: transformers 5.23, configuration_*.py, modeling_*.py and modeling_rope_utils.py.
+// Source: transformers 5.24, configuration_*.py, modeling_*.py and modeling_rope_utils.py.
 
 #include <algorithm>
 #include <cmath>
@@ -210,7 +210,7 @@ inline void read_hf_short_conv(Fields& f, const Family& family, ModelConfig& c) 
 
 /// Models that give a step of Mamba-2 limits; they are none.
 inline void check_hf_time_steps(const Fields& f) {
-  const nlohmann::json* limits = f.find("time_step_limit");
+  const nlohmann::json* limits = f.find("mamba_dt_limit|time_step_limit");
   if (!limits) return;
   static const nlohmann::json infinity = parse_trusted_json("{\"__float__\": \"Infinity\"}");  // transformers 5 writes it so
   const bool two = limits->is_array() && limits->size() == 2 && (*limits)[0].is_number();
@@ -219,7 +219,11 @@ inline void check_hf_time_steps(const Fields& f) {
     f.unsupported("time_step_limit", concat("is ", Fields::show(*limits), "; moxie has Mamba-2 without limits, 0 and Infinity"));
 }
 
-/// The kinds of layers of Nemotron-H, by layers_block_type or the letters of older files; empty: config.json has neither.
+/// Whether the name of a layer's kind means a recurrent layer, or attention.
+inline bool hf_means_recurrent(std::string_view kind) { return kind == "mamba" || kind == "linear_attention"; }
+inline bool hf_means_attention(std::string_view kind) { return kind == "attention" || kind == "full_attention"; }
+
+/// The kinds of layers of Nemotron-H, by layers_block_type or the letters of older files.
 inline std::vector<std::string> hf_block_types(const Fields& f) {
   std::vector<std::string> kinds;
   if (const nlohmann::json* types = f.find("layers_block_type|layer_types")) {
@@ -235,6 +239,8 @@ inline std::vector<std::string> hf_block_types(const Fields& f) {
                       : letter == '-' ? "mlp"
                                       : std::string(1, letter));
   }
+  if (kinds.empty())
+    f.fail("layers_block_type", "is missing, as is hybrid_override_pattern; one of them must say what each layer is");
   if (kinds.size() > static_cast<std::size_t>(max_layers))
     f.fail("layers_block_type", concat("names ", kinds.size(), " layers; moxie takes at most ", max_layers));
   return kinds;
@@ -244,21 +250,23 @@ inline std::vector<std::string> hf_block_types(const Fields& f) {
 inline void read_hf_one_part(Fields& f, ModelConfig& c) {
   MambaConfig& m = c.mamba;
   m.n_heads = f.integer("mamba_num_heads", 1, max_heads, 128);
-  m.n_groups = f.integer("n_groups|mamba_n_groups", 1, max_heads, 8);
+  m.n_groups = f.integer("mamba_n_groups|n_groups", 1, max_heads, 8);
   m.state_dim = f.integer("ssm_state_size", 1, max_head_dim, 128);
-  m.conv_kernel = f.integer("conv_kernel|mamba_d_conv", 1, max_conv_kernel, 4);
+  m.conv_kernel = f.integer("mamba_d_conv|conv_kernel", 1, max_conv_kernel, 4);
   m.head_dim = f.integer("mamba_head_dim", 1, max_head_dim, 64);
   check_hf_time_steps(f);
+  bool any_dense = false;
   for (const std::string& kind : hf_block_types(f)) {
-    const bool recurrent = kind == "mamba" || kind == "linear_attention",
-               attention = kind == "attention" || kind == "full_attention", dense = kind == "mlp";
+    const bool recurrent = hf_means_recurrent(kind), attention = hf_means_attention(kind), dense = kind == "mlp";
     if (!recurrent && !attention && !dense && kind != "moe")
       f.unsupported("layers_block_type", concat("names ", Fields::show(kind), "; moxie has mamba, attention, mlp and moe"));
+    any_dense = any_dense || dense;
     if (dense && c.intermediate_size == 0) f.fail("intermediate_size", "is missing; dense layers have this width");
     c.is_recurrent_layer.push_back(recurrent);
     c.layer_parts.push_back(recurrent || attention ? LayerParts::mixer : LayerParts::feed_forward);
     c.is_moe_layer.push_back(kind == "moe");
   }
+  if (!any_dense) c.intermediate_size = 0;  // files have one all the same
   if (c.n_moe_layers() == 0)
     f.unsupported("layers_block_type", "names no moe: a dense model; moxie runs Mixture-of-Experts models");
 }
@@ -283,8 +291,8 @@ inline void read_hf_mamba(Fields& f, const Family& family, ModelConfig& c) {
   const nlohmann::json* types = f.find("layer_types|layers_block_type");
   for (std::int64_t i = 0; i < c.n_layers; ++i) {
     const std::string type = types ? hf_layer_type(f, *types, c.n_layers, i) : "mamba";
-    const bool attention = type == "attention" || type == "full_attention";
-    if (!attention && type != "mamba" && type != "linear_attention")
+    const bool attention = hf_means_attention(type);
+    if (!attention && !hf_means_recurrent(type))
       f.unsupported("layer_types", concat("names ", Fields::show(type), "; moxie has attention and mamba for this family"));
     c.is_recurrent_layer.push_back(!attention);
   }
@@ -331,6 +339,8 @@ inline void read_hf_windows(const Fields& f, const Family& family, ModelConfig& 
   const std::int64_t fallback = !absent ? 0 : family.hf.window_default;
   const std::int64_t period = periodic && !types ? f.integer(family.hf.window_period, 1, max_layers, 4) : 1;
   const std::int64_t window = in_use ? f.integer("sliding_window", 0, max_context, fallback) : 0;
+  if (family.rotates_in_windows && window == 0)
+    f.fail("sliding_window", "is null or 0; this family needs it, as the layers without a window do not rotate");
   const std::int64_t max_window_layers = f.integer("max_window_layers", 0, max_context, late ? 62 : 28);
   std::vector<std::int64_t> windows;
   for (std::int64_t i = 0; i < c.n_layers; ++i) {
@@ -375,6 +385,7 @@ inline void read_hf_moe(Fields& f, const Family& family, ModelConfig& c) {
   router.group_score = family.group_score;
   moe.biases = family.expert_biases;
   moe.gated = family.gated;
+  if (family.latent_experts) moe.latent_size = f.integer("moe_latent_size", 1, max_width, 0);
   if (family.swiglu_limit != 0.0f)
     moe.swiglu_limit = static_cast<float>(f.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
   if (hf.groups) {
@@ -454,8 +465,8 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   c.name = f.text("_name_or_path", "");
   c.vocab_size = f.integer("vocab_size", 1, max_vocab);
   c.hidden_size = f.integer("hidden_size", 1, max_width);
-  const auto kinds = family.one_part ? static_cast<std::int64_t>(hf_block_types(f).size()) : 0;
-  c.n_layers = kinds != 0 ? kinds : f.integer(family.one_part ? "layers_block_type" : "num_hidden_layers", 1, max_layers);
+  c.n_layers =
+      family.one_part ? static_cast<std::int64_t>(hf_block_types(f).size()) : f.integer("num_hidden_layers", 1, max_layers);
   c.context_length = f.integer("max_position_embeddings", 1, max_context, family.hf.context_length);
   // only of dense layers, but where it is that of experts
   const bool no_dense_layers =

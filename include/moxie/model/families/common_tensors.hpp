@@ -78,7 +78,7 @@ class DecoderFinder {
     if (c_.is_moe_layer[static_cast<std::size_t>(i)]) {
       mixture(i, t);
     } else if (c_.has_feed_forward(i)) {
-      t.dense = feed_forward(n_.dense_gate, n_.dense_up, n_.dense_down, i, -1, c_.intermediate_size);
+      t.dense = feed_forward(n_.dense_gate, n_.dense_up, n_.dense_down, i, -1, c_.intermediate_size, c_.hidden_size);
     }
     return t;
   }
@@ -217,16 +217,16 @@ class DecoderFinder {
   }
 
   std::optional<FeedForwardTensors> feed_forward(const char* gate, const char* up, const char* down, std::int64_t i,
-                                                 std::int64_t e, std::int64_t width) {
-    auto g = gate ? find_.matrix(tensor_name(gate, i, e), {width, c_.hidden_size}) : std::nullopt;
-    auto u = find_.matrix(tensor_name(up, i, e), {width, c_.hidden_size});
-    auto d = find_.matrix(tensor_name(down, i, e), {c_.hidden_size, width});
+                                                 std::int64_t e, std::int64_t width, std::int64_t h) {
+    auto g = gate ? find_.matrix(tensor_name(gate, i, e), {width, h}) : std::nullopt;
+    auto u = find_.matrix(tensor_name(up, i, e), {width, h});
+    auto d = find_.matrix(tensor_name(down, i, e), {h, width});
     if ((gate && !g) || !u || !d) return std::nullopt;
     return FeedForwardTensors{std::move(g), std::move(*u), std::move(*d)};
   }
 
   std::optional<FeedForwardTensors> shared_experts(std::int64_t i, std::int64_t width) {
-    if (!n_.shared_gate_up) return feed_forward(n_.shared_gate, n_.shared_up, n_.shared_down, i, -1, width);
+    if (!n_.shared_gate_up) return feed_forward(n_.shared_gate, n_.shared_up, n_.shared_down, i, -1, width, c_.hidden_size);
     auto both = find_.matrix(tensor_name(n_.shared_gate_up, i), {2 * width, c_.hidden_size});
     auto down = find_.matrix(tensor_name(n_.shared_down, i), {c_.hidden_size, width});
     if (!both || !down) return std::nullopt;
@@ -237,11 +237,15 @@ class DecoderFinder {
 
   void mixture(std::int64_t i, LayerTensors& t) {
     const MoeConfig& moe = c_.moe;
-    const std::int64_t h = c_.hidden_size, experts = moe.router.n_experts;
-    t.router = find_.matrix(tensor_name(n_.router, i), {experts, h});
+    const std::int64_t experts = moe.router.n_experts, h = moe.expert_input();
+    t.router = find_.matrix(tensor_name(n_.router, i), {experts, c_.hidden_size});
+    if (moe.latent_size != 0) {
+      t.latent_in = find_.matrix(tensor_name(n_.latent_in, i), {moe.latent_size, c_.hidden_size});
+      t.latent_out = find_.matrix(tensor_name(n_.latent_out, i), {c_.hidden_size, moe.latent_size});
+    }
     if (rules_.selection_bias) t.router_bias = find_.vector(tensor_name(n_.router_bias, i), experts);
     if (moe.shared_intermediate_size != 0) t.shared = shared_experts(i, moe.shared_intermediate_size);
-    if (moe.shared_expert_gate) t.shared_gate = find_.vector(tensor_name(n_.shared_expert_gate, i), h);
+    if (moe.shared_expert_gate) t.shared_gate = find_.vector(tensor_name(n_.shared_expert_gate, i), c_.hidden_size);
 
     const std::int64_t width = moe.moe_intermediate_size;
     if (moe.biases) {
@@ -257,7 +261,7 @@ class DecoderFinder {
     const bool single = n_.expert_down && find_.has(tensor_name(n_.expert_down, i, 0));
     if (!fused && (single || !n_.experts_up)) {
       for (std::int64_t e = 0; e < experts && !find_.hopeless(); ++e)
-        if (auto expert = feed_forward(n_.expert_gate, n_.expert_up, n_.expert_down, i, e, width))
+        if (auto expert = feed_forward(n_.expert_gate, n_.expert_up, n_.expert_down, i, e, width, h))
           t.experts.push_back(std::move(*expert));
       return;
     }

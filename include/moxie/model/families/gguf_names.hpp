@@ -312,6 +312,7 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
       out[a + family.gguf.moe_layer_step] = step;
     }
   }
+  if (moe.latent_size != 0) out[concat(a, "moe_latent_size")] = moe.latent_size;
   if (router.n_group > 1) {
     out[concat(a, "expert_group_count")] = router.n_group;
     out[concat(a, "expert_group_used_count")] = router.topk_group;
@@ -445,6 +446,8 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     put(n.router, maybe(t.router));
     bias(n.router, t.router_logit_bias);
     put(n.router_bias, maybe(t.router_bias));
+    put(n.latent_in, maybe(t.latent_in));
+    put(n.latent_out, maybe(t.latent_out));
     stack(n.experts_gate, t.experts, [&](const FeedForwardTensors& expert) { return maybe(expert.gate); });
     stack(n.experts_up, t.experts, [](const FeedForwardTensors& expert) { return &expert.up; });
     stack(n.experts_down, t.experts, [](const FeedForwardTensors& expert) { return &expert.down; });

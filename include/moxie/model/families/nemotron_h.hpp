@@ -1,8 +1,9 @@
 #pragma once
 // Nemotron-H with experts (NVIDIA's Nemotron 3 Nano): each layer is Mamba-2, attention without rotation, or a network of experts;
-// these have no gate, and are chosen as in DeepSeek-V3. A step of Mamba-2 has no least size, as in NVIDIA's code and llama.cpp
-// (transformers' class raises steps to time_step_min, 0.001). Source: transformers, modeling_nemotron_h.py; llama.cpp,
-// models/nemotron-h.cpp and conversion/nemotron.py.
+// these have no gate, are chosen as in DeepSeek-V3, and may see a projection of the layer's input (Nemotron 3 Super). A step of
+// Mamba-2 has no least size, as in NVIDIA's code and llama.cpp (transformers' class raises steps to time_step_min, 0.001).
+// Source: transformers, modeling_nemotron_h.py; llama.cpp, models/nemotron-h.cpp and conversion/nemotron.py. (llama.cpp does not
+// load models that have dense networks beside experts.)
 
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/common_gguf.hpp>
@@ -31,6 +32,8 @@ inline constexpr TensorNames nemotron_h_hf_names{
     .dense_down = "backbone.layers.{i}.mixer.down_proj.weight",
     .router = "backbone.layers.{i}.mixer.gate.weight",
     .router_bias = "backbone.layers.{i}.mixer.gate.e_score_correction_bias",
+    .latent_in = "backbone.layers.{i}.mixer.fc1_latent_proj.weight",
+    .latent_out = "backbone.layers.{i}.mixer.fc2_latent_proj.weight",
     .expert_up = "backbone.layers.{i}.mixer.experts.{e}.up_proj.weight",
     .expert_down = "backbone.layers.{i}.mixer.experts.{e}.down_proj.weight",
     .shared_up = "backbone.layers.{i}.mixer.shared_experts.up_proj.weight",
@@ -45,8 +48,8 @@ inline constexpr TensorNames nemotron_h_gguf_names = [] {
 }();
 
 inline constexpr FixedOption nemotron_h_fixed[] = {
-    {"mlp_hidden_act", "\"relu2\""}, {"mamba_hidden_act", "\"silu\""}, {"use_conv_bias", "true"},  {"use_bias", "false"},
-    {"mamba_proj_bias", "false"},    {"attention_bias", "false"},      {"moe_latent_size", "null"}};
+    {"mlp_hidden_act", "\"relu2\""}, {"mamba_hidden_act", "\"silu\""}, {"mamba_conv_bias|use_conv_bias", "true"},
+    {"use_bias", "false"},           {"mamba_proj_bias", "false"},     {"attention_bias", "false"}};
 
 inline constexpr Family nemotron_h{
     .name = "nemotron_h",
@@ -57,6 +60,7 @@ inline constexpr Family nemotron_h{
     .shared = SharedExperts::optional,
     .mamba = true,
     .gated = false,
+    .latent_experts = true,
     .rotates = false,
     .one_part = true,
     .hf = {.names = &nemotron_h_hf_names,
