@@ -21,6 +21,8 @@ cases = {
     "qwen3_5_moe": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]),
     "nemotron_h": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj", "up_proj", "down_proj"],
                        target_parameters=["mixer.experts.up_proj", "mixer.experts.down_proj", "mixer.gate.weight"]),
+    "nemotron_h_latent": dict(r=2, lora_alpha=3, target_modules=["fc1_latent_proj", "fc2_latent_proj"],
+                              target_parameters=["mixer.experts.up_proj", "mixer.experts.down_proj"]),
     "afmoe": dict(r=2, lora_alpha=3, target_parameters=experts,
                   target_modules=r".*(self_attn\.[qkvo]_proj|self_attn\.gate_proj|(mlp|shared_experts)\.(gate|up|down)_proj|router\.gate)"),
     "granitemoehybrid": dict(r=2, lora_alpha=3, target_modules=attention + ["in_proj", "out_proj"]),
