@@ -122,7 +122,7 @@ double logprob_difference(const std::vector<float>& logits, const std::vector<fl
 }  // namespace
 
 TEST_CASE("models with a PEFT adapter give PEFT's log-probabilities, from their folder and as GGUF files, beside the weights and merged") {
-  for (const char* name : {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe_clip", "deepseek_v3", "qwen3_next", "qwen3_5_moe", "lfm2_moe", "granitemoehybrid", "nemotron_h", "nemotron_h_latent", "afmoe"}) {
+  for (const char* name : {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe_clip", "deepseek_v3", "qwen3_next", "qwen3_5_moe", "lfm2_moe", "granitemoehybrid", "nemotron_h", "nemotron_h_latent", "afmoe", "bailing_moe_v2"}) {
     const std::string own = test::data_path(std::string("models/") + name);
     const auto base = std::filesystem::exists(own) ? std::optional(own) : test::shared_path(std::string("models/") + name);
     if (!base) return;

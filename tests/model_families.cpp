@@ -1432,6 +1432,37 @@ TEST_CASE("afmoe and exaone_moe rotate in layers with a window, which config.jso
   CHECK(summary(moxie::describe_gguf(more.metadata, more.tensors, "x.gguf").config) == summary(e.config));
 }
 
+TEST_CASE("bailing_moe_v2 has one matrix for q, k and v, and shares a model_type with what has no norms of them") {
+  const std::string path = test::data_path("models/bailing_moe_v2");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  const ModelDescription d = moxie::describe_hf(folder.config, folder.tensors(), path);
+  check_tensors(d);
+  CHECK(d.config.family == "bailing_moe_v2");
+  CHECK(d.config.attention.rope.dims == 8);
+  CHECK(d.config.attention.rope.theta == 600000.0);
+  CHECK(d.config.moe.router.n_group == 4);
+  CHECK(d.config.moe.router.topk_group == 2);
+  CHECK(d.config.moe.shared_intermediate_size == 64);
+  const moxie::LayerTensors& layer = d.tensors.layers[1];
+  CHECK(layer.q->tensor.shape == std::vector<std::int64_t>{64, 64});
+  CHECK(layer.k->tensor.shape == std::vector<std::int64_t>{32, 64});
+  CHECK(layer.v->tensor.data == layer.k->tensor.data + layer.k->tensor.bytes);
+  const auto error = [&](const char* key, const json& value) {
+    json config = folder.config;
+    config[key] = value;
+    return error_of([&] { moxie::describe_hf(config, folder.tensors(), path); });
+  };
+  CHECK(error("model_type", "bailing_moe_v2").empty());
+  CHECK(contains(error("score_function", "softmax"), "score_function"));
+  CHECK(contains(error("use_qk_norm", false), "use_qk_norm"));
+  CHECK(contains(error("use_qkv_bias", true), "use_qkv_bias"));
+  const TensorMap without = with(folder.tensors(), [](Views& views) { views.erase("model.layers.1.attention.query_key_value.weight"); });
+  CHECK(contains(error_of([&] { moxie::describe_hf(folder.config, without, path); }), "query_key_value.weight': is missing; it must have the shape [128, 64]"));
+  const Written written = write(d);
+  CHECK(written.tensors.find("blk.1.attn_qkv.weight")->shape == std::vector<std::int64_t>{128, 64});
+  CHECK(summary(moxie::describe_gguf(written.metadata, written.tensors, "x.gguf").config) == summary(d.config));
+}
+
 TEST_CASE("qwen3_vl_moe's stacked experts may be transposed") {
   const std::string path = test::data_path("models/qwen3_vl_moe");
   const moxie::HfFolder folder = moxie::HfFolder::open(path);

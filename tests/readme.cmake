@@ -21,11 +21,11 @@ while(TRUE)
   target_link_libraries(readme_program${number} PRIVATE moxie_own)
   add_test(NAME readme_program${number} COMMAND readme_program${number} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/examples/models)
   # How long a program compiles goes with how much it compiles to, which any machine can tell: 2.3 MB, 0.5 MB for the chat
-  # templates that a program which chats reads (4 to 5 of 38 s), 0.23 MB for recurrent layers and the families that have them (2 of 33
+  # templates that a program which chats reads (4 to 5 of 38 s), 0.24 MB for recurrent layers and the families that have them (2 of 33
   # s), and the 36 KB of quant/iq_grids.hpp, which are data and take no time.
   if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_BUILD_TYPE STREQUAL Release)
     add_test(NAME readme_program${number}_size
-             COMMAND ${CMAKE_COMMAND} -D FILE=$<TARGET_OBJECTS:readme_program${number}> -D MOST=3080000
+             COMMAND ${CMAKE_COMMAND} -D FILE=$<TARGET_OBJECTS:readme_program${number}> -D MOST=3100000
                      -P ${CMAKE_CURRENT_SOURCE_DIR}/file_size.cmake)
     set_tests_properties(readme_program${number}_size PROPERTIES LABELS readme)
   endif()

@@ -87,9 +87,16 @@ struct TensorSource {
   RowReader reader() const {
     if (open) return open();
     return [this](Index r, float* to) {
-      const Index each = rows() / static_cast<Index>(weights.size());
-      const Weight& weight = weights[static_cast<std::size_t>(r / each)];
-      Index row = r % each;
+      Index row = r;
+      std::size_t part = 0;
+      if (weights.size() > 3) {  // experts, all of one size
+        const Index each = rows() / static_cast<Index>(weights.size());
+        part = static_cast<std::size_t>(r / each);
+        row = r % each;
+      } else {
+        for (; part + 1 < weights.size() && row >= weights[part].tensor.rows(); ++part) row -= weights[part].tensor.rows();
+      }
+      const Weight& weight = weights[part];
       if (!row_order.empty()) row = row_order[static_cast<std::size_t>(row)];
       if (weight.scale_inv) {
         decode_fp8_blocks(weight.tensor, *weight.scale_inv, row, 1, to);

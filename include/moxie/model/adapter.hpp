@@ -26,8 +26,10 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <string>
@@ -82,9 +84,13 @@ class AdapterWalk {
     }
     for (layer_ = 0; layer_ < config.n_layers; ++layer_) {
       LayerTensors& t = tensors.layers[static_cast<std::size_t>(layer_)];
-      update(n.q, t.q, order.q);
-      update(n.k, t.k, order.k);
-      update(n.v, t.v);
+      if (n.q) {
+        update(n.q, t.q, order.q);
+        update(n.k, t.k, order.k);
+        update(n.v, t.v);
+      } else if (t.q) {
+        parts_of(n.qkv, {&*t.q, &*t.k, &*t.v});
+      }
       update(n.attn_gate, t.attn_gate);
       update(n.o, t.o);
       update(n.q_a, t.q_a);
@@ -175,6 +181,18 @@ class AdapterWalk {
       for (Index c = 0; c < a.cols(); ++c) m.a.col(c) = a.col(columns[static_cast<std::size_t>(c)]);
     }
     apply(*entry, m, weight, m.b.rows());
+  }
+
+  /// Of one module the model has several weights, whose rows follow one another in the update.
+  void parts_of(const char* pattern, std::initializer_list<Weight*> weights) {
+    Index rows = 0, first = 0;
+    for (const Weight* weight : weights) rows += weight->tensor.rows();
+    for (Weight* weight : weights) {
+      Order order(static_cast<std::size_t>(weight->tensor.rows()));
+      std::iota(order.begin(), order.end(), first);
+      first += weight->tensor.rows();
+      update(pattern, *weight, order, {}, rows);
+    }
   }
 
   void delta_net(const families::TensorNames& n, DeltaNetTensors& t) {

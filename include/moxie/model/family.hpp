@@ -19,6 +19,7 @@
 #include <moxie/core/tensor.hpp>
 #include <moxie/model/config.hpp>
 #include <moxie/model/families/afmoe.hpp>
+#include <moxie/model/families/bailing_moe_v2.hpp>
 #include <moxie/model/families/common.hpp>
 #include <moxie/model/families/common_gguf.hpp>
 #include <moxie/model/families/common_hf.hpp>
@@ -58,9 +59,9 @@ struct ModelDescription {
 namespace families {
 
 inline constexpr const Family* all_families[] = {
-    &deepseek_v2,   &deepseek_v3,  &qwen2_moe,        &qwen3_moe,  &mixtral,        &olmoe,      &gpt_oss,     &glm4_moe,
-    &dots1,         &minimax_m2,   &ernie4_5_moe,     &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe, &lfm2_moe,
-    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid, &nemotron_h, &afmoe,          &exaone_moe,
+    &deepseek_v2,   &deepseek_v3,  &qwen2_moe,        &qwen3_moe,  &mixtral,        &olmoe,      &gpt_oss,        &glm4_moe,
+    &dots1,         &minimax_m2,   &ernie4_5_moe,     &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe,    &lfm2_moe,
+    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid, &nemotron_h, &afmoe,          &exaone_moe, &bailing_moe_v2,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."

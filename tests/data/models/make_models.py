@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes small random models in the form of the hub's checkpoints and what transformers computes from them in float32:
 qwen3_5_moe/ and qwen3_vl_moe/ (models for text and images, of which only the text model is there), glm4_moe_lite/,
-granitemoehybrid/, nemotron_h/, nemotron_h_latent/, afmoe/.
+granitemoehybrid/, nemotron_h/, nemotron_h_latent/, afmoe/, bailing_moe_v2/ (as GLM-4.5, which
+transformers has and whose layers are the same).
 
     pip install torch transformers safetensors
     python make_models.py NAME
@@ -66,6 +67,13 @@ elif NAME == "afmoe":
         num_dense_layers=1, num_experts=8, num_experts_per_tok=3, num_shared_experts=2, route_scale=1.7, sliding_window=16,
         mup_enabled=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     model_class = transformers.AfmoeForCausalLM
+elif NAME == "bailing_moe_v2":
+    config = transformers.Glm4MoeConfig(
+        **common, num_hidden_layers=3, num_key_value_heads=2, head_dim=16, intermediate_size=80, moe_intermediate_size=32,
+        n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, first_k_dense_replace=1, n_group=4, topk_group=2,
+        routed_scaling_factor=2.5, norm_topk_prob=True, use_qk_norm=True, attention_bias=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 600000.0, "partial_rotary_factor": 0.5})
+    model_class = transformers.Glm4MoeForCausalLM
 else:
     config = transformers.Glm4MoeLiteConfig(
         **common, intermediate_size=80, num_hidden_layers=3, num_key_value_heads=4, moe_intermediate_size=32, n_shared_experts=1,
@@ -111,7 +119,7 @@ def scores(gate, logits):
     """Those that choose."""
     if NAME == "afmoe":
         return logits.sigmoid() + next(layer.mlp.expert_bias for layer in model.model.layers if router(layer) is gate)
-    return logits.sigmoid() + gate.e_score_correction_bias if NAME in ("glm4_moe_lite", "nemotron_h") else logits.softmax(-1)
+    return logits.sigmoid() + gate.e_score_correction_bias if NAME in ("glm4_moe_lite", "nemotron_h", "bailing_moe_v2") else logits.softmax(-1)
 
 
 moe_layers = [i for i, layer in enumerate(model.model.layers) if router(layer) is not None]
@@ -175,7 +183,7 @@ for name, p in model.state_dict().items():
             name = name.replace(f"block_sparse_moe.{ours}", f"block_sparse_moe.{hub}")
     elif NAME == "nemotron_h":
         name = name.replace("model.", "backbone.", 1)
-    elif NAME in ("glm4_moe_lite", "afmoe") and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
+    elif NAME in ("glm4_moe_lite", "afmoe", "bailing_moe_v2") and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
         stem = name.rsplit(".", 1)[0]
         for e in range(p.shape[0]):
             parts = {"gate_proj": p[e].chunk(2)[0], "up_proj": p[e].chunk(2)[1]} if "gate_up" in name else {"down_proj": p[e]}
@@ -197,6 +205,22 @@ if NESTED:
 if NAME == "granitemoehybrid":  # as the hub has it
     written["layer_types"] = ["mamba" if kind == "linear_attention" else "attention" for kind in written["layer_types"]]
     written["position_embedding_type"] = "nope"
+if NAME == "bailing_moe_v2":
+    hub = {"embed_tokens": "word_embeddings", "self_attn.o_proj": "attention.dense", "self_attn.q_norm": "attention.query_layernorm",
+           "self_attn.k_norm": "attention.key_layernorm", "e_score_correction_bias": "expert_bias"}
+    for name in list(weights):
+        if "self_attn.q_proj" in name:
+            parts = [weights.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+            weights[name.replace("self_attn.q_proj", "attention.query_key_value")] = torch.cat(parts)
+    for ours, theirs in hub.items():
+        weights = {name.replace(ours, theirs): w for name, w in weights.items()}
+    keys = ("vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size "
+            "moe_intermediate_size num_experts_per_tok first_k_dense_replace n_group topk_group routed_scaling_factor norm_topk_prob "
+            "max_position_embeddings rms_norm_eps hidden_act tie_word_embeddings").split()
+    written = {key: written[key] for key in keys} | {
+        "architectures": ["BailingMoeV2ForCausalLM"], "model_type": "bailing_moe", "num_experts": 8, "num_shared_experts": 2,
+        "partial_rotary_factor": 0.5, "rope_theta": 600000, "rope_scaling": None, "use_bias": False, "use_qkv_bias": False,
+        "use_qk_norm": True, "score_function": "sigmoid", "moe_router_enable_expert_bias": True, "router_dtype": "fp32"}
 if NAME == "afmoe":  # what the hub's files say beside it
     written |= {"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1}
 if NAME == "nemotron_h":  # as the hub has it

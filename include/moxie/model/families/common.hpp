@@ -228,6 +228,7 @@ struct GgufRules {
   const char* expert_width = "expert_feed_forward_length";
   const char* shared = nullptr;           ///< count or width of the shared experts
   const char* shared_width = nullptr;     ///< the width too where `shared` is the count; llama.cpp reads it
+  bool shared_width_of_each = false;      ///< it is that of one of them
   const char* moe_layer_step = nullptr;   ///< of what follows the leading dense layers; llama.cpp reads it
   TopkNorm topk_norm = TopkNorm::always;  ///< by_key: expert_weights_norm, absent: no
   bool qkv_bias = false;                  ///< required; elsewhere used where the file has them

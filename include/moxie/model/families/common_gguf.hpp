@@ -393,8 +393,11 @@ inline void read_gguf_moe(Fields& f, const Fields& own, const Family& family, Mo
   if (family.swiglu_limit != 0.0f)
     moe.swiglu_limit = static_cast<float>(own.number("swiglu_limit", 1e-3, 1e6, static_cast<double>(family.swiglu_limit)));
   if (family.shared == SharedExperts::counted) {
-    const std::int64_t width = f.integer(family.gguf.shared, 0, 1024, 0) * moe.moe_intermediate_size;
-    moe.shared_intermediate_size = family.gguf.shared_width ? f.integer(family.gguf.shared_width, 0, max_width, width) : width;
+    const std::int64_t n = f.integer(family.gguf.shared, 0, 1024, 0), width = moe.moe_intermediate_size;
+    moe.shared_intermediate_size = !family.gguf.shared_width ? n * width
+                                   : family.gguf.shared_width_of_each
+                                       ? n * f.integer(family.gguf.shared_width, 0, max_width, width)
+                                       : f.integer(family.gguf.shared_width, 0, max_width, n * width);
   }
   if (family.shared == SharedExperts::gated) {
     moe.shared_intermediate_size = f.integer(family.gguf.shared, 1, max_width);

@@ -159,9 +159,8 @@ class DecoderFinder {
     const AttentionConfig& a = c_.attention;
     const std::int64_t q_rows = (a.output_gate ? 2 : 1) * a.n_heads * a.head_dim, kv_rows = a.n_kv_heads * a.head_dim,
                        h = c_.hidden_size;
-    const std::string q = tensor_name(n_.q, i), k = tensor_name(n_.k, i), v = tensor_name(n_.v, i);
     const std::string qkv = n_.qkv ? tensor_name(n_.qkv, i) : std::string();
-    if (!qkv.empty() && find_.has(qkv) && !find_.has(q)) {
+    if (!n_.q || (n_.qkv && find_.has(qkv) && !find_.has(tensor_name(n_.q, i)))) {
       if (const auto all = find_.matrix(qkv, {q_rows + 2 * kv_rows, h})) {
         t.q = Weight{all->tensor.slice_rows(0, q_rows), std::nullopt};
         t.k = Weight{all->tensor.slice_rows(q_rows, kv_rows), std::nullopt};
@@ -173,6 +172,7 @@ class DecoderFinder {
         t.v_bias = Weight{slice_vector(all->tensor, q_rows + kv_rows, kv_rows), std::nullopt};
       }
     } else {
+      const std::string q = tensor_name(n_.q, i), k = tensor_name(n_.k, i), v = tensor_name(n_.v, i);
       t.q = find_.matrix(q, {q_rows, h});
       t.k = find_.matrix(k, {kv_rows, h});
       t.v = find_.matrix(v, {kv_rows, h});

@@ -288,7 +288,9 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
   out[a + family.gguf.expert_width] = moe.moe_intermediate_size;
   if (family.shared == families::SharedExperts::counted)
     out[a + family.gguf.shared] = moe.shared_intermediate_size / moe.moe_intermediate_size;
-  if (family.gguf.shared_width) out[a + family.gguf.shared_width] = moe.shared_intermediate_size;
+  if (family.gguf.shared_width)
+    out[a + family.gguf.shared_width] =
+        family.gguf.shared_width_of_each ? moe.moe_intermediate_size : moe.shared_intermediate_size;
   if (family.shared == families::SharedExperts::gated ||
       (family.shared == families::SharedExperts::optional && moe.shared_intermediate_size != 0))
     out[a + family.gguf.shared] = moe.shared_intermediate_size;
@@ -325,8 +327,8 @@ inline nlohmann::json gguf_metadata(const ModelConfig& config, bool split_kv_b) 
 /// One tensor of a GGUF file.
 struct GgufTensor {
   std::string name;
-  std::vector<const Weight*> parts;  ///< one weight; or one for each expert, stacked along a new first dimension
-  bool stacked = false;
+  std::vector<const Weight*> parts;        ///< whose rows follow one another
+  bool stacked = false;                    ///< one for each expert, along a new first dimension
   std::vector<std::int64_t> row_order;     ///< row r of the tensor is row row_order[r] of the weight; empty: the same
   std::vector<std::int64_t> column_order;  ///< the same of columns, of a vector elements
   std::vector<std::int64_t> given_shape = {};  ///< of one weight, where that of the weight has dimensions of 1 that GGUF has not
@@ -334,6 +336,7 @@ struct GgufTensor {
   /// [rows.., columns] of one weight, two dimensions of which are those of a matrix.
   std::vector<std::int64_t> shape() const {
     std::vector<std::int64_t> shape = given_shape.empty() ? parts.front()->tensor.shape : given_shape;
+    for (std::size_t i = 1; i < parts.size() && !stacked; ++i) shape[0] += parts[i]->tensor.shape[0];
     if (!row_order.empty()) shape[0] = static_cast<std::int64_t>(row_order.size());
     if (stacked) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
     return shape;
@@ -411,13 +414,17 @@ inline std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const Dec
     ++layer;
     put(n.attn_norm, maybe(t.attn_norm));
     put(n.attn_post_norm, maybe(t.attn_post_norm));
-    put(n.q, maybe(t.q), order.q);
-    bias(n.q, t.q_bias, order.q);
-    put(n.k, maybe(t.k), order.k);
-    bias(n.k, t.k_bias, order.k);
-    put(n.v, maybe(t.v));
     put(n.attn_gate, maybe(t.attn_gate));
-    bias(n.v, t.v_bias);
+    if (n.q) {
+      put(n.q, maybe(t.q), order.q);
+      bias(n.q, t.q_bias, order.q);
+      put(n.k, maybe(t.k), order.k);
+      bias(n.k, t.k_bias, order.k);
+      put(n.v, maybe(t.v));
+      bias(n.v, t.v_bias);
+    } else if (t.q) {
+      out.push_back({families::tensor_name(n.qkv, layer), {&*t.q, &*t.k, &*t.v}, false, {}, {}});
+    }
     put(n.q_norm, maybe(t.q_norm));
     put(n.k_norm, maybe(t.k_norm));
     put(n.sinks, maybe(t.sinks));
