@@ -161,6 +161,7 @@ TEST_CASE("granitemoehybrid gives the results of transformers") { compare_folder
 TEST_CASE("bailing_moe_v2 gives the results that transformers computes of GLM-4.5 with the same weights") {
   compare_folder_with_transformers(test::data_path("models/bailing_moe_v2"));
 }
+TEST_CASE("solar_open gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/solar_open")); }
 TEST_CASE("afmoe gives the results of transformers") { compare_folder_with_transformers(test::data_path("models/afmoe")); }
 TEST_CASE("exaone_moe gives the results of transformers") { compare_with_transformers("exaone_moe"); }
 TEST_CASE("nemotron_h gives the results of transformers") {

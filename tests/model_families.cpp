@@ -1463,6 +1463,23 @@ TEST_CASE("bailing_moe_v2 has one matrix for q, k and v, and shares a model_type
   CHECK(summary(moxie::describe_gguf(written.metadata, written.tensors, "x.gguf").config) == summary(d.config));
 }
 
+TEST_CASE("solar_open is glm4_moe without norms of q and k, dense layers and a partial rotation") {
+  const std::string path = test::data_path("models/solar_open");
+  const moxie::HfFolder folder = moxie::HfFolder::open(path);
+  const ModelDescription d = moxie::describe_hf(folder.config, folder.tensors(), path);
+  check_tensors(d);
+  CHECK(d.config.family == "glm4_moe");
+  CHECK(d.config.attention.rope.dims == 32);
+  CHECK(d.config.attention.qk_norm == moxie::QkNorm::none);
+  CHECK(d.config.n_moe_layers() == 2);
+  json plain = folder.config;
+  plain.erase("rope_parameters");
+  CHECK(moxie::describe_hf(plain, folder.tensors(), path).config.attention.rope.theta == 1e6);
+  const Written written = write(d);
+  CHECK(written.metadata["general.architecture"] == "glm4moe");
+  CHECK(summary(moxie::describe_gguf(written.metadata, written.tensors, "x.gguf").config) == summary(d.config));
+}
+
 TEST_CASE("qwen3_vl_moe's stacked experts may be transposed") {
   const std::string path = test::data_path("models/qwen3_vl_moe");
   const moxie::HfFolder folder = moxie::HfFolder::open(path);

@@ -87,7 +87,7 @@ TEST_CASE("a packed model gives its source's bytes: scores, top tokens, answers,
   }
   for (const char* name : {"models/deepseek_v3_fp8", "models/qwen2_moe", "models/gpt_oss", "models/gpt_oss_mxfp4", "gguf/gpt-oss/MXFP4.gguf", "trained/tiny-shakespeare"})
     if (const auto model = shared_path(name)) models.push_back(*model);
-  for (const char* name : {"models/qwen3_5_moe", "models/glm4_moe_lite", "models/qwen3_vl_moe", "models/granitemoehybrid", "models/nemotron_h", "models/nemotron_h_latent", "models/afmoe", "models/bailing_moe_v2"}) models.push_back(data_path(name));
+  for (const char* name : {"models/qwen3_5_moe", "models/glm4_moe_lite", "models/qwen3_vl_moe", "models/granitemoehybrid", "models/nemotron_h", "models/nemotron_h_latent", "models/afmoe", "models/bailing_moe_v2", "models/solar_open"}) models.push_back(data_path(name));
   for (const std::string& model : models) {
     CAPTURE(model);
     const std::string file = packed(folder, model);

@@ -17,9 +17,9 @@ enum class LayerParts { both, mixer, feed_forward };
 
 struct ModelConfig {
   std::string family;  ///< "deepseek_v2", "deepseek_v3" (also of glm4_moe_lite), "qwen2_moe", "qwen3_moe", "mixtral", "olmoe",
-                       ///< "gpt_oss", "glm4_moe", "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe",
-                       ///< "qwen3_next", "qwen3_5_moe", "lfm2_moe", "qwen3_vl_moe", "granitemoehybrid", "nemotron_h",
-                       ///< "afmoe", "exaone_moe", "bailing_moe_v2"
+                       ///< "gpt_oss", "glm4_moe" (also of solar_open), "dots1", "minimax_m2", "ernie4_5_moe", "granitemoe",
+                       ///< "hunyuan_v1_moe", "qwen3_next", "qwen3_5_moe", "lfm2_moe", "qwen3_vl_moe", "granitemoehybrid",
+                       ///< "nemotron_h", "afmoe", "exaone_moe", "bailing_moe_v2"
   std::string name;    ///< what the file calls itself; may be empty
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;

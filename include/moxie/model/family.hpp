@@ -45,6 +45,7 @@
 #include <moxie/model/families/qwen3_moe.hpp>
 #include <moxie/model/families/qwen3_next.hpp>
 #include <moxie/model/families/qwen3_vl_moe.hpp>
+#include <moxie/model/families/solar_open.hpp>
 #include <moxie/model/families/tensor_finder.hpp>
 #include <moxie/model/fields.hpp>
 #include <moxie/model/tensors.hpp>
@@ -61,7 +62,7 @@ namespace families {
 inline constexpr const Family* all_families[] = {
     &deepseek_v2,   &deepseek_v3,  &qwen2_moe,        &qwen3_moe,  &mixtral,        &olmoe,      &gpt_oss,        &glm4_moe,
     &dots1,         &minimax_m2,   &ernie4_5_moe,     &granitemoe, &hunyuan_v1_moe, &qwen3_next, &qwen3_5_moe,    &lfm2_moe,
-    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid, &nemotron_h, &afmoe,          &exaone_moe, &bailing_moe_v2,
+    &glm4_moe_lite, &qwen3_vl_moe, &granitemoehybrid, &nemotron_h, &afmoe,          &exaone_moe, &bailing_moe_v2, &solar_open,
 };
 
 /// "deepseek_v2, deepseek_v3, ..." or, for GGUF, "deepseek2, qwen2moe, ..."

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes small random models in the form of the hub's checkpoints and what transformers computes from them in float32:
 qwen3_5_moe/ and qwen3_vl_moe/ (models for text and images, of which only the text model is there), glm4_moe_lite/,
-granitemoehybrid/, nemotron_h/, nemotron_h_latent/, afmoe/, bailing_moe_v2/ (as GLM-4.5, which
+granitemoehybrid/, nemotron_h/, nemotron_h_latent/, afmoe/, solar_open/, bailing_moe_v2/ (as GLM-4.5, which
 transformers has and whose layers are the same).
 
     pip install torch transformers safetensors
@@ -74,6 +74,12 @@ elif NAME == "bailing_moe_v2":
         routed_scaling_factor=2.5, norm_topk_prob=True, use_qk_norm=True, attention_bias=False,
         rope_parameters={"rope_type": "default", "rope_theta": 600000.0, "partial_rotary_factor": 0.5})
     model_class = transformers.Glm4MoeForCausalLM
+elif NAME == "solar_open":
+    config = transformers.SolarOpenConfig(
+        **common, num_hidden_layers=2, num_key_value_heads=2, head_dim=32, moe_intermediate_size=32, n_routed_experts=8,
+        num_experts_per_tok=3, n_shared_experts=1, routed_scaling_factor=1.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+    model_class = transformers.SolarOpenForCausalLM
 else:
     config = transformers.Glm4MoeLiteConfig(
         **common, intermediate_size=80, num_hidden_layers=3, num_key_value_heads=4, moe_intermediate_size=32, n_shared_experts=1,
@@ -119,7 +125,7 @@ def scores(gate, logits):
     """Those that choose."""
     if NAME == "afmoe":
         return logits.sigmoid() + next(layer.mlp.expert_bias for layer in model.model.layers if router(layer) is gate)
-    return logits.sigmoid() + gate.e_score_correction_bias if NAME in ("glm4_moe_lite", "nemotron_h", "bailing_moe_v2") else logits.softmax(-1)
+    return logits.sigmoid() + gate.e_score_correction_bias if NAME in ("glm4_moe_lite", "nemotron_h", "bailing_moe_v2", "solar_open") else logits.softmax(-1)
 
 
 moe_layers = [i for i, layer in enumerate(model.model.layers) if router(layer) is not None]
@@ -183,7 +189,7 @@ for name, p in model.state_dict().items():
             name = name.replace(f"block_sparse_moe.{ours}", f"block_sparse_moe.{hub}")
     elif NAME == "nemotron_h":
         name = name.replace("model.", "backbone.", 1)
-    elif NAME in ("glm4_moe_lite", "afmoe", "bailing_moe_v2") and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
+    elif NAME in ("glm4_moe_lite", "afmoe", "bailing_moe_v2", "solar_open") and ".mlp.experts." in name:  # the hub's files have one tensor for each expert
         stem = name.rsplit(".", 1)[0]
         for e in range(p.shape[0]):
             parts = {"gate_proj": p[e].chunk(2)[0], "up_proj": p[e].chunk(2)[1]} if "gate_up" in name else {"down_proj": p[e]}
