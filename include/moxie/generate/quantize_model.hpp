@@ -89,13 +89,7 @@ struct TensorSource {
     return [this](Index r, float* to) {
       Index row = r;
       std::size_t part = 0;
-      if (weights.size() > 3) {  // experts, all of one size
-        const Index each = rows() / static_cast<Index>(weights.size());
-        part = static_cast<std::size_t>(r / each);
-        row = r % each;
-      } else {
-        for (; part + 1 < weights.size() && row >= weights[part].tensor.rows(); ++part) row -= weights[part].tensor.rows();
-      }
+      for (; part + 1 < weights.size() && row >= weights[part].tensor.rows(); ++part) row -= weights[part].tensor.rows();
       const Weight& weight = weights[part];
       if (!row_order.empty()) row = row_order[static_cast<std::size_t>(row)];
       if (weight.scale_inv) {

@@ -185,7 +185,7 @@ inline double read_gguf_rope(const Fields& f, const Fields& own, const Family& f
   return m;
 }
 
-/// A number for each layer, 0 for those without what `key` is about; the others must have the same. `f` names the key in errors.
+/// A number for each layer, 0 for those without what `key` is about.
 inline std::vector<std::int64_t> read_gguf_by_layer(const Fields& f, const char* key, const char* about, std::int64_t most,
                                                     std::int64_t n_layers) {
   const nlohmann::json* list = f.find(key);
@@ -203,7 +203,7 @@ inline std::vector<std::int64_t> read_gguf_by_layer(const Fields& f, const char*
   return numbers;
 }
 
-/// The number that is not 0; 0 where there is none.
+/// The number that is not 0, the same in all layers that have one; 0 where there is none.
 inline std::int64_t the_same(const Fields& f, const char* key, const char* about, const std::vector<std::int64_t>& numbers) {
   std::int64_t all = 0;
   for (const std::int64_t n : numbers) {
@@ -218,8 +218,8 @@ inline std::int64_t the_same(const Fields& f, const char* key, const char* about
 /// feed-forward networks alone, of which feed_forward_length is not 0.
 inline void read_gguf_kv_heads(Fields& f, const Family& family, ModelConfig& c) {
   const auto heads = read_gguf_by_layer(f, "attention.head_count_kv", "attention", max_heads, c.n_layers);
-  c.attention.n_kv_heads =
-      std::max<std::int64_t>(1, the_same(f, "attention.head_count_kv", "attention", heads));  // check_config()
+  c.attention.n_kv_heads = std::max<std::int64_t>(
+      1, the_same(f, "attention.head_count_kv", "attention", heads));  // check_config() says that there are none
   for (const std::int64_t n : heads) c.is_recurrent_layer.push_back(n == 0);
   if (!family.one_part) return;
   std::vector<std::int64_t> widths =

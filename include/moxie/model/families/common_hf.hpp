@@ -255,8 +255,10 @@ inline void read_hf_one_part(Fields& f, ModelConfig& c) {
   m.conv_kernel = f.integer("mamba_d_conv|conv_kernel", 1, max_conv_kernel, 4);
   m.head_dim = f.integer("mamba_head_dim", 1, max_head_dim, 64);
   check_hf_time_steps(f);
+  const std::vector<std::string> kinds = hf_block_types(f);
+  c.n_layers = std::ssize(kinds);  // whatever num_hidden_layers says, as in transformers
   bool any_dense = false;
-  for (const std::string& kind : hf_block_types(f)) {
+  for (const std::string& kind : kinds) {
     const bool recurrent = hf_means_recurrent(kind), attention = hf_means_attention(kind), dense = kind == "mlp";
     if (!recurrent && !attention && !dense && kind != "moe")
       f.unsupported("layers_block_type", concat("names ", Fields::show(kind), "; moxie has mamba, attention, mlp and moe"));
@@ -465,8 +467,7 @@ inline ModelConfig read_hf_config(Fields& f, const Family& family) {
   c.name = f.text("_name_or_path", "");
   c.vocab_size = f.integer("vocab_size", 1, max_vocab);
   c.hidden_size = f.integer("hidden_size", 1, max_width);
-  c.n_layers =
-      family.one_part ? static_cast<std::int64_t>(hf_block_types(f).size()) : f.integer("num_hidden_layers", 1, max_layers);
+  if (!family.one_part) c.n_layers = f.integer("num_hidden_layers", 1, max_layers);
   c.context_length = f.integer("max_position_embeddings", 1, max_context, family.hf.context_length);
   // only of dense layers, but where it is that of experts
   const bool no_dense_layers =
